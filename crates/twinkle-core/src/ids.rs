@@ -1,0 +1,232 @@
+//! Names of things. Each is a newtype, so a session id cannot be passed where a run id is meant.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use crate::error::{Error, Result};
+
+macro_rules! string_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(transparent)]
+        pub struct $name(String);
+
+        impl $name {
+            /// Wraps a name that came from a client or from the store.
+            pub fn new(name: impl Into<String>) -> Self {
+                Self(name.into())
+            }
+
+            /// The name as text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str(&self.0)
+            }
+        }
+    };
+}
+
+string_id! {
+    /// Who owns an object. Never a raw API key: see [`TenantId::of_key`].
+    TenantId
+}
+string_id! {
+    /// A client's session: the owner of runs and sampling sessions.
+    SessionId
+}
+string_id! {
+    /// A training run, `<session>:train:<n>`. The SDK builds this name itself, so its form is fixed.
+    RunId
+}
+string_id! {
+    /// A place to sample from, `<session>:sample:<n>`.
+    SamplingSessionId
+}
+string_id! {
+    /// An accepted operation whose result can be retrieved later.
+    RequestId
+}
+
+impl TenantId {
+    /// The tenant of an API key: the first 128 bits of its SHA-256, in hex.
+    #[must_use]
+    pub fn of_key(key: &str) -> Self {
+        let digest = Sha256::digest(key.as_bytes());
+        Self(hex::encode(&digest[..16]))
+    }
+}
+
+impl SessionId {
+    /// A fresh, time-sortable session id.
+    #[must_use]
+    pub fn fresh() -> Self {
+        Self(Uuid::now_v7().to_string())
+    }
+}
+
+impl RunId {
+    /// The `number`-th training run of `session`.
+    #[must_use]
+    pub fn of_session(session: &SessionId, number: u64) -> Self {
+        Self(format!("{session}:train:{number}"))
+    }
+
+    /// The session that owns this run, if the name has the usual form.
+    #[must_use]
+    pub fn session(&self) -> Option<SessionId> {
+        let (session, _) = self.0.split_once(":train:")?;
+        Some(SessionId::new(session))
+    }
+}
+
+impl SamplingSessionId {
+    /// The `number`-th sampling session of `session`.
+    #[must_use]
+    pub fn of_session(session: &SessionId, number: u64) -> Self {
+        Self(format!("{session}:sample:{number}"))
+    }
+}
+
+impl RequestId {
+    /// A fresh id for a journaled operation: its result survives a restart.
+    #[must_use]
+    pub fn journaled() -> Self {
+        Self(format!("op-{}", Uuid::now_v7()))
+    }
+
+    /// A fresh id for an operation that is simply resubmitted after a restart (sampling).
+    #[must_use]
+    pub fn ephemeral() -> Self {
+        Self(format!("try-{}", Uuid::now_v7()))
+    }
+
+    /// Whether a client may be told to submit the operation again when its result is gone.
+    #[must_use]
+    pub fn is_ephemeral(&self) -> bool {
+        self.0.starts_with("try-")
+    }
+}
+
+/// What a checkpoint is for; the middle part of its path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CheckpointKind {
+    /// Adapter, optimizer and counters: training can continue from it.
+    Weights,
+    /// Adapter only, for sampling.
+    SamplerWeights,
+}
+
+impl CheckpointKind {
+    /// The path segment, `weights` or `sampler_weights`.
+    #[must_use]
+    pub const fn segment(self) -> &'static str {
+        match self {
+            Self::Weights => "weights",
+            Self::SamplerWeights => "sampler_weights",
+        }
+    }
+}
+
+/// `tinker://<run>/<kind>/<name>`, or the same with `twinkle://`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct CheckpointPath {
+    /// The run that saved it.
+    pub run: RunId,
+    /// What it is for.
+    pub kind: CheckpointKind,
+    /// The name the user gave.
+    pub name: String,
+}
+
+impl CheckpointPath {
+    /// Joins the parts, refusing names that are not a single safe path segment.
+    pub fn new(run: RunId, kind: CheckpointKind, name: &str) -> Result<Self> {
+        validate_checkpoint_name(name)?;
+        Ok(Self { run, kind, name: name.to_owned() })
+    }
+
+    /// Parses `tinker://…` or `twinkle://…`.
+    ///
+    /// Run ids contain `:`, so this is not a URL and must not be parsed as one.
+    pub fn parse(text: &str) -> Result<Self> {
+        let rest = text
+            .strip_prefix("tinker://")
+            .or_else(|| text.strip_prefix("twinkle://"))
+            .ok_or_else(|| {
+                Error::invalid(format!("`{text}` is not a checkpoint path"))
+                    .hint("a checkpoint path looks like `tinker://<run>/weights/<name>`")
+            })?;
+        let parts: Vec<&str> = rest.split('/').collect();
+        let [run, kind, name] = parts[..] else {
+            return Err(Error::invalid(format!("`{text}` does not have three parts after the scheme"))
+                .hint("a checkpoint path looks like `tinker://<run>/weights/<name>`"));
+        };
+        let kind = match kind {
+            "weights" => CheckpointKind::Weights,
+            "sampler_weights" => CheckpointKind::SamplerWeights,
+            other => {
+                return Err(Error::invalid(format!("unknown checkpoint kind `{other}` in `{text}`"))
+                    .hint("known kinds: `weights`, `sampler_weights`"));
+            }
+        };
+        if run.is_empty() || run == "." || run == ".." {
+            return Err(Error::invalid(format!("`{text}` names no run")));
+        }
+        Self::new(RunId::new(run), kind, name)
+    }
+
+    /// The id used below a run in REST routes: `weights/<name>`.
+    #[must_use]
+    pub fn checkpoint_id(&self) -> String {
+        format!("{}/{}", self.kind.segment(), self.name)
+    }
+}
+
+impl fmt::Display for CheckpointPath {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "tinker://{}/{}/{}", self.run, self.kind.segment(), self.name)
+    }
+}
+
+/// A checkpoint name is one path segment: letters, digits, `.`, `_`, `-`, not starting with a dot.
+pub fn validate_checkpoint_name(name: &str) -> Result<()> {
+    let starts_well = name.chars().next().is_some_and(|first| first.is_ascii_alphanumeric());
+    let all_allowed = name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-'));
+    if starts_well && all_allowed && name.len() <= 255 {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("`{name}` is not a checkpoint name"))
+        .hint("use up to 255 letters, digits, `.`, `_`, `-`, starting with a letter or digit"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_schemes_name_the_same_checkpoint() {
+        let tinker = CheckpointPath::parse("tinker://s-1:train:0/weights/step-3").unwrap();
+        let twinkle = CheckpointPath::parse("twinkle://s-1:train:0/weights/step-3").unwrap();
+        assert_eq!(tinker, twinkle);
+        assert_eq!(tinker.to_string(), "tinker://s-1:train:0/weights/step-3");
+        assert_eq!(tinker.run.session(), Some(SessionId::new("s-1")));
+    }
+
+    #[test]
+    fn paths_that_escape_are_refused() {
+        for text in ["tinker://a/weights/..", "tinker://a/weights/.x", "tinker://../weights/x", "tinker://a/weights/b/c", "/etc/passwd", "tinker://a/code/x"] {
+            assert!(CheckpointPath::parse(text).is_err(), "{text} was accepted");
+        }
+    }
+}
