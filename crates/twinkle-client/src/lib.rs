@@ -1,0 +1,1 @@
+//! Native Rust client for training and sampling LoRA adapters on a Twinkle server

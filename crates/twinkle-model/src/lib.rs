@@ -1,0 +1,1 @@
+//! Import path `model`: training runs, losses, optimizers, checkpoints

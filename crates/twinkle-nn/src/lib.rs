@@ -1,0 +1,1 @@
+//! The network shared by trainer and sampler: config.json, weights, layers, LoRA

@@ -1,0 +1,1 @@
+//! Import path `processor`: chat templates and tokenization

@@ -1,0 +1,1 @@
+//! Import path `sampler`: continuous batching, token sampling, engines

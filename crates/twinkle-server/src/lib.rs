@@ -1,0 +1,1 @@
+//! Import path `server`, the launcher, the protocol fronts and the binary

@@ -1,0 +1,1 @@
+//! The one unsafe door to libtorch: what tch lacks, behind safe types
