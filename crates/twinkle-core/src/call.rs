@@ -4,6 +4,7 @@
 //! format. Operations on a training run are serializable because the journal keeps them.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -81,8 +82,22 @@ pub struct RunCall {
     pub run: RunId,
     /// Its number in the run's strict order, from 1; creation is 0. `None`: in order of arrival.
     pub sequence: Option<u64>,
+    /// Its place in the journal; filled in by the journal, zero before.
+    pub position: Position,
     /// What to do.
     pub operation: RunOperation,
+}
+
+/// A place in a run's order of work.
+///
+/// A numbered operation sits at `(its number, 0)`; an unnumbered one right after the highest number
+/// that had been released when it arrived, at `(that number, its arrival)`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Position {
+    /// The number of the operation, or of the last one before it.
+    pub after: u64,
+    /// 0 for a numbered operation, else a growing arrival number.
+    pub arrival: i64,
 }
 
 /// What can be done to a training run. The journal stores these: fields may be added, never renamed.
@@ -130,6 +145,11 @@ pub enum RunOperation {
     },
     /// Frees the run's memory; its checkpoints stay.
     Unload,
+    /// Rebuilds the run from a snapshot after a restart. Sent by the journal, never journaled.
+    Restore {
+        /// The snapshot's folder.
+        directory: PathBuf,
+    },
 }
 
 impl RunOperation {
@@ -145,6 +165,7 @@ impl RunOperation {
             Self::SaveForSampler { .. } => "save_weights_for_sampler",
             Self::LoadState { .. } => "load_weights",
             Self::Unload => "unload_model",
+            Self::Restore { .. } => "restore",
         }
     }
 }
@@ -264,6 +285,11 @@ pub enum RunOutcome {
     },
     /// The run's memory was freed.
     Unloaded {
+        /// Its name.
+        run: RunId,
+    },
+    /// The run was rebuilt from a snapshot.
+    Restored {
         /// Its name.
         run: RunId,
     },
