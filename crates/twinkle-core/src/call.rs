@@ -64,11 +64,9 @@ impl Operation {
     #[must_use]
     pub fn input_tokens(&self) -> usize {
         match self {
-            Self::Run(RunCall { operation: RunOperation::ForwardBackward { data, .. }, .. }) => {
-                data.iter().map(|datum| datum.tokens.len()).sum()
-            }
+            Self::Run(call) => call.input_tokens(),
             Self::Sample(request) => request.prompt.len(),
-            Self::Run(_) | Self::Process(_) | Self::Serve(_) => 0,
+            Self::Process(_) | Self::Serve(_) => 0,
         }
     }
 }
@@ -86,6 +84,17 @@ pub struct RunCall {
     pub position: Position,
     /// What to do.
     pub operation: RunOperation,
+}
+
+impl RunCall {
+    /// Input tokens: what the operation costs, roughly.
+    #[must_use]
+    pub fn input_tokens(&self) -> usize {
+        match &self.operation {
+            RunOperation::ForwardBackward { data, .. } => data.iter().map(|datum| datum.tokens.len()).sum(),
+            _ => 0,
+        }
+    }
 }
 
 /// A place in a run's order of work.

@@ -1,0 +1,164 @@
+//! How a run looks on disk, as a checkpoint and as a snapshot.
+//!
+//! ```text
+//! adapter_config.json         PEFT
+//! adapter_model.safetensors   PEFT, fp32
+//! optimizer.safetensors       exp_avg, exp_avg_sq and, in a snapshot, gradients: fp32 [P], flat in the
+//!                             order of the adapter's modules
+//! run.json                    format version, base model, adapter shape, optimizer steps
+//! ```
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+use serde::{Deserialize, Serialize};
+use tch::{Device, Tensor};
+use twinkle_core::call::LoraSpec;
+use twinkle_core::ids::TenantId;
+use twinkle_core::{Error, ErrorCode, Result};
+use twinkle_nn::{AdapterLayout, BaseModel, peft};
+
+use crate::optimizer::AdamState;
+use crate::run::Run;
+
+const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+const RUN_FILE: &str = "run.json";
+const FORMAT: u32 = 1;
+
+/// The small part of a run's state.
+#[derive(Debug, Serialize, Deserialize)]
+struct RunFile {
+    format: u32,
+    base_model: String,
+    lora: LoraSpec,
+    optimizer_steps: u64,
+}
+
+/// Writes only the adapter, for sampling.
+pub fn write_adapter(directory: &Path, run: &Run) -> Result<()> {
+    peft::write(directory, &run.layout, &run.parameters, &run.base_model)
+}
+
+/// Writes adapter, optimizer and counters; with `with_gradients` also what has accumulated since the last step.
+pub fn write_run(directory: &Path, run: &Run, with_gradients: bool) -> Result<()> {
+    write_adapter(directory, run)?;
+    let mut tensors = vec![("exp_avg", flat_values(&run.adam.exp_avg)?), ("exp_avg_sq", flat_values(&run.adam.exp_avg_sq)?)];
+    if with_gradients {
+        tensors.push(("gradients", flat_values(run.gradients.flat())?));
+    }
+    let views = tensors
+        .iter()
+        .map(|(name, values)| Ok((*name, TensorView::new(Dtype::F32, vec![values.len()], bytemuck::cast_slice(values))?)))
+        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
+        .map_err(|error| Error::internal(format!("the optimizer state could not be laid out: {error}")))?;
+    let bytes = safetensors::serialize(views, None)
+        .map_err(|error| Error::internal(format!("the optimizer state could not be encoded: {error}")))?;
+    write_file(&directory.join(OPTIMIZER_FILE), &bytes)?;
+
+    let file = RunFile {
+        format: FORMAT,
+        base_model: run.base_model.clone(),
+        lora: run.lora.clone(),
+        optimizer_steps: run.adam.steps,
+    };
+    let text = serde_json::to_vec_pretty(&file)
+        .map_err(|error| Error::internal(format!("the run's description could not be encoded: {error}")))?;
+    write_file(&directory.join(RUN_FILE), &text)
+}
+
+/// Reads a run back. Without `with_optimizer` its optimizer starts afresh; gradients are restored if they are there.
+pub fn read_run(
+    directory: &Path,
+    tenant: TenantId,
+    base_model: &str,
+    base: &BaseModel,
+    with_optimizer: bool,
+) -> Result<Run> {
+    let text = read_file(&directory.join(RUN_FILE))?;
+    let file: RunFile =
+        serde_json::from_slice(&text).map_err(|error| Error::invalid(format!("`{RUN_FILE}` is damaged: {error}")))?;
+    if file.format != FORMAT {
+        return Err(Error::unsupported(format!("`{RUN_FILE}` has format {}, this server reads {FORMAT}", file.format)));
+    }
+    if file.base_model != base_model {
+        return Err(Error::invalid(format!(
+            "the checkpoint belongs to base model `{}`, not to `{base_model}`",
+            file.base_model
+        )));
+    }
+    let (_, parameters) = peft::read(directory, base.config())?;
+    let layout = Arc::new(AdapterLayout::new(base.config(), &file.lora)?);
+    if parameters.numel() != layout.parameter_count() {
+        return Err(Error::invalid(format!(
+            "the adapter has {} parameters, but its description asks for {}",
+            parameters.numel(),
+            layout.parameter_count()
+        )));
+    }
+    let parameters = parameters.to_device(base.device());
+    let mut adam = AdamState::fresh(&parameters);
+    let mut gradients = None;
+    if with_optimizer {
+        let bytes = read_file(&directory.join(OPTIMIZER_FILE))?;
+        let mut tensors = read_flat(&bytes, layout.parameter_count(), base.device())?;
+        let mut take = |name: &str| {
+            tensors.remove(name).ok_or_else(|| Error::invalid(format!("`{OPTIMIZER_FILE}` lacks tensor `{name}`")))
+        };
+        adam.exp_avg = take("exp_avg")?;
+        adam.exp_avg_sq = take("exp_avg_sq")?;
+        adam.steps = file.optimizer_steps;
+        gradients = take("gradients").ok();
+    }
+    let mut run = Run::assembled(tenant, base_model, layout, file.lora, parameters, adam);
+    if let Some(gradients) = gradients {
+        run.gradients.flat_mut().copy_(&gradients);
+    }
+    Ok(run)
+}
+
+fn flat_values(tensor: &Tensor) -> Result<Vec<f32>> {
+    Vec::<f32>::try_from(tensor).map_err(|error| Error::internal(format!("a tensor could not be read: {error}")))
+}
+
+fn read_flat(bytes: &[u8], length: usize, device: Device) -> Result<HashMap<String, Tensor>> {
+    let file = SafeTensors::deserialize(bytes)
+        .map_err(|error| Error::invalid(format!("`{OPTIMIZER_FILE}` is damaged: {error}")))?;
+    let mut tensors = HashMap::new();
+    for (name, view) in file.tensors() {
+        if view.dtype() != Dtype::F32 || view.shape() != [length] {
+            return Err(Error::invalid(format!(
+                "tensor `{name}` of `{OPTIMIZER_FILE}` is {:?} {:?}, expected F32 [{length}]",
+                view.dtype(),
+                view.shape()
+            )));
+        }
+        let values: Vec<f32> = bytemuck::pod_collect_to_vec(view.data());
+        tensors.insert(name.clone(), Tensor::from_slice(&values).to_device(device));
+    }
+    Ok(tensors)
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).map_err(|error| Error::invalid(format!("`{}` cannot be read: {error}", path.display())))
+}
+
+/// Writes a file, telling a full disk apart from other failures.
+fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    fs::write(path, bytes).map_err(|error| io_error("written", path, &error))
+}
+
+/// What the disk said, as an error a person can act on.
+#[must_use]
+pub fn io_error(what: &str, path: &Path, error: &std::io::Error) -> Error {
+    let message = format!("`{}` could not be {what}: {error}", path.display());
+    match error.kind() {
+        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+            Error::new(ErrorCode::ResourceExhausted, message).hint("free space on the server's disk; nothing was lost")
+        }
+        _ => Error::internal(message),
+    }
+}

@@ -1,0 +1,83 @@
+//! Snapshots: a run's whole state beside its journal, so that a restart replays only the tail.
+//!
+//! One folder per snapshot, `<snapshots>/<run>/<after>-<arrival>/`, written aside, fsynced and renamed;
+//! the store learns of it only then, and older ones are removed only after that.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use tokio::runtime::Handle;
+use tracing::warn;
+use twinkle_core::Result;
+use twinkle_core::call::Position;
+use twinkle_core::ids::RunId;
+use twinkle_core::state::SnapshotRecord;
+
+use crate::engine::EngineContext;
+use crate::files::{self, io_error};
+use crate::run::Run;
+
+/// Writes a snapshot of `run` as it is after `position` and registers it.
+pub(crate) fn write(
+    context: &EngineContext,
+    runtime: &Handle,
+    id: &RunId,
+    run: &Run,
+    position: Position,
+) -> Result<()> {
+    let folder = folder(context, id);
+    let target = folder.join(format!("{}-{}", position.after, position.arrival));
+    let aside = folder.join(".writing");
+    remove(&aside);
+    fs::create_dir_all(&aside).map_err(|error| io_error("created", &aside, &error))?;
+    files::write_run(&aside, run, true)?;
+    sync_files(&aside)?;
+    remove(&target);
+    fs::rename(&aside, &target).map_err(|error| io_error("renamed", &aside, &error))?;
+    sync(&folder)?;
+    runtime.block_on(
+        context.store.record_snapshot(id, SnapshotRecord { directory: target.clone(), through: position }),
+    )?;
+    remove_others(&folder, &target);
+    Ok(())
+}
+
+/// Removes every snapshot of a run that no longer exists.
+pub(crate) fn remove_all(context: &EngineContext, id: &RunId) {
+    remove(&folder(context, id));
+}
+
+fn folder(context: &EngineContext, id: &RunId) -> PathBuf {
+    context.snapshots.join(id.as_str())
+}
+
+fn remove_others(folder: &Path, keep: &Path) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        if entry.path() != keep {
+            remove(&entry.path());
+        }
+    }
+}
+
+/// A leftover costs disk space and nothing else.
+fn remove(path: &Path) {
+    if let Err(error) = fs::remove_dir_all(path)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        warn!(path = %path.display(), %error, "an old snapshot could not be removed");
+    }
+}
+
+fn sync_files(folder: &Path) -> Result<()> {
+    let entries = fs::read_dir(folder).map_err(|error| io_error("listed", folder, &error))?;
+    for entry in entries {
+        let path = entry.map_err(|error| io_error("listed", folder, &error))?.path();
+        sync(&path)?;
+    }
+    sync(folder)
+}
+
+fn sync(path: &Path) -> Result<()> {
+    fs::File::open(path).and_then(|file| file.sync_all()).map_err(|error| io_error("synced", path, &error))
+}
