@@ -1,0 +1,406 @@
+#!/usr/bin/env python3
+"""Writes the golden fixtures: tiny random models, and what Hugging Face and PEFT compute with them.
+
+    .venvs/reference/bin/python tests/golden/generate.py                 # writes tests/golden/fixtures
+    .venvs/reference/bin/python tests/golden/generate.py --check         # recomputes and compares
+    .venvs/reference/bin/python tests/golden/generate.py --seed 7 --out /tmp/held-out
+
+Everything runs on the CPU in one thread from one seed. The versions of the references are pinned below:
+other versions may round elsewhere. README.md names every file and key. A value is only written after two
+independent computations of it agreed, and after the mutations at the end of this file were found to show.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy
+import peft
+import safetensors
+import tokenizers
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+sys.path.insert(0, str(Path(__file__).parent))
+import oracle  # noqa: E402
+import sampling  # noqa: E402
+import tokenizer  # noqa: E402
+from variants import SHARDED, VARIANTS, random_weights  # noqa: E402
+
+PINNED = {
+    torch: "2.11.0", transformers: "5.23.0", peft: "0.21.0", safetensors: "0.8.0", tokenizers: "0.23.3", numpy: "2.4.6",
+}
+LENGTHS = [1, 5, 63, 64, 65, 130]
+# The adapters' logits are kept for these sequences only, for size.
+ADAPTER_SEQUENCES = [1, 4]
+DATUM_LENGTHS = [5, 64, 17]
+GENERATED = 16
+SMALLEST_MARGIN = 5e-3
+# Two computations of one fp32 value must agree this well before it is written.
+AGREEMENT_LOGITS = 5e-5
+AGREEMENT_GRADIENT = 2e-5
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    here = Path(__file__).parent / "fixtures"
+    parser.add_argument("--out", type=Path, default=here, help="folder to write (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=20261121, help="default: %(default)s")
+    parser.add_argument("--only", nargs="*", choices=sorted(VARIANTS), help="write these variants only")
+    parser.add_argument("--check", action="store_true", help="write to a temporary folder and compare with --out")
+    arguments = parser.parse_args()
+
+    check_versions()
+    torch.manual_seed(arguments.seed)
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    transformers.utils.logging.disable_progress_bar()
+    # An adapter on a tied head is what we want: a delta on the output side only.
+    warnings.filterwarnings("ignore", message=".*ensure_weight_tying.*")
+    warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*")
+    names = arguments.only or list(VARIANTS)
+    if not arguments.check:
+        write_all(arguments.out, names, arguments.seed)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        write_all(Path(temporary), names, arguments.seed)
+        compare(arguments.out, Path(temporary), names)
+
+
+def check_versions():
+    for module, wanted in PINNED.items():
+        found = module.__version__.split("+")[0]
+        if found != wanted:
+            sys.exit(f"error: `{module.__name__}` is {found}, the fixtures are made with {wanted}")
+
+
+def write_all(out, names, seed):
+    out.mkdir(parents=True, exist_ok=True)
+    sampling.write(out.parent / "sampling.json" if out.name == "fixtures" else out / "sampling.json", seed)
+    for name in names:
+        directory = out / name
+        directory.mkdir(exist_ok=True)
+        write_variant(name, directory, seed + sorted(VARIANTS).index(name))
+        size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
+        print(f"{name}: {size / 1e6:.2f} MB", flush=True)
+
+
+def write_variant(name, directory, seed):
+    generator = torch.Generator().manual_seed(seed)
+    special = write_model(name, directory, generator)
+    model = load(directory)
+    vocabulary = model.config.vocab_size
+    tensors, facts = {}, {"seed": seed, "vocabulary": vocabulary, "special_tokens": special}
+
+    sequences = [torch.randint(0, vocabulary, (length,), generator=generator) for length in LENGTHS]
+    facts["noise"] = base_logits(model, load(directory, torch.bfloat16), sequences, tensors)
+    facts["mutations"] = mutations(directory, sequences, tensors)
+    datums = [random_datum(vocabulary, length, generator) for length in DATUM_LENGTHS]
+    for index, datum in enumerate(datums):
+        tensors.update({f"datum.{index}.{key}": value for key, value in datum.items() if key != "noise"})
+
+    facts["generations"] = generations(model, generator, special, None)
+    facts["adapters"] = {}
+    for adapter in oracle.ADAPTERS:
+        adapter_model = load(directory)
+        wrapped = oracle.attach(adapter_model, adapter, generator)
+        save_adapter(wrapped, directory / adapter, name)
+        if adapter == "attn_mlp":
+            facts["generations"] += generations(wrapped, generator, special, adapter)
+        facts["adapters"][adapter] = adapter_values(model, wrapped, adapter, sequences, datums, tensors)
+
+    facts["adam"] = oracle.ADAM
+    facts["losses"] = oracle.LOSSES
+    facts["versions"] = {module.__name__: version for module, version in PINNED.items()}
+    tensors = {key: small_integers(value).contiguous() for key, value in tensors.items()}
+    save_file(tensors, directory / "golden.safetensors")
+    (directory / "golden.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def small_integers(tensor):
+    return tensor.to(torch.int32) if tensor.dtype == torch.int64 else tensor
+
+
+# === the model ===
+
+def write_model(name, directory, generator):
+    """config.json exactly as written in variants.py, so that older spellings of keys stay; random weights; a tokenizer."""
+    config = dict(VARIANTS[name])
+    special = tokenizer.write(directory, "llama" if config["model_type"] == "llama" else "qwen")
+    assert special["size"] <= config["vocab_size"]
+    if special["bos"] is not None:
+        config["bos_token_id"] = special["bos"]
+    config["eos_token_id"] = special["eos"]
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    generation = {"eos_token_id": special["stops"]}
+    (directory / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory), attn_implementation="eager")
+    random_weights(model, generator)
+    weights = dict(model.named_parameters())
+    weights = {key: value.detach().contiguous() for key, value in weights.items()}
+    if name not in SHARDED:
+        save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+        return special
+    shards = [{}, {}]
+    for index, key in enumerate(sorted(weights)):
+        shards[index % 2][key] = weights[key]
+    weight_map = {}
+    for index, shard in enumerate(shards):
+        file = f"model-{index + 1:05}-of-{len(shards):05}.safetensors"
+        save_file(shard, directory / file, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(shard, file))
+    index = {
+        "metadata": {"total_size": sum(value.numel() * 4 for value in weights.values())},
+        "weight_map": dict(sorted(weight_map.items())),
+    }
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    return special
+
+
+def load(directory, dtype=torch.float32, **changes):
+    config = AutoConfig.from_pretrained(directory)
+    for key, value in changes.items():
+        setattr(config, key, value)
+    model, report = AutoModelForCausalLM.from_pretrained(
+        directory, config=config, dtype=dtype, attn_implementation="eager", output_loading_info=True,
+    )
+    assert not report["missing_keys"] and not report["unexpected_keys"], report
+    return model.eval().requires_grad_(False)
+
+
+def logits_of(model):
+    return lambda tokens: model(input_ids=tokens[None], use_cache=False).logits[0]
+
+
+def base_logits(model, rounded, sequences, tensors):
+    """Logits and logprobs in fp32, logits in bf16; returns how far fp64 and the cached decode are away."""
+    noise = {"float64_max_abs": 0.0, "bfloat16_max_abs": 0.0, "bfloat16_mean_kl": 0.0, "sdpa_max_abs": 0.0}
+    double = AutoModelForCausalLM.from_config(model.config, attn_implementation="eager").double().eval()
+    double.load_state_dict(model.state_dict())
+    sdpa = AutoModelForCausalLM.from_config(model.config, attn_implementation="sdpa").eval()
+    sdpa.load_state_dict(model.state_dict())
+    for index, tokens in enumerate(sequences):
+        with torch.no_grad():
+            logits = logits_of(model)(tokens)
+            bf16 = logits_of(rounded)(tokens)
+            noise["float64_max_abs"] = max(noise["float64_max_abs"], max_abs(logits_of(double)(tokens), logits))
+            noise["sdpa_max_abs"] = max(noise["sdpa_max_abs"], max_abs(logits_of(sdpa)(tokens), logits))
+        exact = torch.log_softmax(logits.double(), -1)
+        kl = (exact.exp() * (exact - torch.log_softmax(bf16.double(), -1))).sum(-1).mean().item()
+        noise["bfloat16_max_abs"] = max(noise["bfloat16_max_abs"], max_abs(bf16, logits))
+        noise["bfloat16_mean_kl"] = max(noise["bfloat16_mean_kl"], kl)
+        tensors[f"tokens.{index}"] = tokens
+        tensors[f"logits.{index}"] = logits
+        tensors[f"logits_bf16.{index}"] = bf16
+        tensors[f"logprobs.{index}"] = oracle.token_logprobs(logits[:-1], tokens[1:])
+    assert noise["float64_max_abs"] < AGREEMENT_LOGITS and noise["sdpa_max_abs"] < AGREEMENT_LOGITS, noise
+    return noise
+
+
+def max_abs(left, right):
+    return (left.double() - right.double()).abs().max().item()
+
+
+# === adapters ===
+
+def save_adapter(wrapped, directory, name):
+    wrapped.peft_config["default"].base_model_name_or_path = name
+    # PEFT would add the whole head to the file of an adapter on it.
+    wrapped.save_pretrained(directory, save_embedding_layers=False)
+    (directory / "README.md").unlink(missing_ok=True)
+    path = directory / "adapter_config.json"
+    config = json.loads(path.read_text())
+    config["target_modules"] = sorted(config["target_modules"])
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def adapter_values(model, wrapped, adapter, sequences, datums, tensors):
+    rank = oracle.ADAPTERS[adapter]["rank"]
+    datums = [with_old_logprobs(wrapped, datum) for datum in datums]
+    for index, datum in enumerate(datums):
+        tensors[f"{adapter}.datum.{index}.logprobs"] = datum["logprobs"]
+    lora = oracle.lora_parameters(wrapped)
+    of_peft = logits_of(wrapped)
+
+    def of_function(tokens):
+        return oracle.functional_logits(model, lora, rank, tokens)
+
+    facts = {"rank": rank, "alpha": oracle.ALPHA, "losses": {}, "steps": []}
+    for index in ADAPTER_SEQUENCES:
+        with torch.no_grad():
+            logits = of_peft(sequences[index])
+            assert max_abs(logits, of_function(sequences[index])) < AGREEMENT_LOGITS
+        tensors[f"{adapter}.logits.{index}"] = logits
+
+    for loss in oracle.LOSSES:
+        values, logprobs, computed = oracle.gradients(of_peft, lora, loss, datums)
+        _, _, again = oracle.gradients(of_function, lora, loss, datums)
+        for key, gradient in computed.items():
+            difference = max_abs(gradient, again[key]) / gradient.abs().max().item()
+            assert difference < AGREEMENT_GRADIENT, (adapter, loss, key, difference)
+            tensors[f"{adapter}.{loss}.gradient.{key}"] = gradient
+        facts["losses"][loss] = {"per_datum": values, "sum": sum(values)}
+    for index, scored in enumerate(logprobs):
+        tensors[f"{adapter}.datum.{index}.scored"] = scored
+
+    for index, step in enumerate(oracle.two_steps(of_peft, lora, datums)):
+        facts["steps"].append({"gradient_norm": step["norm"]})
+        assert step["norm"] > 2 * oracle.ADAM["grad_clip_norm"], "the clipping must show"
+        # The first step's gradient is the cross-entropy gradient above, and its moments follow from it.
+        kept = ["parameter"] if index == 0 else ["gradient", "parameter", "first_moment", "second_moment"]
+        for kind in kept:
+            for key, value in step[kind].items():
+                tensors[f"{adapter}.step{index + 1}.{kind}.{key}"] = value
+    return facts
+
+
+def random_datum(vocabulary, length, generator):
+    """A datum with the inputs of every loss; the first third is masked by its advantages as a prompt would be.
+
+    `noise` is how far the old policy's logprobs are from the adapter's own, so that the ratios of ppo and
+    cispo fall on both sides of every threshold, whatever the adapter.
+    """
+    tokens = torch.randint(0, vocabulary, (length,), generator=generator)
+    targets = torch.cat([tokens[1:], torch.randint(0, vocabulary, (1,), generator=generator)])
+    choices = torch.tensor([0.0, 0.5, 1.0, -0.3])
+    weights = choices[torch.randint(0, len(choices), (length,), generator=generator)]
+    weights[-4:] = torch.tensor([0.5, 1.0, -0.3, 0.0])
+    advantages = torch.randn(length, generator=generator)
+    advantages[: length // 3] = 0.0
+    # In steps of 0.05, which keeps the ratios off the thresholds.
+    noise = (12 * torch.randn(length, generator=generator)).round() / 20
+    noise[-3:] = torch.tensor([0.05, 0.4, -1.6])
+    return {
+        "tokens": tokens, "target_tokens": targets, "weights": weights, "advantages": advantages, "noise": noise,
+    }
+
+
+def with_old_logprobs(wrapped, datum):
+    with torch.no_grad():
+        scored = oracle.token_logprobs(logits_of(wrapped)(datum["tokens"]), datum["target_tokens"])
+    ratios = torch.exp(-datum["noise"])
+    for settings in oracle.LOSSES.values():
+        for threshold in settings.values():
+            assert (ratios - threshold).abs().min() > 1e-4, "rounding must not decide what is clipped"
+    masked = datum["advantages"] == 0
+    return {**datum, "logprobs": torch.where(masked, 0.0, scored + datum["noise"])}
+
+
+# === generation ===
+
+def generations(model, generator, special, adapter):
+    """Greedy continuations in which the best token is ahead of the second by a margin rounding cannot close."""
+    wanted = [1, 7, 40] if adapter is None else [9]
+    found = []
+    for length in wanted:
+        for _ in range(400):
+            prompt = torch.randint(0, special["size"], (length,), generator=generator)
+            candidate = greedy(model, prompt)
+            if candidate["smallest_margin"] >= SMALLEST_MARGIN and not set(candidate["tokens"]) & set(special["stops"]):
+                break
+        else:
+            raise RuntimeError(f"no prompt of {length} tokens has a margin of {SMALLEST_MARGIN}")
+        found.append({"adapter": adapter, **candidate})
+    return found
+
+
+def greedy(model, prompt):
+    tokens, margins, logprobs = prompt.tolist(), [], []
+    for _ in range(GENERATED):
+        with torch.no_grad():
+            logits = logits_of(model)(torch.tensor(tokens))[-1]
+        best = logits.topk(2).values
+        margins.append((best[0] - best[1]).item())
+        token = logits.argmax().item()
+        logprobs.append(torch.log_softmax(logits, -1)[token].item())
+        tokens.append(token)
+    length = len(prompt)
+    if min(margins) >= SMALLEST_MARGIN:
+        settings = GenerationConfig(max_new_tokens=GENERATED, do_sample=False, use_cache=True, pad_token_id=0)
+        model.generation_config = settings
+        mask = torch.ones_like(prompt)[None]
+        cached = model.generate(input_ids=prompt[None], attention_mask=mask, generation_config=settings)[0].tolist()
+        assert cached == tokens, "the cached decode disagrees with the full pass"
+    return {
+        "prompt": tokens[:length], "tokens": tokens[length:], "logprobs": logprobs, "smallest_margin": min(margins),
+    }
+
+
+# === do mistakes show? ===
+
+def mutations(directory, sequences, tensors):
+    """How far the logits move when a detail is computed wrongly. Each must be well above the tolerance of 1e-4."""
+    def moved(model):
+        with torch.no_grad():
+            return max(max_abs(logits_of(model)(tokens), tensors[f"logits.{index}"]) for index, tokens in enumerate(sequences))
+
+    config = AutoConfig.from_pretrained(directory)
+    rope = dict(config.rope_parameters)
+    found = {
+        "rms_norm_eps": moved(load(directory, rms_norm_eps=1e-5 if config.rms_norm_eps == 1e-6 else 1e-6)),
+        "rope_theta": moved(load(directory, rope_parameters={**rope, "rope_theta": rope["rope_theta"] * 1.05})),
+    }
+    if rope.get("rope_type") == "llama3":
+        plain = {"rope_type": "default", "rope_theta": rope["rope_theta"]}
+        found["rope_scaling"] = moved(load(directory, rope_parameters=plain))
+    swapped = load(directory)
+    for layer in swapped.model.layers:
+        layer.input_layernorm, layer.post_attention_layernorm = layer.post_attention_layernorm, layer.input_layernorm
+    found["swapped_norms"] = moved(swapped)
+    for name in ("q_proj", "k_proj", "v_proj"):
+        unbiased = load(directory)
+        projections = [getattr(layer.self_attn, name) for layer in unbiased.model.layers]
+        if projections[0].bias is not None:
+            for projection in projections:
+                projection.bias = None
+            found[f"{name}_bias"] = moved(unbiased)
+    if config.model_type == "qwen3":
+        for name in ("q_norm", "k_norm"):
+            unnormed = load(directory)
+            for layer in unnormed.model.layers:
+                getattr(layer.self_attn, name).weight.fill_(1.0)
+            found[name] = moved(unnormed)
+    hidden = {name: value for name, value in found.items() if value < 1e-3}
+    # A bias of the keys adds the same to every score of a query but for the rotation: small is normal, zero is not.
+    assert not hidden, f"these mistakes would not show: {hidden}"
+    return found
+
+
+# === --check ===
+
+def compare(committed, fresh, names):
+    failures = []
+    for name in names:
+        for path in sorted((fresh / name).rglob("*")):
+            relative = path.relative_to(fresh)
+            other = committed / relative
+            if path.is_dir():
+                continue
+            if not other.exists():
+                failures.append(f"{relative}: missing")
+            elif path.suffix == ".safetensors":
+                left, right = load_file(path), load_file(other)
+                if left.keys() != right.keys():
+                    failures.append(f"{relative}: other keys")
+                    continue
+                for key in left:
+                    limit = 1e-4 * max(1.0, right[key].double().abs().max().item()) if left[key].numel() else 0
+                    if "bf16" not in key and left[key].numel() and max_abs(left[key], right[key]) > limit:
+                        failures.append(f"{relative}: `{key}` differs by {max_abs(left[key], right[key]):.1e}")
+            elif path.name != "golden.json" and path.read_bytes() != other.read_bytes():
+                failures.append(f"{relative}: differs")
+    for failure in failures:
+        print(failure, file=sys.stderr)
+    if failures:
+        sys.exit(1)
+    print("the fixtures are what this script computes")
+
+
+if __name__ == "__main__":
+    main()
