@@ -1,0 +1,59 @@
+//! The JSON bodies of the Tinker protocol, one file per group of routes.
+//!
+//! Old SDKs omit every field that has its default value, even a chunk's `type`; newer ones send
+//! defaults and drop nulls. So every optional field may be absent or null here, and unknown fields are
+//! ignored. A field that the protocol knows and this server does not support is listed all the same:
+//! the front refuses it by name instead of ignoring it.
+
+mod input;
+mod rest;
+mod sampling;
+mod session;
+mod tensor;
+mod training;
+mod weights;
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+pub use input::{Chunk, Datum, ModelInput};
+pub use rest::{
+    Checkpoint, CheckpointType, Checkpoints, Cursor, ServerCapabilities, SupportedModel, TrainingRun, TrainingRuns,
+};
+pub use sampling::{
+    CreateSamplingSession, Sample, SampleResponse, SampledSequence, Sampler, SamplingParams, SamplingSessionCreated,
+    Seed, Stop, StopReason,
+};
+pub use session::{
+    ClientConfig, ClientConfigRequest, CreateSession, DynamicConfig, FinishReason, FinishSession, Health, Heartbeat,
+    SessionCreated, TelemetryAnswer,
+};
+pub use tensor::{TensorData, TensorNumbers};
+pub use training::{
+    AnyOptimizerParams, CreateModel, Forward, ForwardBackward, ForwardBackwardInput, ForwardBackwardOutput, Future,
+    GetInfo, LoraConfig, LossSetting, ModelCreated, ModelData, ModelInfo, ModelRequest, ModelUnloaded, OptimStep,
+    OptimStepOutput, OptimizerConfig, Pending, RequestFailed, RetrieveFuture,
+};
+pub use weights::{
+    LoadWeights, SaveWeights, SaveWeightsForSampler, WeightsInfo, WeightsInfoRequest, WeightsLoaded, WeightsSaved,
+    WeightsSavedForSampler,
+};
+
+/// The `type` of a body: written in answers, never needed when read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Tag(Cow<'static, str>);
+
+impl Tag {
+    /// This text.
+    #[must_use]
+    pub const fn new(text: &'static str) -> Self {
+        Self(Cow::Borrowed(text))
+    }
+}
+
+/// Reads an explicit null as the default: old SDKs send both.
+fn null_as_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}

@@ -1,0 +1,14 @@
+//! The Tinker protocol.
+//!
+//! [`json`] holds the bodies of the JSON routes, [`proto`] the protobuf messages. The same training
+//! request exists in both: SDKs up to 0.24 send JSON, later ones protobuf, optionally compressed with
+//! zstd. [`tensor`], [`training`] and [`sampling`] turn either into the node's vocabulary and back.
+
+pub mod json;
+pub mod proto;
+pub mod sampling;
+pub mod tensor;
+pub mod training;
+
+/// The media type of protobuf bodies, in `Content-Type` and `Accept`.
+pub const PROTOBUF: &str = "application/x-protobuf";

@@ -1,0 +1,365 @@
+//! Training requests and results in both codecs.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use super::json;
+use super::proto;
+use super::tensor;
+use crate::call::{ForwardBackwardOutcome, Logprobs, LossSpec};
+use crate::data::{Datum, TokenIds};
+use crate::error::{Error, Result};
+
+/// The kind of output every loss has; SDKs show the part after the last `:`.
+pub const OUTPUT_TYPE: &str = "ArrayRecord";
+
+/// The name of the per-token log-probabilities in the outputs.
+pub const LOGPROBS: &str = "logprobs";
+
+/// A forward or forward-backward request, whatever bytes it came in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ForwardBackward {
+    /// The training run.
+    pub model_id: String,
+    /// Its number in the run's order; `None`: in order of arrival.
+    pub sequence: Option<u64>,
+    /// The examples and the loss, or why they cannot be read: the run's order needs the number either way.
+    pub content: Result<ForwardBackwardContent>,
+}
+
+/// What a forward or forward-backward request asks to compute.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ForwardBackwardContent {
+    /// The examples.
+    pub data: Vec<Datum>,
+    /// Which loss.
+    pub loss: LossSpec,
+    /// Whether gradients are accumulated.
+    pub backward: bool,
+}
+
+// === impl requests ===
+
+impl ForwardBackward {
+    /// Reads the protobuf form.
+    #[must_use]
+    pub fn from_proto(request: proto::ForwardBackwardRequest) -> Self {
+        let sequence = sequence_number(i64::from(request.seq_id));
+        let content = sequence.as_ref().map_err(Clone::clone).and_then(|_| {
+            let loss = LossSpec {
+                name: request.loss_fn,
+                config: proto_settings(request.loss_fn_config, &request.loss_fn_config_v2)?,
+            };
+            let data = numbered(request.data, datum_from_proto)?;
+            Ok(ForwardBackwardContent { data, loss, backward: !request.forward_only })
+        });
+        Self { model_id: request.model_id, sequence: sequence.unwrap_or(None), content }
+    }
+
+    /// Reads the JSON form; `backward` tells the two routes apart.
+    #[must_use]
+    pub fn from_json(
+        model_id: String,
+        sequence: Option<u64>,
+        input: json::ForwardBackwardInput,
+        backward: bool,
+    ) -> Self {
+        let content = json_settings(input.loss_fn_config.unwrap_or_default()).and_then(|config| {
+            let data = numbered(input.data, datum_from_json)?;
+            Ok(ForwardBackwardContent { data, loss: LossSpec { name: input.loss_fn, config }, backward })
+        });
+        Self { model_id, sequence: sequence.filter(|number| *number > 0), content }
+    }
+}
+
+impl ForwardBackwardContent {
+    /// Writes the protobuf form, for a client.
+    #[must_use]
+    pub fn to_proto(&self, model_id: &str, seq_id: i32) -> proto::ForwardBackwardRequest {
+        let config = &self.loss.config;
+        let number =
+            |value: f64| proto::LossConfigValue { value: Some(proto::loss_config_value::Value::Number(value)) };
+        proto::ForwardBackwardRequest {
+            model_id: model_id.to_owned(),
+            seq_id,
+            data: self.data.iter().map(datum_to_proto).collect(),
+            loss_fn: self.loss.name.clone(),
+            loss_fn_config: config.clone(),
+            forward_only: !self.backward,
+            loss_fn_config_v2: config.iter().map(|(name, value)| (name.clone(), number(*value))).collect(),
+        }
+    }
+}
+
+/// A number from the wire: 0 means unnumbered, a negative one is an error.
+fn sequence_number(number: i64) -> Result<Option<u64>> {
+    let number = u64::try_from(number).map_err(|_| Error::invalid(format!("`seq_id` {number} is negative")))?;
+    Ok((number > 0).then_some(number))
+}
+
+/// Converts each datum, naming the one that is wrong.
+fn numbered<T>(data: Vec<T>, convert: impl Fn(T) -> Result<Datum>) -> Result<Vec<Datum>> {
+    if data.is_empty() {
+        return Err(Error::invalid("`data` is empty").hint("send at least one datum"));
+    }
+    data.into_iter()
+        .enumerate()
+        .map(|(index, datum)| {
+            convert(datum).map_err(|error| Error { message: format!("datum {index}: {}", error.message), ..error })
+        })
+        .collect()
+}
+
+fn datum_from_proto(datum: proto::Datum) -> Result<Datum> {
+    let mut inputs = BTreeMap::new();
+    for (name, value) in &datum.loss_fn_inputs {
+        inputs.insert(name.clone(), tensor::from_proto(value).map_err(|error| in_input(name, error))?);
+    }
+    Ok(Datum { tokens: tokens_from_proto(&datum.model_input)?, loss_inputs: inputs })
+}
+
+fn datum_to_proto(datum: &Datum) -> proto::Datum {
+    let chunk =
+        proto::chunk::Chunk::EncodedText(proto::EncodedTextChunk { tokens: tensor::token_bytes(&datum.tokens) });
+    proto::Datum {
+        model_input: vec![proto::Chunk { chunk: Some(chunk) }],
+        loss_fn_inputs: datum.loss_inputs.iter().map(|(name, value)| (name.clone(), tensor::to_proto(value))).collect(),
+        model_input_spans: Vec::new(),
+        loss_fn_input_spans: Vec::new(),
+    }
+}
+
+fn datum_from_json(datum: json::Datum) -> Result<Datum> {
+    let mut inputs = BTreeMap::new();
+    for (name, value) in datum.loss_fn_inputs {
+        let value = tensor::from_json(value).map_err(|error| in_input(&name, error))?;
+        inputs.insert(name, value);
+    }
+    Ok(Datum { tokens: datum.model_input.into_tokens()?, loss_inputs: inputs })
+}
+
+fn in_input(name: &str, error: Error) -> Error {
+    Error { message: format!("loss input `{name}`: {}", error.message), ..error }
+}
+
+/// Text chunks are one sequence; chunk borders mean nothing.
+fn tokens_from_proto(chunks: &[proto::Chunk]) -> Result<TokenIds> {
+    let mut all = Vec::new();
+    for chunk in chunks {
+        match &chunk.chunk {
+            Some(proto::chunk::Chunk::EncodedText(text)) => all.extend(tensor::tokens(&text.tokens)?),
+            Some(proto::chunk::Chunk::Image(_)) => return Err(unsupported_chunk("image")),
+            Some(proto::chunk::Chunk::Dmel(_)) => return Err(unsupported_chunk("dmel")),
+            None => return Err(Error::invalid("a chunk of the model input is empty or of an unknown kind")),
+        }
+    }
+    Ok(all)
+}
+
+/// The answer to a model input that is not text.
+pub(super) fn unsupported_chunk(kind: &str) -> Error {
+    Error::unsupported(format!("model inputs with `{kind}` chunks are not supported")).hint("send text tokens only")
+}
+
+/// The second generation of settings wins when it has any; texts belong to losses this server does not have.
+fn proto_settings(
+    numbers: BTreeMap<String, f64>,
+    values: &BTreeMap<String, proto::LossConfigValue>,
+) -> Result<BTreeMap<String, f64>> {
+    if values.is_empty() {
+        return Ok(numbers);
+    }
+    let mut settings = BTreeMap::new();
+    for (name, value) in values {
+        match &value.value {
+            Some(proto::loss_config_value::Value::Number(number)) => settings.insert(name.clone(), *number),
+            Some(proto::loss_config_value::Value::Text(_)) => return Err(text_setting(name)),
+            None => return Err(Error::invalid(format!("loss setting `{name}` has no value"))),
+        };
+    }
+    Ok(settings)
+}
+
+fn json_settings(values: BTreeMap<String, json::LossSetting>) -> Result<BTreeMap<String, f64>> {
+    let mut settings = BTreeMap::new();
+    for (name, value) in values {
+        match value {
+            json::LossSetting::Number(number) => settings.insert(name, number),
+            json::LossSetting::Text(_) => return Err(text_setting(&name)),
+        };
+    }
+    Ok(settings)
+}
+
+fn text_setting(name: &str) -> Error {
+    Error::unsupported(format!("loss setting `{name}` is a text")).hint("every loss of this server takes numbers only")
+}
+
+// === impl results ===
+
+/// Writes a result as protobuf: one record with the log-probabilities of all datums.
+#[must_use]
+pub fn outcome_to_proto(outcome: &ForwardBackwardOutcome) -> proto::ForwardBackwardOutput {
+    let count: usize = outcome.logprobs.iter().map(|logprobs| logprobs.0.len()).sum();
+    let mut data = Vec::with_capacity(count * size_of::<f32>());
+    let mut offsets = vec![0_i64];
+    for logprobs in &outcome.logprobs {
+        data.extend(logprobs.0.iter().flat_map(|value| value.to_le_bytes()));
+        offsets.push(data.len() as i64);
+    }
+    let batched = proto::BatchedTensor {
+        data: Bytes::from(data),
+        offsets: tensor::long_bytes(&offsets),
+        dtype: proto::Dtype::Float32.into(),
+        trailing_shape: Vec::new(),
+    };
+    proto::ForwardBackwardOutput {
+        loss_fn_output_type: OUTPUT_TYPE.to_owned(),
+        loss_fn_outputs: vec![proto::ArrayRecord {
+            type_tag: OUTPUT_TYPE.to_owned(),
+            fields: BTreeMap::from([(LOGPROBS.to_owned(), batched)]),
+            num_datums: outcome.logprobs.len() as i64,
+        }],
+        metrics: outcome.metrics.clone(),
+    }
+}
+
+/// Reads a result, for a client; records are concatenated.
+pub fn outcome_from_proto(output: &proto::ForwardBackwardOutput) -> Result<ForwardBackwardOutcome> {
+    let mut logprobs = Vec::new();
+    for record in &output.loss_fn_outputs {
+        let field = record
+            .fields
+            .get(LOGPROBS)
+            .ok_or_else(|| Error::internal(format!("the result has no field `{LOGPROBS}`")))?;
+        for array in unbatch(field)? {
+            logprobs.push(Logprobs(tensor::floats(array)?));
+        }
+    }
+    Ok(ForwardBackwardOutcome { logprobs, metrics: output.metrics.clone() })
+}
+
+/// Cuts a batched float32 tensor at its byte offsets.
+fn unbatch(batched: &proto::BatchedTensor) -> Result<Vec<&[u8]>> {
+    if batched.dtype() != proto::Dtype::Float32 {
+        return Err(Error::internal(format!("a result has dtype {:?} where float32 was expected", batched.dtype())));
+    }
+    let offsets = tensor::longs(&batched.offsets)?;
+    let mut arrays = Vec::new();
+    for bounds in offsets.windows(2) {
+        let [start, end] = [bounds[0], bounds[1]].map(usize::try_from);
+        let (Ok(start), Ok(end)) = (start, end) else {
+            return Err(Error::internal("a result has a negative offset"));
+        };
+        let array = batched.data.get(start..end);
+        arrays.push(array.ok_or_else(|| Error::internal("a result has an offset outside its data"))?);
+    }
+    Ok(arrays)
+}
+
+/// Writes a result as JSON, for SDKs before protobuf.
+#[must_use]
+pub fn outcome_to_json(outcome: &ForwardBackwardOutcome) -> json::ForwardBackwardOutput {
+    let output = |logprobs: &Logprobs| {
+        let data = json::TensorNumbers::Float32(logprobs.0.clone());
+        BTreeMap::from([(LOGPROBS.to_owned(), json::TensorData::dense(data, vec![logprobs.0.len() as i64]))])
+    };
+    json::ForwardBackwardOutput {
+        loss_fn_output_type: OUTPUT_TYPE.to_owned(),
+        loss_fn_outputs: outcome.logprobs.iter().map(output).collect(),
+        metrics: outcome.metrics.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    use super::*;
+    use crate::data::TensorData;
+    use crate::error::ErrorCode;
+
+    fn content() -> ForwardBackwardContent {
+        let datum = |tokens: &[u32], weights: &[f32]| Datum {
+            tokens: tokens.to_vec(),
+            loss_inputs: BTreeMap::from([
+                (
+                    "target_tokens".to_owned(),
+                    TensorData::ints(tokens.iter().map(|token| i64::from(*token) + 1).collect()),
+                ),
+                ("weights".to_owned(), TensorData::floats(weights.to_vec())),
+            ]),
+        };
+        ForwardBackwardContent {
+            data: vec![datum(&[1, 2, 3], &[0.0, 1.0, -0.5]), datum(&[9], &[1.0])],
+            loss: LossSpec { name: "ppo".into(), config: BTreeMap::from([("clip_low_threshold".to_owned(), 0.9)]) },
+            backward: true,
+        }
+    }
+
+    #[test]
+    fn a_request_survives_protobuf() {
+        let bytes = Bytes::from(content().to_proto("s:train:0", 7).encode_to_vec());
+        let request = ForwardBackward::from_proto(proto::ForwardBackwardRequest::decode(bytes).unwrap());
+        assert_eq!(
+            request,
+            ForwardBackward { model_id: "s:train:0".into(), sequence: Some(7), content: Ok(content()) }
+        );
+    }
+
+    #[test]
+    fn zero_means_unnumbered_and_negative_numbers_are_refused() {
+        let numbered = |seq_id| ForwardBackward::from_proto(content().to_proto("s:train:0", seq_id));
+        assert_eq!(numbered(0).sequence, None);
+        assert!(numbered(0).content.is_ok());
+        assert!(numbered(-4).content.is_err());
+    }
+
+    #[test]
+    fn the_second_generation_of_settings_wins() {
+        let mut request = content().to_proto("s:train:0", 1);
+        request.loss_fn_config.insert("clip_low_threshold".into(), 0.1);
+        let read = ForwardBackward::from_proto(request.clone()).content.unwrap();
+        assert_eq!(read.loss.config["clip_low_threshold"].to_bits(), 0.9_f64.to_bits());
+        request.loss_fn_config_v2.clear();
+        let read = ForwardBackward::from_proto(request.clone()).content.unwrap();
+        assert_eq!(read.loss.config["clip_low_threshold"].to_bits(), 0.1_f64.to_bits());
+        let text = proto::LossConfigValue { value: Some(proto::loss_config_value::Value::Text("x".into())) };
+        request.loss_fn_config_v2.insert("loss_id".into(), text);
+        let error = ForwardBackward::from_proto(request).content.unwrap_err();
+        assert!(error.message.contains("`loss_id`"), "{error}");
+    }
+
+    #[test]
+    fn images_and_empty_data_are_refused_and_named() {
+        let mut request = content().to_proto("s:train:0", 1);
+        request.data[1].model_input[0].chunk = Some(proto::chunk::Chunk::Image(proto::ImageChunk::default()));
+        let error = ForwardBackward::from_proto(request.clone()).content.unwrap_err();
+        assert_eq!(error.code, ErrorCode::Unsupported);
+        assert!(error.message.contains("datum 1") && error.message.contains("`image`"), "{error}");
+        request.data.clear();
+        assert!(ForwardBackward::from_proto(request).content.is_err());
+    }
+
+    #[test]
+    fn results_are_cut_at_their_byte_offsets() {
+        let outcome = ForwardBackwardOutcome {
+            logprobs: vec![Logprobs(vec![-1.0, -2.0]), Logprobs(vec![]), Logprobs(vec![-0.25])],
+            metrics: BTreeMap::from([("loss:sum".to_owned(), 3.25)]),
+        };
+        let output = outcome_to_proto(&outcome);
+        let field = &output.loss_fn_outputs[0].fields[LOGPROBS];
+        assert_eq!(tensor::longs(&field.offsets).unwrap(), [0, 8, 8, 12]);
+        assert_eq!(output.loss_fn_outputs[0].num_datums, 3);
+        let bytes = Bytes::from(output.encode_to_vec());
+        let read = proto::ForwardBackwardOutput::decode(bytes).unwrap();
+        assert_eq!(outcome_from_proto(&read).unwrap(), outcome);
+
+        let json = serde_json::to_value(outcome_to_json(&outcome)).unwrap();
+        assert_eq!(
+            json["loss_fn_outputs"][2]["logprobs"],
+            serde_json::json!({"data": [-0.25], "dtype": "float32", "shape": [1]})
+        );
+    }
+}
