@@ -1,1 +1,5 @@
-//! Being written.
+//! The layers around a component, one file each: config value, layer, service, tests.
+
+pub mod concurrency;
+pub mod quota;
+pub mod rescue;

@@ -1,0 +1,108 @@
+//! Accepts connections and serves HTTP/1.1 and HTTP/2 on them, until told to stop.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tower::Service;
+use tracing::{debug, warn};
+
+use super::HttpService;
+
+/// What a connection may cost.
+#[derive(Clone, Copy, Debug)]
+pub struct ConnectionLimits {
+    /// Connections at once; further ones wait in the kernel's queue. One client may park thousands of polls.
+    pub connections: usize,
+    /// How long a client may take to send a request's head.
+    pub header_read: Duration,
+    /// Streams at once on one HTTP/2 connection.
+    pub streams: u32,
+}
+
+impl Default for ConnectionLimits {
+    fn default() -> Self {
+        Self { connections: 16_384, header_read: Duration::from_secs(30), streams: 1_024 }
+    }
+}
+
+/// Serves `service` on `listener` until `stop` is cancelled; then stops accepting, lets requests in
+/// progress finish for at most `grace`, and returns.
+pub async fn serve(
+    listener: TcpListener,
+    service: impl HttpService,
+    limits: ConnectionLimits,
+    stop: CancellationToken,
+    grace: Duration,
+) {
+    let connections = Arc::new(Semaphore::new(limits.connections));
+    let protocol = protocol(limits);
+    let graceful = GracefulShutdown::new();
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = accept(&listener, &connections) => accepted,
+        };
+        let Some((stream, place)) = accepted else { continue };
+        let service = service.clone();
+        let answer = service_fn(move |request: hyper::Request<Incoming>| {
+            // The node stack and the router are always ready: back-pressure lives in the component stacks.
+            let mut service = service.clone();
+            service.call(request.map(Body::new))
+        });
+        let connection = protocol.serve_connection_with_upgrades(TokioIo::new(stream), answer).into_owned();
+        let connection = graceful.watch(connection);
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                debug!(%error, "connection ended early");
+            }
+            drop(place);
+        });
+    }
+    drop(listener);
+    if tokio::time::timeout(grace, graceful.shutdown()).await.is_err() {
+        warn!(grace_s = grace.as_secs(), "some requests did not finish in time and are cut off");
+    }
+}
+
+fn protocol(limits: ConnectionLimits) -> auto::Builder<TokioExecutor> {
+    let mut protocol = auto::Builder::new(TokioExecutor::new());
+    protocol.http1().timer(TokioTimer::new()).header_read_timeout(limits.header_read);
+    protocol.http2().timer(TokioTimer::new()).max_concurrent_streams(limits.streams);
+    protocol
+}
+
+/// The next connection and its place among those allowed at once.
+async fn accept(
+    listener: &TcpListener,
+    connections: &Arc<Semaphore>,
+) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+    let place = Arc::clone(connections).acquire_owned().await.ok()?;
+    match listener.accept().await {
+        Ok((stream, _)) => {
+            // Small answers to small requests: waiting to fill a packet would only add latency.
+            if let Err(error) = stream.set_nodelay(true) {
+                debug!(%error, "cannot turn off Nagle's algorithm on a connection");
+            }
+            Some((stream, place))
+        }
+        Err(error) => {
+            // Out of file descriptors, or a client that went away; neither is worth ending the node for.
+            warn!(%error, "cannot accept a connection");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            None
+        }
+    }
+}
+
+/// The error type of a service that cannot fail, named for hyper's bounds.
+pub type Never = Infallible;
