@@ -1,1 +1,10 @@
-//! Whole-node tests.
+//! What the whole-node tests share: a server process of their own and a bare HTTP client.
+#![forbid(unsafe_code)]
+
+mod node;
+mod python;
+mod tinker_http;
+
+pub use node::{Node, NodeOptions};
+pub use python::{SdkVersion, run_script};
+pub use tinker_http::TinkerHttp;

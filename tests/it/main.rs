@@ -1,0 +1,13 @@
+//! Whole-node tests: a real server process, real clients, real files.
+#![forbid(unsafe_code)]
+
+mod crash;
+mod order;
+mod sdk;
+
+use twinkle_tests::{Node, NodeOptions};
+
+/// A server for one golden fixture model.
+async fn fixture_node(variant: &str) -> Node {
+    Node::start(NodeOptions::fixture(env!("CARGO_BIN_EXE_node"), variant)).await.expect("the server starts")
+}
