@@ -1,0 +1,41 @@
+//! `args` of an application with `import_path: processor`.
+
+use serde::Serialize;
+
+use super::device::Devices;
+use super::queue::QueueConfig;
+use super::section::Section;
+
+/// Text work without a device.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ProcessorArgs {
+    /// Most requests worked on at once; `None` is the number of cores.
+    pub workers: Option<u32>,
+    /// What a tenant may send.
+    pub queue: QueueConfig,
+    /// Seconds of silence after which a tenant's processors are dropped.
+    pub processor_timeout: f64,
+    /// Most processors of one tenant.
+    pub per_token_processor_limit: u32,
+}
+
+impl ProcessorArgs {
+    pub(super) fn read(mut args: Section<'_>, task_queue: &QueueConfig) -> Self {
+        let workers = args.integer("ncpu_proc_per_node", 1..=4096).map(|workers| workers.value);
+        let queue = QueueConfig::read(args.section("queue_config"), task_queue);
+        let _ = Devices::read(&mut args);
+        let mut processor_timeout = 1800.0;
+        let mut per_token_processor_limit = 20;
+        if let Some(mut section) = args.section("processor_config") {
+            if let Some(seconds) = section.number("processor_timeout", 0.0) {
+                processor_timeout = seconds.value;
+            }
+            if let Some(limit) = section.integer("per_token_processor_limit", 1..) {
+                per_token_processor_limit = limit.value;
+            }
+            section.finish();
+        }
+        args.finish();
+        Self { workers, queue, processor_timeout, per_token_processor_limit }
+    }
+}
