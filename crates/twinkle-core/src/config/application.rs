@@ -98,7 +98,7 @@ pub(super) fn read_all(root: &mut Section<'_>, task_queue: &QueueConfig) -> Vec<
         let place = section.place();
         let name = section.required_text("name");
         let route_prefix = read_route_prefix(&mut section);
-        let mut report_repeated = |what: &str, seen: &mut Vec<String>, text: Option<&Located<String>>| {
+        let report_repeated = |what: &str, seen: &mut Vec<String>, text: Option<&Located<String>>| {
             let Some(text) = text else { return };
             if seen.contains(&text.value) {
                 root.report().problem(text.place, format!("{what} `{}` is used by another application", text.value));
@@ -197,7 +197,8 @@ fn read_deployment(section: &mut Section<'_>) -> Deployment {
         section.report().unavailable(extra.place, "more than one entry in `deployments`");
     }
     let Some(mut entry) = list.first().and_then(|node| section.item("deployments", 0, node)) else { return deployment };
-    entry.inert("name", "only a label");
+    // Only a label.
+    let _ = entry.text("name");
     if let Some(most) = entry.integer("max_ongoing_requests", 1..=1_000_000) {
         deployment.max_ongoing_requests = most.value;
     }

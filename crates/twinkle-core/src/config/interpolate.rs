@@ -23,9 +23,8 @@ impl Resolver<'_> {
     fn visit(&self, node: &mut Node) {
         match &mut node.value {
             Value::Text(text) if text.contains("${") => {
-                if let Some(value) = self.value_of(text, node.place, LONGEST_CHAIN) {
-                    node.value = value;
-                }
+                // One that failed has been reported; as nothing it causes no second report of its type.
+                node.value = self.value_of(text, node.place, LONGEST_CHAIN).unwrap_or(Value::Null);
             }
             Value::List(items) => items.iter_mut().for_each(|item| self.visit(item)),
             Value::Mapping(entries) => entries.iter_mut().for_each(|entry| self.visit(&mut entry.node)),

@@ -54,7 +54,7 @@ impl ModelSource {
                     .hint("known schemes: `ms://`, `hf://`, `file://`, or a folder"));
             }
         }
-        let folder = current.join(rest);
+        let folder = current.join(rest.strip_prefix("./").unwrap_or(rest));
         if folder.is_dir() {
             return Ok(folder);
         }

@@ -66,10 +66,14 @@ pub(super) fn parse(file: &str, text: &str) -> Result<Node, ConfigErrors> {
         Ok(None) => Ok(Node { place: Place { line: 1, column: 1 }, value: Value::Mapping(Vec::new()) }),
         Err(error) => {
             let place = error.location().map(place_of).unwrap_or_default();
-            let text = error.without_snippet().to_string();
-            // The parser appends its own " at line 3, column 1"; ours stands in front.
-            let message = text.split(" at line ").next().unwrap_or(&text).to_lowercase();
-            let message = format!("malformed YAML: {message}");
+            let message = match error.without_snippet() {
+                serde_yaml::Error::DuplicateMappingKey { key: Some(key), .. } => format!("key `{key}` is given twice"),
+                // The parser appends its own " at line 3, column 1"; ours stands in front.
+                other => {
+                    let text = other.to_string();
+                    format!("malformed YAML: {}", text.split(" at line ").next().unwrap_or(&text))
+                }
+            };
             Err(ConfigErrors::new(file, vec![Problem { line: place.line, column: place.column, message, hint: None }]))
         }
     }

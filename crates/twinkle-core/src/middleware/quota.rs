@@ -81,7 +81,7 @@ struct TenantQuota<C: Clock> {
     admitted: AtomicU32,
 }
 
-impl<C: Clock> TenantQuota<C> {
+impl<C: Clock + Clone> TenantQuota<C> {
     fn new(limits: QuotaLimits, clock: &C) -> Self {
         Self {
             requests: Rate::new(limits.requests, limits.window, "requests", clock.clone()),
@@ -148,7 +148,7 @@ impl<S: Clone, C: Clock> Clone for QuotaService<S, C> {
     }
 }
 
-impl<S, C: Clock> Service<Call> for QuotaService<S, C>
+impl<S, C: Clock + Clone> Service<Call> for QuotaService<S, C>
 where
     S: Service<Call, Response = Reply, Error = Error>,
 {
@@ -196,12 +196,8 @@ mod tests {
 
     fn quota(rps: f64, tps: f64, largest: usize) -> (TenantQuota<FakeRelativeClock>, FakeRelativeClock) {
         let clock = FakeRelativeClock::default();
-        let limits = QuotaLimits {
-            requests: rps,
-            input_tokens: tps,
-            window: Duration::from_secs(1),
-            max_input_tokens: largest,
-        };
+        let limits =
+            QuotaLimits { requests: rps, input_tokens: tps, window: Duration::from_secs(1), max_input_tokens: largest };
         (TenantQuota::new(limits, &clock), clock)
     }
 
