@@ -1,0 +1,57 @@
+//! Text work: chat templates and tokenization.
+
+use serde::{Deserialize, Serialize};
+
+use crate::data::TokenIds;
+
+/// Text work that needs a tokenizer and no device.
+#[derive(Clone, Debug)]
+pub enum ProcessRequest {
+    /// Renders conversations with the model's chat template and tokenizes them.
+    EncodeChat {
+        /// The conversations.
+        conversations: Vec<Vec<ChatMessage>>,
+        /// Whether to end with the header of an assistant's turn, to be continued by sampling.
+        add_generation_prompt: bool,
+    },
+    /// Tokenizes plain text, without special tokens.
+    Encode {
+        /// The texts.
+        texts: Vec<String>,
+    },
+    /// Turns tokens back into text.
+    Decode {
+        /// The token sequences.
+        sequences: Vec<TokenIds>,
+        /// Whether special tokens are left out.
+        skip_special_tokens: bool,
+    },
+}
+
+/// One turn of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChatMessage {
+    /// `system`, `user` or `assistant`.
+    pub role: String,
+    /// The text.
+    pub content: String,
+}
+
+/// The result of a [`ProcessRequest`].
+#[derive(Clone, Debug, PartialEq)]
+pub enum ProcessOutcome {
+    /// Per input, tokens and their training mask.
+    Encoded(Vec<EncodedText>),
+    /// Per sequence, its text.
+    Decoded(Vec<String>),
+}
+
+/// A tokenized conversation or text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EncodedText {
+    /// The tokens.
+    pub tokens: TokenIds,
+    /// Per token 1 where an assistant wrote it, else 0; all 0 for plain text.
+    pub assistant_mask: Vec<u8>,
+}
+

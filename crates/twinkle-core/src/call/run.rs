@@ -1,0 +1,255 @@
+//! Operations on a training run. The journal keeps them, so they are serializable.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::data::Datum;
+use crate::ids::{CheckpointPath, RunId, SamplingSessionId};
+
+/// One operation on one training run.
+#[derive(Clone, Debug)]
+pub struct RunCall {
+    /// The run it changes.
+    pub run: RunId,
+    /// Its number in the run's strict order, from 1; creation is 0. `None`: in order of arrival.
+    pub sequence: Option<u64>,
+    /// Its place in the journal; filled in by the journal, zero before.
+    pub position: Position,
+    /// What to do.
+    pub operation: RunOperation,
+}
+
+impl RunCall {
+    /// Input tokens: what the operation costs, roughly.
+    #[must_use]
+    pub fn input_tokens(&self) -> usize {
+        match &self.operation {
+            RunOperation::ForwardBackward { data, .. } => data.iter().map(|datum| datum.tokens.len()).sum(),
+            _ => 0,
+        }
+    }
+}
+
+/// A place in a run's order of work.
+///
+/// A numbered operation sits at `(its number, 0)`; an unnumbered one right after the highest number
+/// that had been released when it arrived, at `(that number, its arrival)`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Position {
+    /// The number of the operation, or of the last one before it.
+    pub after: u64,
+    /// 0 for a numbered operation, else a growing arrival number.
+    pub arrival: i64,
+}
+
+/// What can be done to a training run. The journal stores these: fields may be added, never renamed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum RunOperation {
+    /// Makes the run, with a fresh adapter or with one from a checkpoint.
+    Create(CreateRun),
+    /// Loss and logprobs of every datum; with `backward`, adds the loss's gradient to the run's accumulators.
+    ForwardBackward {
+        /// The examples, never empty.
+        data: Vec<Datum>,
+        /// Which loss.
+        loss: LossSpec,
+        /// Whether gradients are accumulated.
+        backward: bool,
+    },
+    /// Consumes the accumulated gradients in one optimizer step.
+    OptimStep(AdamParams),
+    /// Saves adapter, optimizer and counters under `path`.
+    SaveState {
+        /// Where; its kind is `weights`.
+        path: CheckpointPath,
+        /// Lifetime of the checkpoint; `None` keeps it until deleted.
+        ttl_seconds: Option<u64>,
+        /// Whether an existing checkpoint of that name is replaced.
+        overwrite: bool,
+        /// The user's notes.
+        user_metadata: BTreeMap<String, String>,
+    },
+    /// Publishes the adapter for sampling.
+    SaveForSampler {
+        /// A checkpoint on disk, a live sampling session, or both.
+        target: SamplerTarget,
+        /// Lifetime of the checkpoint; `None` keeps it until deleted.
+        ttl_seconds: Option<u64>,
+        /// The user's notes.
+        user_metadata: BTreeMap<String, String>,
+    },
+    /// Replaces the run's adapter, and with `with_optimizer` its Adam moments; drops accumulated gradients.
+    LoadState {
+        /// The checkpoint to load; its kind is `weights`.
+        path: CheckpointPath,
+        /// Whether the optimizer continues or starts afresh.
+        with_optimizer: bool,
+    },
+    /// Frees the run's memory; its checkpoints stay.
+    Unload,
+    /// Rebuilds the run from a snapshot after a restart. Sent by the journal, never journaled.
+    Restore {
+        /// The snapshot's folder.
+        directory: PathBuf,
+    },
+}
+
+impl RunOperation {
+    /// A short name for logs and metrics.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Create(_) => "create_model",
+            Self::ForwardBackward { backward: true, .. } => "forward_backward",
+            Self::ForwardBackward { backward: false, .. } => "forward",
+            Self::OptimStep(_) => "optim_step",
+            Self::SaveState { .. } => "save_weights",
+            Self::SaveForSampler { .. } => "save_weights_for_sampler",
+            Self::LoadState { .. } => "load_weights",
+            Self::Unload => "unload_model",
+            Self::Restore { .. } => "restore",
+        }
+    }
+}
+
+/// How a run begins.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CreateRun {
+    /// The base model's public name.
+    pub base_model: String,
+    /// The adapter's shape. When `from` is given, the checkpoint's own wins and this repeats it.
+    pub lora: LoraSpec,
+    /// A checkpoint to start from instead of a fresh adapter.
+    pub from: Option<StartingPoint>,
+    /// The user's notes, returned with the run.
+    pub user_metadata: BTreeMap<String, String>,
+}
+
+/// A checkpoint to start a run from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StartingPoint {
+    /// Which; its kind is `weights`.
+    pub path: CheckpointPath,
+    /// Whether the optimizer continues or starts afresh.
+    pub with_optimizer: bool,
+}
+
+/// The shape and start of a LoRA adapter (Hu et al. 2021): `y = W x + (alpha / rank) · B A x`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LoraSpec {
+    /// Rows of `A`, columns of `B`.
+    pub rank: u32,
+    /// The numerator of the scale; 32 for Tinker clients unless the operator sets another.
+    pub alpha: f64,
+    /// Seed of the initial `A`; `B` starts at zero.
+    pub seed: u64,
+    /// Adapters on the attention projections.
+    pub train_attn: bool,
+    /// Adapters on the MLP projections.
+    pub train_mlp: bool,
+    /// An adapter on the output head.
+    pub train_unembed: bool,
+}
+
+/// A loss by name with its numeric settings.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LossSpec {
+    /// `cross_entropy`, …
+    pub name: String,
+    /// Settings such as `clip_low_threshold`.
+    pub config: BTreeMap<String, f64>,
+}
+
+/// `AdamW` settings of one step (Loshchilov & Hutter 2019); every field may change from step to step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct AdamParams {
+    /// Learning rate, at least 0.
+    pub learning_rate: f64,
+    /// Decay of the first moment, in `[0, 1)`.
+    pub beta1: f64,
+    /// Decay of the second moment, in `[0, 1)`.
+    pub beta2: f64,
+    /// Added to the denominator.
+    pub eps: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Global gradient norm above which gradients are scaled down; 0 turns clipping off.
+    pub grad_clip_norm: f64,
+}
+
+impl Default for AdamParams {
+    fn default() -> Self {
+        Self { learning_rate: 1e-4, beta1: 0.9, beta2: 0.95, eps: 1e-12, weight_decay: 0.0, grad_clip_norm: 0.0 }
+    }
+}
+
+/// Where an adapter is published for sampling.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum SamplerTarget {
+    /// A checkpoint on disk of kind `sampler_weights`.
+    Checkpoint(CheckpointPath),
+    /// A new sampling session that holds these weights in memory.
+    Live(SamplingSessionId),
+}
+
+/// The result of a [`RunOperation`]; stored until the client has had time to fetch it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum RunOutcome {
+    /// The run exists.
+    Created {
+        /// Its name.
+        run: RunId,
+    },
+    /// Loss and logprobs.
+    ForwardBackward(ForwardBackwardOutcome),
+    /// The optimizer stepped.
+    OptimStep {
+        /// `grad_norm` when clipping was asked for, and so on.
+        metrics: BTreeMap<String, f64>,
+    },
+    /// A training checkpoint was written.
+    Saved {
+        /// Where.
+        path: CheckpointPath,
+    },
+    /// The adapter was published for sampling.
+    SavedForSampler {
+        /// Where.
+        target: SamplerTarget,
+    },
+    /// A checkpoint was loaded.
+    Loaded {
+        /// The run that loaded it.
+        run: RunId,
+        /// What it loaded.
+        path: CheckpointPath,
+    },
+    /// The run's memory was freed.
+    Unloaded {
+        /// Its name.
+        run: RunId,
+    },
+    /// The run was rebuilt from a snapshot.
+    Restored {
+        /// Its name.
+        run: RunId,
+    },
+}
+
+/// What a forward or forward-backward returns.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ForwardBackwardOutcome {
+    /// Per datum, the log-probability of each target: the very numbers the loss used.
+    pub logprobs: Vec<Logprobs>,
+    /// `loss:sum` and others; each key is `name:reduction`.
+    pub metrics: BTreeMap<String, f64>,
+}
+
+/// Natural-log probabilities, one per position.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Logprobs(#[serde(with = "crate::data::packed_f32")] pub Vec<f32>);
+
