@@ -13,6 +13,7 @@ import os
 import random
 import sys
 import time
+import traceback
 import urllib.error
 import urllib.request
 import warnings
@@ -24,6 +25,7 @@ os.environ["TINKER_TELEMETRY"] = "0"
 for name in ("NO_PROXY", "no_proxy"):
     os.environ[name] = "127.0.0.1,localhost"
 
+import numpy  # noqa: E402
 import tinker  # noqa: E402
 from tinker import types  # noqa: E402
 
@@ -59,10 +61,12 @@ def run(main):
     except Failure as failure:
         print(f"FAILED: {failure}", file=sys.stderr, flush=True)
         os._exit(1)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
     name = os.path.basename(sys.argv[0])
     print(f"passed: {name} with tinker {tinker.__version__} in {time.monotonic() - started:.1f} s", flush=True)
     # The SDK's background threads need not be waited for.
-    sys.stdout.flush()
     os._exit(0)
 
 
@@ -135,7 +139,12 @@ def loss_of(result):
 
 
 def logprobs_of(result):
-    return [list(output["logprobs"].data) for output in result.loss_fn_outputs]
+    return [float32(output["logprobs"].data) for output in result.loss_fn_outputs]
+
+
+def float32(values):
+    """JSON writes the shortest decimal of a float32, protobuf its bits: make them the same Python floats."""
+    return numpy.asarray(values, dtype=numpy.float32).tolist()
 
 
 def largest_difference(left, right):

@@ -101,7 +101,7 @@ def continue_interrupted(base_url, state):
 
     def passes(route, kind, step):
         body = {kind: {"data": [blackbox.raw_datum(tokens) for tokens in batch(step)], "loss_fn": "cross_entropy"}}
-        return [output["logprobs"]["data"] for output in operation(route, body)["loss_fn_outputs"]]
+        return [blackbox.float32(output["logprobs"]["data"]) for output in operation(route, body)["loss_fn_outputs"]]
 
     params = {"adam_params": {"learning_rate": LEARNING_RATE}}
     operation("optim_step", params)

@@ -2,7 +2,7 @@
 """Four tenants with different keys train at the same time; each gets exactly what it gets alone.
 
 They differ in rank, modules, learning rate, clipping, and in the number and length of their sequences, so that their rows share
-passes in ever other ways. "Exactly" means every logprob of every step, to the last bit.
+passes in ever new ways. "Exactly" means every logprob of every step, to the last bit.
 """
 
 import threading
@@ -69,7 +69,7 @@ def curve(client, model, name, barrier=None):
     params = types.SamplingParams(max_tokens=8, temperature=1.0, seed=9, stop=[])
     prompt = types.ModelInput.from_ints([10, 20, 30])
     result = sampler.sample(prompt=prompt, num_samples=2, sampling_params=params).result(timeout=TIMEOUT)
-    sampled = [(list(sequence.tokens), list(sequence.logprobs)) for sequence in result.sequences]
+    sampled = [(list(sequence.tokens), blackbox.float32(sequence.logprobs)) for sequence in result.sequences]
     return {"steps": steps, "sampled": sampled}
 
 
