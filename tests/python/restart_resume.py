@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """A server that was restarted continues as if it had not been. Two processes, the server restarted in between:
 
-    restart_resume.py --phase 1 --state FILE …     # trains, saves, and also trains on without a restart
-    restart_resume.py --phase 2 --state FILE …     # after the restart
+    restart_resume.py --phase 1 --state-file FILE …     # trains, saves, and also trains on without a restart
+    restart_resume.py --phase 2 --state-file FILE …     # after the restart
 
 Phase 2 continues twice, once from the checkpoint with its optimizer, and once in the very run that phase 1 left behind,
 half-way between a forward_backward and its optim_step. Both must equal the uninterrupted run, to the last bit.
@@ -22,13 +22,13 @@ BEFORE, AFTER = 3, 4
 def main():
     options = blackbox.parser(__doc__)
     options.add_argument("--phase", type=int, choices=(1, 2), required=True)
-    options.add_argument("--state", type=Path, required=True, help="file that phase 1 writes and phase 2 reads")
+    options.add_argument("--state-file", type=Path, required=True, help="file that phase 1 writes and phase 2 reads")
     arguments = options.parse_args()
     blackbox.watchdog(arguments.limit)
     if arguments.phase == 1:
-        arguments.state.write_text(json.dumps(before(arguments)))
+        arguments.state_file.write_text(json.dumps(before(arguments)))
     else:
-        after(arguments, json.loads(arguments.state.read_text()))
+        after(arguments, json.loads(arguments.state_file.read_text()))
 
 
 def batch(step):

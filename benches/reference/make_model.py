@@ -1,0 +1,104 @@
+#!/usr/bin/env python3
+"""Writes a checkpoint with random weights in the shape of a published model, for measuring speed and memory.
+
+    .venvs/reference/bin/python benches/reference/make_model.py --shape qwen2.5-0.5b --out .models/random-qwen2.5-0.5b
+
+The folder is in the Hugging Face layout: `config.json`, bf16 `model.safetensors`, and a small tokenizer of our own, whose
+ids are the first few hundred of the vocabulary. A folder that is already complete is left as it is.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests/golden"))
+import tokenizer  # noqa: E402
+
+QWEN2_5_0_5B = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "vocab_size": 151936,
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "hidden_act": "silu",
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+    "attention_dropout": 0.0,
+    "initializer_range": 0.02,
+    "max_window_layers": 24,
+    "sliding_window": 32768,
+    "use_sliding_window": False,
+    "tie_word_embeddings": True,
+    "use_cache": True,
+    "torch_dtype": "bfloat16",
+}
+SHAPES = {
+    "qwen2.5-0.5b": QWEN2_5_0_5B,
+    # The same with few layers and a small vocabulary: to try the benchmark itself.
+    "tiny": {**QWEN2_5_0_5B, "num_hidden_layers": 2, "vocab_size": 32768, "max_window_layers": 2},
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=sorted(SHAPES), required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    out = arguments.out
+    if (out / "config.json").exists():
+        print(f"{out} is already there")
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    config = dict(SHAPES[arguments.shape])
+    special = tokenizer.write(out, "qwen")
+    config["eos_token_id"] = special["eos"]
+    (out / "generation_config.json").write_text(json.dumps({"eos_token_id": special["stops"]}, indent=2) + "\n")
+    generator = torch.Generator().manual_seed(arguments.seed)
+    save_file(weights(config, generator), out / "model.safetensors", metadata={"format": "pt"})
+    # Last, and in one piece: its presence says that the folder is complete.
+    temporary = out / "config.json.part"
+    temporary.write_text(json.dumps(config, indent=2) + "\n")
+    os.replace(temporary, out / "config.json")
+    print(f"{out}: {(out / 'model.safetensors').stat().st_size / 1e9:.2f} GB")
+
+
+def weights(config, generator):
+    """Normal(0, 0.02) as an untrained model; norms are one, biases zero."""
+    hidden, width = config["hidden_size"], config["intermediate_size"]
+    head = hidden // config["num_attention_heads"]
+    key_value = config["num_key_value_heads"] * head
+
+    def normal(*shape):
+        values = torch.empty(shape).normal_(0.0, config["initializer_range"], generator=generator)
+        return values.to(torch.bfloat16)
+
+    def constant(value, size):
+        return torch.full((size,), value, dtype=torch.bfloat16)
+
+    tensors = {"model.embed_tokens.weight": normal(config["vocab_size"], hidden), "model.norm.weight": constant(1.0, hidden)}
+    for layer in range(config["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}"
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"{prefix}.{norm}.weight"] = constant(1.0, hidden)
+        for name, rows in (("q_proj", hidden), ("k_proj", key_value), ("v_proj", key_value)):
+            tensors[f"{prefix}.self_attn.{name}.weight"] = normal(rows, hidden)
+            tensors[f"{prefix}.self_attn.{name}.bias"] = constant(0.0, rows)
+        tensors[f"{prefix}.self_attn.o_proj.weight"] = normal(hidden, hidden)
+        tensors[f"{prefix}.mlp.gate_proj.weight"] = normal(width, hidden)
+        tensors[f"{prefix}.mlp.up_proj.weight"] = normal(width, hidden)
+        tensors[f"{prefix}.mlp.down_proj.weight"] = normal(hidden, width)
+    return tensors
+
+
+if __name__ == "__main__":
+    main()
