@@ -9,18 +9,25 @@ use crate::data::TokenIds;
 pub enum ProcessRequest {
     /// Renders conversations with the model's chat template and tokenizes them.
     EncodeChat {
+        /// Whose chat template and tokenizer; may be left out where one model is served.
+        model: Option<String>,
         /// The conversations.
         conversations: Vec<Vec<ChatMessage>>,
-        /// Whether to end with the header of an assistant's turn, to be continued by sampling.
+        /// Whether to end with the header of an assistant's turn, to be continued by sampling. Such a text is a
+        /// prompt, not an example to learn from: its training mask is all 0.
         add_generation_prompt: bool,
     },
     /// Tokenizes plain text, without special tokens.
     Encode {
+        /// Whose tokenizer; may be left out where one model is served.
+        model: Option<String>,
         /// The texts.
         texts: Vec<String>,
     },
     /// Turns tokens back into text.
     Decode {
+        /// Whose tokenizer; may be left out where one model is served.
+        model: Option<String>,
         /// The token sequences.
         sequences: Vec<TokenIds>,
         /// Whether special tokens are left out.

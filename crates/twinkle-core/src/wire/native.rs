@@ -15,6 +15,9 @@ use crate::data::TokenIds;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EncodeChatRequest {
+    /// The public name of the model; may be left out where the application serves one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
     /// The conversations, each a list of turns.
     pub conversations: Vec<Vec<ChatMessage>>,
     /// Whether to end with the header of an assistant's turn, to be continued by sampling.
@@ -26,6 +29,9 @@ pub struct EncodeChatRequest {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EncodeRequest {
+    /// The public name of the model; may be left out where the application serves one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
     /// The texts.
     pub texts: Vec<String>,
 }
@@ -34,6 +40,9 @@ pub struct EncodeRequest {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DecodeRequest {
+    /// The public name of the model; may be left out where the application serves one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
     /// The sequences.
     pub sequences: Vec<TokenIds>,
     /// Whether special tokens are left out.
