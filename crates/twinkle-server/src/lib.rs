@@ -2,8 +2,20 @@
 //!
 //! Read in the order of a request: [`node`] is what every request passes, `routes` decides which front answers,
 //! a front turns bytes into calls, [`stack`] is what every call passes, and a component answers.
-//! `launcher` builds all of it from the YAML.
+//! [`launcher`] builds all of it from the YAML.
 #![forbid(unsafe_code)]
 
+pub mod cli;
 pub mod directory;
 pub mod error_response;
+pub mod front;
+pub mod launcher;
+pub mod logging;
+mod native;
+pub mod node;
+mod routes;
+mod server;
+pub mod server_component;
+pub mod stack;
+
+pub use launcher::{LaunchError, LaunchOptions, RunningServer, TwinkleServer};

@@ -1,1 +1,8 @@
-fn main() {}
+//! The `twinkle-server` binary.
+#![forbid(unsafe_code)]
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    twinkle_server::cli::main()
+}

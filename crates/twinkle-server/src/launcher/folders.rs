@@ -1,0 +1,118 @@
+//! Where the node keeps what survives a restart.
+
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+use twinkle_core::config::Persistence;
+use twinkle_core::error::{Error, Result};
+
+/// Overrides where checkpoints lie.
+const SAVE_DIRECTORY_VARIABLE: &str = "TWINKLE_DEFAULT_SAVE_DIR";
+
+/// The node's folders; held for as long as it runs.
+#[derive(Debug)]
+pub(super) struct Folders {
+    /// The database's file; `None` keeps the records in memory.
+    pub(super) database: Option<PathBuf>,
+    /// Snapshots of training runs.
+    pub(super) snapshots: PathBuf,
+    /// Checkpoints, by tenant.
+    pub(super) checkpoints: PathBuf,
+    /// Held so that no second node works on the same folder.
+    _lock: Option<File>,
+    /// Removed with everything in it when the node stops.
+    _temporary: Option<TempDir>,
+}
+
+impl Folders {
+    /// Makes the folders `persistence` asks for.
+    pub(super) fn open(persistence: &Persistence) -> Result<Self> {
+        let given = std::env::var_os(SAVE_DIRECTORY_VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from);
+        match persistence {
+            Persistence::File { directory } => Self::lasting(directory, given),
+            Persistence::Memory => Self::passing(given),
+            Persistence::Redis { .. } => Err(Error::unsupported("`persistence` with `mode: redis` is not available yet")),
+        }
+    }
+
+    fn lasting(directory: &Path, checkpoints: Option<PathBuf>) -> Result<Self> {
+        let directory = make(directory)?;
+        let lock = lock(&directory)?;
+        Ok(Self {
+            database: Some(directory.join("state.sqlite")),
+            snapshots: make(&directory.join("snapshots"))?,
+            checkpoints: make(&checkpoints.unwrap_or_else(|| directory.join("checkpoints")))?,
+            _lock: Some(lock),
+            _temporary: None,
+        })
+    }
+
+    fn passing(checkpoints: Option<PathBuf>) -> Result<Self> {
+        let temporary = tempfile::Builder::new()
+            .prefix("twinkle-")
+            .tempdir()
+            .map_err(|error| Error::internal(format!("a temporary folder could not be made: {error}")))?;
+        Ok(Self {
+            database: None,
+            snapshots: make(&temporary.path().join("snapshots"))?,
+            checkpoints: make(&checkpoints.unwrap_or_else(|| temporary.path().join("checkpoints")))?,
+            _lock: None,
+            _temporary: Some(temporary),
+        })
+    }
+}
+
+/// Makes a folder and its parents; answers its absolute path, because the current directory may change.
+fn make(directory: &Path) -> Result<PathBuf> {
+    let shown = directory.display();
+    fs::create_dir_all(directory)
+        .map_err(|error| Error::invalid(format!("the folder `{shown}` could not be made: {error}")))?;
+    directory.canonicalize().map_err(|error| Error::invalid(format!("the folder `{shown}` cannot be used: {error}")))
+}
+
+/// Two nodes on one folder would each replay and overwrite the other's runs.
+fn lock(directory: &Path) -> Result<File> {
+    let path = directory.join("lock");
+    let shown = path.display();
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(|error| Error::invalid(format!("`{shown}` could not be opened: {error}")))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::invalid(format!(
+            "another server is running on the state folder `{}`",
+            directory.display()
+        ))
+        .hint("stop it, or set another `persistence.file_path`")),
+        Err(TryLockError::Error(error)) => Err(Error::invalid(format!("`{shown}` could not be locked: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_folder_serves_one_node_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let persistence = Persistence::File { directory: folder.path().join("state") };
+        let first = Folders::open(&persistence).unwrap();
+        let refusal = Folders::open(&persistence).unwrap_err();
+        assert!(refusal.message.starts_with("another server is running on the state folder"), "{refusal}");
+        drop(first);
+        Folders::open(&persistence).unwrap();
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_node_without_persistence() {
+        let folders = Folders::open(&Persistence::Memory).unwrap();
+        let snapshots = folders.snapshots.clone();
+        assert!(snapshots.is_dir());
+        drop(folders);
+        assert!(!snapshots.exists());
+    }
+}

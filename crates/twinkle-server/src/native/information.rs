@@ -1,0 +1,62 @@
+//! Whether the node is alive and ready, and what each application is.
+
+use axum::Json;
+use axum::response::{IntoResponse, Response};
+use http::StatusCode;
+use serde::Serialize;
+use twinkle_core::component::{ComponentKind, Health};
+
+use crate::routes::Mounted;
+
+/// One application as its `GET {route_prefix}` shows it.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct ApplicationInformation {
+    /// Its name in the YAML.
+    pub(crate) name: String,
+    /// Its import path.
+    pub(crate) import_path: ComponentKind,
+    /// Where it is mounted.
+    pub(crate) route_prefix: String,
+    /// The public name of its base model, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) base_model: Option<String>,
+}
+
+/// An application and whether it can work.
+#[derive(Serialize)]
+struct ApplicationState<'a> {
+    #[serde(flatten)]
+    application: &'a ApplicationInformation,
+    health: Health,
+}
+
+/// The node's answer to a readiness probe.
+#[derive(Serialize)]
+struct Readiness<'a> {
+    ready: bool,
+    applications: Vec<ApplicationState<'a>>,
+}
+
+impl<'a> From<&'a Mounted> for ApplicationState<'a> {
+    fn from(mounted: &'a Mounted) -> Self {
+        Self { application: &mounted.information, health: mounted.component.health() }
+    }
+}
+
+/// `GET {route_prefix}`: what this application is and whether it can work.
+pub(crate) fn information(application: &Mounted) -> Response {
+    Json(ApplicationState::from(application)).into_response()
+}
+
+/// `GET /livez`: the process answers.
+pub(crate) async fn liveness() -> Response {
+    Json(serde_json::json!({ "status": "ok" })).into_response()
+}
+
+/// `GET /readyz`: 200 when every application can work, else 503.
+pub(crate) fn readiness(applications: &[Mounted]) -> Response {
+    let applications: Vec<ApplicationState<'_>> = applications.iter().map(ApplicationState::from).collect();
+    let ready = applications.iter().all(|application| application.health == Health::Ready);
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(Readiness { ready, applications })).into_response()
+}

@@ -1,0 +1,77 @@
+//! `POST {prefix}/encode_chat`, `/encode` and `/decode` of a `processor` application.
+
+use axum::extract::{Extension, State};
+use axum::routing::post;
+use axum::{Json as JsonResponse, Router};
+use twinkle_core::call::{Call, Operation, ProcessOutcome, ProcessRequest, Reply};
+use twinkle_core::component::BoxComponent;
+use twinkle_core::error::{Error, Result};
+use twinkle_core::ids::TenantId;
+use twinkle_core::wire::native::{
+    DecodeRequest, DecodedResponse, EncodeChatRequest, EncodeRequest, EncodedResponse,
+};
+
+use super::json::Json;
+use crate::error_response::ErrorResponse;
+
+/// The routes of one processor, to be mounted at its prefix.
+pub(crate) fn processor_routes(processor: BoxComponent) -> Router {
+    Router::new()
+        .route("/encode_chat", post(encode_chat))
+        .route("/encode", post(encode))
+        .route("/decode", post(decode))
+        .with_state(processor)
+}
+
+async fn encode_chat(
+    State(processor): State<BoxComponent>,
+    Extension(tenant): Extension<TenantId>,
+    Json(body): Json<EncodeChatRequest>,
+) -> Result<JsonResponse<EncodedResponse>, ErrorResponse> {
+    let EncodeChatRequest { model, conversations, add_generation_prompt } = body;
+    encoded(&processor, tenant, ProcessRequest::EncodeChat { model, conversations, add_generation_prompt }).await
+}
+
+async fn encode(
+    State(processor): State<BoxComponent>,
+    Extension(tenant): Extension<TenantId>,
+    Json(body): Json<EncodeRequest>,
+) -> Result<JsonResponse<EncodedResponse>, ErrorResponse> {
+    encoded(&processor, tenant, ProcessRequest::Encode { model: body.model, texts: body.texts }).await
+}
+
+async fn decode(
+    State(processor): State<BoxComponent>,
+    Extension(tenant): Extension<TenantId>,
+    Json(body): Json<DecodeRequest>,
+) -> Result<JsonResponse<DecodedResponse>, ErrorResponse> {
+    let DecodeRequest { model, sequences, skip_special_tokens } = body;
+    match ask(&processor, tenant, ProcessRequest::Decode { model, sequences, skip_special_tokens }).await? {
+        ProcessOutcome::Decoded(texts) => Ok(JsonResponse(DecodedResponse { texts })),
+        ProcessOutcome::Encoded(_) => Err(unexpected().into()),
+    }
+}
+
+async fn encoded(
+    processor: &BoxComponent,
+    tenant: TenantId,
+    request: ProcessRequest,
+) -> Result<JsonResponse<EncodedResponse>, ErrorResponse> {
+    match ask(processor, tenant, request).await? {
+        ProcessOutcome::Encoded(texts) => {
+            Ok(JsonResponse(EncodedResponse { encoded: texts.into_iter().map(Into::into).collect() }))
+        }
+        ProcessOutcome::Decoded(_) => Err(unexpected().into()),
+    }
+}
+
+async fn ask(processor: &BoxComponent, tenant: TenantId, request: ProcessRequest) -> Result<ProcessOutcome> {
+    match processor.ask(Call { tenant, operation: Operation::Process(request) }).await? {
+        Reply::Process(outcome) => Ok(outcome),
+        _ => Err(unexpected()),
+    }
+}
+
+fn unexpected() -> Error {
+    Error::internal("the processor answered something that was not asked")
+}

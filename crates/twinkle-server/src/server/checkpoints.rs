@@ -1,0 +1,35 @@
+//! The directory of a tenant's checkpoints.
+
+use twinkle_core::call::ServeOutcome;
+use twinkle_core::checkpoint::CheckpointStore;
+use twinkle_core::error::{Error, ErrorCode, Result};
+use twinkle_core::ids::{CheckpointPath, RunId, TenantId};
+use twinkle_core::state::StateStore;
+
+/// The checkpoints of one run, which must exist, or of all runs.
+pub(crate) async fn list(store: &StateStore, tenant: &TenantId, run: Option<&RunId>) -> Result<ServeOutcome> {
+    if let Some(run) = run {
+        store.run(tenant, run).await?;
+    }
+    store.list_checkpoints(tenant, run).await.map(ServeOutcome::Checkpoints)
+}
+
+/// Deletes a checkpoint's files, then its record: interrupted in between, the delete can be repeated.
+pub(crate) async fn delete(
+    store: &StateStore,
+    files: &CheckpointStore,
+    tenant: TenantId,
+    path: CheckpointPath,
+) -> Result<ServeOutcome> {
+    store.checkpoint(&tenant, &path).await?;
+    let files = files.clone();
+    let (owner, removed) = (tenant.clone(), path.clone());
+    let deleted = tokio::task::spawn_blocking(move || files.delete(&owner, &removed)).await;
+    match deleted.map_err(|error| Error::internal(format!("deleting `{path}` failed: {error}")))? {
+        Ok(()) => {}
+        Err(error) if error.code == ErrorCode::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    store.delete_checkpoint(&tenant, &path).await?;
+    Ok(ServeOutcome::Done)
+}

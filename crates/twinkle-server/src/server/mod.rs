@@ -1,0 +1,9 @@
+//! What the `server` component does, one resource a file.
+
+pub(crate) mod checkpoints;
+pub(crate) mod runs;
+pub(crate) mod sampling_sessions;
+pub(crate) mod sessions;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,115 @@
+//! The `server` component: sessions, and the directories of runs, sampling sessions and checkpoints.
+//!
+//! It holds no state of its own: everything is in the store, so any number of front ends may ask it at once.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use tower::Service;
+use twinkle_core::call::{Call, Operation, Reply, ServeOutcome, ServeRequest};
+use twinkle_core::checkpoint::CheckpointStore;
+use twinkle_core::component::{Component, ComponentKind, Health, Lifecycle, misrouted};
+use twinkle_core::config::ServerArgs;
+use twinkle_core::error::{Error, ErrorCode, Result};
+use twinkle_core::ids::TenantId;
+use twinkle_core::state::StateStore;
+
+use crate::directory::Directory;
+use crate::server::{checkpoints, runs, sampling_sessions, sessions};
+
+/// What the launcher hands the component.
+#[derive(Clone)]
+pub struct ServerContext {
+    /// Where the records are.
+    pub store: StateStore,
+    /// Where the checkpoints' files are.
+    pub checkpoints: CheckpointStore,
+    /// What this node serves.
+    pub directory: Directory,
+}
+
+/// A cloneable handle to the `server` component.
+#[derive(Clone)]
+pub struct ServerComponent {
+    context: Arc<ServerContext>,
+    draining: Arc<AtomicBool>,
+}
+
+impl Component for ServerComponent {
+    type Args = ServerArgs;
+    type Context = ServerContext;
+
+    async fn build(_: ServerArgs, context: ServerContext) -> Result<Self> {
+        Ok(Self { context: Arc::new(context), draining: Arc::default() })
+    }
+}
+
+impl Service<Call> for ServerComponent {
+    type Response = Reply;
+    type Error = Error;
+    type Future = BoxFuture<'static, Result<Reply>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, call: Call) -> Self::Future {
+        let Call { tenant, operation } = call;
+        let Operation::Serve(request) = operation else {
+            let error = misrouted(ComponentKind::Server, operation.name());
+            return async move { Err(error) }.boxed();
+        };
+        if self.draining.load(Ordering::Relaxed) {
+            return async { Err(Error::new(ErrorCode::Draining, "the server is stopping")) }.boxed();
+        }
+        let context = Arc::clone(&self.context);
+        async move { serve(&context, tenant, request).await.map(Reply::Serve) }.boxed()
+    }
+}
+
+impl Lifecycle for ServerComponent {
+    fn kind(&self) -> ComponentKind {
+        ComponentKind::Server
+    }
+
+    fn health(&self) -> Health {
+        if self.draining.load(Ordering::Relaxed) { Health::Draining } else { Health::Ready }
+    }
+
+    fn drain(&self, _: Duration) -> BoxFuture<'static, ()> {
+        // Every answered request is already durable: there is nothing to finish.
+        self.draining.store(true, Ordering::Relaxed);
+        futures::future::ready(()).boxed()
+    }
+}
+
+/// Sends each request to the file of its resource.
+async fn serve(context: &ServerContext, tenant: TenantId, request: ServeRequest) -> Result<ServeOutcome> {
+    let ServerContext { store, checkpoints: files, directory } = context;
+    match request {
+        ServeRequest::CreateSession { tags, user_metadata, sdk_version } => {
+            sessions::create(store, tenant, tags, user_metadata, sdk_version).await
+        }
+        ServeRequest::Heartbeat(session) => sessions::heartbeat(store, &tenant, &session).await,
+        ServeRequest::FinishSession(session) => sessions::finish(store, &tenant, &session).await,
+        ServeRequest::DescribeSession(session) => sessions::describe(store, &tenant, &session).await,
+        ServeRequest::CreateSamplingSession { session, number, base_model, source } => {
+            let wanted = sampling_sessions::Wanted { session, number, base_model, source };
+            sampling_sessions::create(store, directory, tenant, wanted).await
+        }
+        ServeRequest::DescribeSamplingSession(session) => {
+            store.sampling_session(&tenant, &session).await.map(ServeOutcome::SamplingSession)
+        }
+        ServeRequest::DescribeRun(run) => store.run(&tenant, &run).await.map(ServeOutcome::Run),
+        ServeRequest::ListRuns { limit, offset } => runs::list(store, &tenant, limit, offset).await,
+        ServeRequest::ListCheckpoints { run } => checkpoints::list(store, &tenant, run.as_ref()).await,
+        ServeRequest::DescribeCheckpoint(path) => {
+            store.checkpoint(&tenant, &path).await.map(ServeOutcome::Checkpoint)
+        }
+        ServeRequest::DeleteCheckpoint(path) => checkpoints::delete(store, files, tenant, path).await,
+    }
+}

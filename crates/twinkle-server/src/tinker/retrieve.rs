@@ -1,0 +1,143 @@
+//! `POST retrieve_future`: results, by long polling.
+
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::response::Response;
+use http::header::ACCEPT;
+use http::{HeaderMap, StatusCode};
+use twinkle_core::call::{RunOutcome, SamplerTarget};
+use twinkle_core::error::{Error, ErrorCode, Result};
+use twinkle_core::futures::{Outcome, Waited};
+use twinkle_core::ids::RequestId;
+use twinkle_core::wire::tinker::json::{
+    ModelCreated, ModelUnloaded, OptimStepOutput, Pending, RequestFailed, RetrieveFuture, Tag, WeightsLoaded,
+    WeightsSaved, WeightsSavedForSampler,
+};
+use twinkle_core::wire::tinker::{PROTOBUF, sampling, training};
+
+use super::body::RawBody;
+use super::reply::{Answer, json, protobuf};
+use super::{Front, Tenant};
+
+/// How long a poll is held. The SDK gives up after 45 s and asks again at once.
+const HOLD: Duration = Duration::from_secs(25);
+
+/// How long a client waits that was told to slow down.
+const SLOW_DOWN: Duration = Duration::from_secs(1);
+
+/// `POST retrieve_future`
+pub(super) async fn retrieve(
+    State(front): State<Front>,
+    Tenant(tenant): Tenant,
+    headers: HeaderMap,
+    body: RawBody,
+) -> Answer {
+    let wanted: RetrieveFuture = body.json().await?;
+    let request = RequestId::new(wanted.request_id);
+    let waited = tokio::select! {
+        waited = front.context.futures.wait(&tenant, &request, HOLD) => waited.map_err(unhurried)?,
+        () = front.context.stopping.cancelled() => Waited::Pending,
+    };
+    let outcome = match waited {
+        Waited::Pending => return Ok(pending()?),
+        Waited::Unknown => return Err(unknown(&request).into()),
+        Waited::Done(outcome) => outcome,
+    };
+    match &*outcome {
+        Ok(outcome) => Ok(result(outcome, &headers)?),
+        Err(error) => Ok(failure(&request, error)?),
+    }
+}
+
+/// The SDK asks again at once, silently.
+fn pending() -> Result<Response> {
+    json(StatusCode::REQUEST_TIMEOUT, &Pending { queue_state: "active".to_owned(), queue_state_reason: None })
+}
+
+/// A lost sample is simply asked for again; a lost training result cannot be.
+fn unknown(request: &RequestId) -> Error {
+    if request.is_ephemeral() {
+        return Error::new(ErrorCode::Gone, format!("request `{request}` is not known any more")).hint("send it again");
+    }
+    Error::not_found(format!("there is no request `{request}`"))
+}
+
+/// The SDK repeats a poll that was answered 5xx at once, without end. Told to slow down, it waits.
+fn unhurried(error: Error) -> Error {
+    if error.code.is_users_fault() {
+        return error;
+    }
+    Error { code: ErrorCode::QuotaExceeded, ..error }.retry_after(SLOW_DOWN)
+}
+
+/// A failed request. A sample that was turned away for want of room is submitted again by the SDK on 410.
+fn failure(request: &RequestId, error: &Error) -> Result<Response> {
+    let turned_away = matches!(error.code, ErrorCode::Overloaded | ErrorCode::QuotaExceeded | ErrorCode::Draining);
+    if turned_away && request.is_ephemeral() {
+        return Err(Error { code: ErrorCode::Gone, ..error.clone() });
+    }
+    let category = if error.code.is_users_fault() { "user" } else { "server" };
+    json(StatusCode::OK, &RequestFailed { error: error.to_string(), category: category.to_owned() })
+}
+
+/// Bulky results are protobuf for clients that take it, and these take nothing else. Others are always JSON.
+fn result(outcome: &Outcome, headers: &HeaderMap) -> Result<Response> {
+    let takes_protobuf = header(headers, ACCEPT.as_str()).is_some_and(|accept| accept.contains(PROTOBUF));
+    match outcome {
+        Outcome::Sample(outcome) if takes_protobuf => Ok(protobuf(&sampling::outcome_to_proto(outcome))),
+        Outcome::Sample(outcome) => json(StatusCode::OK, &sampling::outcome_to_json(outcome)),
+        Outcome::Run(RunOutcome::ForwardBackward(outcome)) if takes_protobuf => {
+            Ok(protobuf(&training::outcome_to_proto(outcome)))
+        }
+        Outcome::Run(RunOutcome::ForwardBackward(outcome)) => json(StatusCode::OK, &training::outcome_to_json(outcome)),
+        Outcome::Run(outcome) => plain(outcome, headers),
+    }
+}
+
+fn plain(outcome: &RunOutcome, headers: &HeaderMap) -> Result<Response> {
+    match outcome {
+        // A model made by loading a checkpoint is awaited as the result of a load.
+        RunOutcome::Created { run } if header(headers, "x-tinker-request-type") == Some("LoadWeights") => {
+            let loaded = WeightsLoaded {
+                path: None,
+                model_id: Some(run.as_str().to_owned()),
+                kind: Tag::new("load_weights"),
+            };
+            json(StatusCode::OK, &loaded)
+        }
+        RunOutcome::Created { run } => {
+            json(StatusCode::OK, &ModelCreated { model_id: run.as_str().to_owned(), kind: Tag::new("create_model") })
+        }
+        RunOutcome::OptimStep { metrics } => json(StatusCode::OK, &OptimStepOutput { metrics: metrics.clone() }),
+        RunOutcome::Saved { path } => {
+            json(StatusCode::OK, &WeightsSaved { path: path.to_string(), kind: Tag::new("save_weights") })
+        }
+        RunOutcome::SavedForSampler { target } => {
+            let (path, session) = match target {
+                SamplerTarget::Checkpoint(path) => (Some(path.to_string()), None),
+                SamplerTarget::Live(session) => (None, Some(session.as_str().to_owned())),
+            };
+            let kind = Tag::new("save_weights_for_sampler");
+            json(StatusCode::OK, &WeightsSavedForSampler { path, sampling_session_id: session, kind })
+        }
+        RunOutcome::Loaded { run, path } => {
+            let loaded = WeightsLoaded {
+                path: Some(path.to_string()),
+                model_id: Some(run.as_str().to_owned()),
+                kind: Tag::new("load_weights"),
+            };
+            json(StatusCode::OK, &loaded)
+        }
+        RunOutcome::Unloaded { run } => {
+            json(StatusCode::OK, &ModelUnloaded { model_id: run.as_str().to_owned(), kind: Tag::new("unload_model") })
+        }
+        RunOutcome::ForwardBackward(_) | RunOutcome::Restored { .. } => {
+            Err(Error::internal("an internal operation was asked for by a client"))
+        }
+    }
+}
+
+fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}

@@ -1,0 +1,197 @@
+//! Sampling sessions and samples.
+
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use sha2::{Digest, Sha256};
+use twinkle_core::call::{Call, Operation, Reply, SampleRequest, SamplingSource, ServeOutcome, ServeRequest};
+use twinkle_core::component::BoxComponent;
+use twinkle_core::error::{Error, ErrorCode, Result};
+use twinkle_core::futures::Outcome;
+use twinkle_core::ids::{CheckpointPath, RequestId, SamplingSessionId, SessionId, TenantId};
+use twinkle_core::wire::tinker::json::{CreateSamplingSession, Future, Sample, Sampler, SamplingSessionCreated, Tag};
+use twinkle_core::wire::tinker::sampling::params;
+
+use super::body::RawBody;
+use super::operations::future;
+use super::reply::{Answer, ok};
+use super::session::path;
+use super::{Front, Tenant, unexpected};
+
+/// Most continuations of one prompt.
+const MAX_SAMPLES: u32 = 1024;
+
+/// What tells one sampling request from another: a client sends the same again when an answer is lost.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct SampleKey {
+    tenant: TenantId,
+    session: SamplingSessionId,
+    number: u64,
+    body: [u8; 32],
+}
+
+/// `POST create_sampling_session`
+pub(super) async fn create_session(State(front): State<Front>, Tenant(tenant): Tenant, body: RawBody) -> Answer {
+    let wanted: CreateSamplingSession = body.json().await?;
+    let session = front.open_session(&tenant, SessionId::new(wanted.session_id)).await?;
+    let (source, base_model) = match (wanted.model_path, wanted.base_model) {
+        (Some(text), named) => {
+            let path = CheckpointPath::parse(&text)?;
+            let checkpoint = front.checkpoint(&tenant, path.clone()).await?;
+            if let Some(named) = named
+                && named != checkpoint.base_model
+            {
+                let text = format!("`{path}` is of base model `{}`, not `{named}`", checkpoint.base_model);
+                return Err(Error::invalid(text).into());
+            }
+            (SamplingSource::Checkpoint(path), checkpoint.base_model)
+        }
+        (None, Some(base_model)) => (SamplingSource::Base, base_model),
+        (None, None) => {
+            return Err(Error::invalid("neither `base_model` nor `model_path` is given")
+                .hint("name what to sample from")
+                .into());
+        }
+    };
+    front.context.directory.sampler(&base_model)?;
+    let request = ServeRequest::CreateSamplingSession {
+        session,
+        number: wanted.sampling_session_seq_id,
+        base_model: Some(base_model),
+        source,
+    };
+    match front.serve(&tenant, request).await? {
+        ServeOutcome::SamplingSession(record) => ok(&SamplingSessionCreated {
+            kind: Tag::new("create_sampling_session"),
+            sampling_session_id: record.id.as_str().to_owned(),
+        }),
+        other => Err(unexpected("the server component", &other).into()),
+    }
+}
+
+/// `GET samplers/{id}`
+pub(super) async fn describe(
+    State(front): State<Front>,
+    Tenant(tenant): Tenant,
+    sampler: std::result::Result<Path<String>, PathRejection>,
+) -> Answer {
+    let record = front.sampling_session(&tenant, SamplingSessionId::new(path(sampler)?)).await?;
+    ok(&Sampler {
+        sampler_id: record.id.as_str().to_owned(),
+        base_model: record.base_model,
+        model_path: match record.source {
+            SamplingSource::Checkpoint(path) => Some(path.to_string()),
+            SamplingSource::Base | SamplingSource::Live(_) => None,
+        },
+    })
+}
+
+/// `POST asample`
+pub(super) async fn sample(State(front): State<Front>, Tenant(tenant): Tenant, body: RawBody) -> Answer {
+    let wanted: Sample = body.json().await?;
+    let Some(id) = wanted.sampling_session_id.clone().map(SamplingSessionId::new) else {
+        return Err(Error::invalid("`sampling_session_id` is missing").hint("create a sampling session first").into());
+    };
+    let record = front.sampling_session(&tenant, id.clone()).await?;
+    let sampler = front.context.directory.sampler(&record.base_model)?;
+    let count = wanted.num_samples;
+    let key = wanted.seq_id.map(|number| {
+        Arc::new(SampleKey {
+            tenant: tenant.clone(),
+            session: id,
+            number,
+            body: Sha256::digest(&body.bytes).into(),
+        })
+    });
+    if let Some(request) = front.remembered(&tenant, key.as_ref()).await {
+        return ok(&sampled(&request, count));
+    }
+    let request = match sample_request(wanted, record.source) {
+        Ok(request) => front.start(&tenant, sampler, request)?,
+        Err(error) => front.context.futures.spawn(&tenant, "sample", async move { Err(error) })?,
+    };
+    if let Some(key) = key {
+        front.samples.requests.insert(key, request.clone());
+    }
+    ok(&sampled(&request, count))
+}
+
+impl Front {
+    /// The request that was sent before under this key, if its result is still there.
+    async fn remembered(&self, tenant: &TenantId, key: Option<&Arc<SampleKey>>) -> Option<RequestId> {
+        let request = self.samples.requests.get(key?)?;
+        let waited = self.context.futures.wait(tenant, &request, Duration::ZERO).await;
+        waited.is_ok_and(|waited| !waited.is_unknown()).then_some(request)
+    }
+
+    /// Hands a request to the sampler. One that is turned away at once, because a queue is full or a quota
+    /// used up, is answered 429: the SDK slows down and sends it again.
+    fn start(&self, tenant: &TenantId, sampler: &BoxComponent, request: SampleRequest) -> Result<RequestId> {
+        let sampler = sampler.clone();
+        let call = Call { tenant: tenant.clone(), operation: Operation::Sample(Box::new(request)) };
+        let mut answer = Box::pin(async move {
+            match sampler.ask(call).await? {
+                Reply::Sample(outcome) => Ok(Outcome::Sample(outcome)),
+                other => Err(unexpected("the sampler component", &other)),
+            }
+        });
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        let request = match Future::poll(answer.as_mut(), &mut context) {
+            Poll::Ready(Err(error)) if !error.code.is_users_fault() => return Err(back_pressure(error)),
+            Poll::Ready(outcome) => self.context.futures.spawn(tenant, "sample", async move { outcome }),
+            Poll::Pending => self.context.futures.spawn(tenant, "sample", answer),
+        };
+        request.map_err(back_pressure)
+    }
+}
+
+/// Full queues are told to the SDK in the way it slows down for.
+fn back_pressure(error: Error) -> Error {
+    match error.code {
+        ErrorCode::Overloaded => Error { code: ErrorCode::QuotaExceeded, ..error },
+        _ => error,
+    }
+}
+
+/// The answer to an accepted sampling request.
+fn sampled(request: &RequestId, count: u32) -> Future {
+    let ids = (0..count.min(MAX_SAMPLES)).map(|index| format!("{request}:{index}")).collect();
+    Future { sample_sequence_ids: Some(ids), ..future(request, None) }
+}
+
+fn sample_request(wanted: Sample, source: SamplingSource) -> Result<SampleRequest> {
+    check_supported(&wanted)?;
+    if wanted.num_samples == 0 || wanted.num_samples > MAX_SAMPLES {
+        return Err(Error::invalid(format!("`num_samples` {} is not between 1 and {MAX_SAMPLES}", wanted.num_samples)));
+    }
+    let prompt = wanted.prompt.into_tokens()?;
+    if prompt.is_empty() {
+        return Err(Error::invalid("the prompt is empty").hint("send at least one token"));
+    }
+    Ok(SampleRequest {
+        source,
+        prompt,
+        num_samples: wanted.num_samples,
+        params: params(wanted.sampling_params)?,
+        prompt_logprobs: wanted.prompt_logprobs.unwrap_or(false),
+    })
+}
+
+/// Fields that change what a client gets back and are not served must not be ignored.
+fn check_supported(wanted: &Sample) -> Result<()> {
+    let asked = [
+        ("topk_prompt_logprobs", wanted.topk_prompt_logprobs.unwrap_or(0) > 0),
+        ("topk_sample_logprobs", wanted.topk_sample_logprobs.unwrap_or(0) > 0),
+        ("target_prompt_logprobs", wanted.target_prompt_logprobs.is_some()),
+        ("prompt_alt_tokens_k", wanted.prompt_alt_tokens_k.unwrap_or(0) > 0),
+        ("prompt_logprobs_last_n", wanted.prompt_logprobs_last_n.is_some()),
+        ("record_stability_info", wanted.record_stability_info.unwrap_or(false)),
+    ];
+    match asked.iter().find(|(_, asked)| *asked) {
+        Some((name, _)) => Err(Error::unsupported(format!("`{name}` is not supported")).hint("leave it out")),
+        None => Ok(()),
+    }
+}

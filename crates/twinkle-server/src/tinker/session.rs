@@ -1,0 +1,120 @@
+//! Start-up, sessions, telemetry and what the server can do.
+
+use std::collections::BTreeMap;
+
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use serde_json::{Value, json};
+use twinkle_core::call::{ServeOutcome, ServeRequest};
+use twinkle_core::error::{Error, Result};
+use twinkle_core::ids::SessionId;
+use twinkle_core::wire::tinker::json::{
+    ClientConfig, CreateSession, DynamicConfig, FinishSession, Health, Heartbeat, ServerCapabilities, SessionCreated,
+    SupportedModel, Tag, TelemetryAnswer,
+};
+
+use super::body::RawBody;
+use super::reply::{Answer, done, ok};
+use super::{Front, Tenant, unexpected};
+
+/// `GET healthz`
+pub(super) async fn health() -> Answer {
+    ok(&Health { status: "ok".to_owned() })
+}
+
+/// `POST client/config`
+pub(super) async fn client_config() -> Answer {
+    ok(&ClientConfig::default())
+}
+
+/// `POST client/dynamic_config`
+pub(super) async fn dynamic_config() -> Answer {
+    ok(&DynamicConfig::default())
+}
+
+/// `GET get_server_capabilities`
+pub(super) async fn capabilities(State(front): State<Front>) -> Answer {
+    let supported = |model: &crate::directory::ServedModel| SupportedModel {
+        model_name: model.name.clone(),
+        max_context_length: Some(model.max_context as u64),
+        trainable: Some(model.trainer.is_some()),
+        sampleable: Some(model.sampler.is_some()),
+        sampler_engine: None,
+    };
+    ok(&ServerCapabilities { supported_models: front.context.directory.models().iter().map(supported).collect() })
+}
+
+/// `POST create_session`
+pub(super) async fn create(State(front): State<Front>, Tenant(tenant): Tenant, body: RawBody) -> Answer {
+    let wanted: CreateSession = body.json().await?;
+    let warning_message = ignored(&wanted);
+    let request = ServeRequest::CreateSession {
+        tags: wanted.tags,
+        user_metadata: notes(wanted.user_metadata),
+        sdk_version: wanted.sdk_version,
+    };
+    match front.serve(&tenant, request).await? {
+        ServeOutcome::Session(record) => ok(&SessionCreated {
+            kind: Tag::new("create_session"),
+            session_id: record.id.as_str().to_owned(),
+            warning_message,
+            ..SessionCreated::default()
+        }),
+        other => Err(unexpected("the server component", &other).into()),
+    }
+}
+
+/// What of a session is not kept; the SDK logs it as a warning.
+fn ignored(wanted: &CreateSession) -> Option<String> {
+    let fields = [("project_id", &wanted.project_id), ("display_name", &wanted.display_name)];
+    let given: Vec<String> =
+        fields.iter().filter(|(_, value)| value.is_some()).map(|(name, _)| format!("`{name}`")).collect();
+    (!given.is_empty()).then(|| format!("this server does not keep {} of a session", given.join(" and ")))
+}
+
+/// `POST session_heartbeat`
+pub(super) async fn heartbeat(State(front): State<Front>, Tenant(tenant): Tenant, body: RawBody) -> Answer {
+    let beat: Heartbeat = body.json().await?;
+    front.serve(&tenant, ServeRequest::Heartbeat(SessionId::new(beat.session_id))).await?;
+    ok(&json!({ "type": "session_heartbeat" }))
+}
+
+/// `POST sessions/{id}/finish`
+pub(super) async fn finish(
+    State(front): State<Front>,
+    Tenant(tenant): Tenant,
+    session: std::result::Result<Path<String>, PathRejection>,
+    body: RawBody,
+) -> Answer {
+    let session = SessionId::new(path(session)?);
+    if !body.bytes.is_empty() {
+        let end: FinishSession = body.json().await?;
+        let reason = end.reason.map_or_else(|| "unknown".to_owned(), |reason| reason.kind);
+        tracing::info!(%session, reason, detail = end.detail, "the client finished its session");
+    }
+    front.serve(&tenant, ServeRequest::FinishSession(session)).await?;
+    Ok(done())
+}
+
+/// `POST telemetry`: always answered at once, for a client's errors wait for it. Nothing is kept.
+pub(super) async fn telemetry(body: RawBody) -> Answer {
+    tracing::debug!(bytes = body.bytes.len(), "telemetry of a client");
+    ok(&TelemetryAnswer { status: "accepted".to_owned() })
+}
+
+/// The captured part of a path.
+pub(super) fn path<T>(captured: std::result::Result<Path<T>, PathRejection>) -> Result<T> {
+    let Path(value) = captured.map_err(|error| Error::invalid(format!("the path of the request is broken: {error}")))?;
+    Ok(value)
+}
+
+/// A user's notes as texts; what is not a text is kept as JSON.
+pub(super) fn notes(metadata: BTreeMap<String, Value>) -> BTreeMap<String, String> {
+    metadata
+        .into_iter()
+        .map(|(name, value)| match value {
+            Value::String(text) => (name, text),
+            other => (name, other.to_string()),
+        })
+        .collect()
+}

@@ -1,0 +1,185 @@
+//! Saving and loading weights.
+
+use axum::extract::State;
+use twinkle_core::call::{CreateRun, RunOperation, SamplerTarget, SamplingSource, ServeRequest, StartingPoint};
+use twinkle_core::error::{Error, Result};
+use twinkle_core::ids::{CheckpointKind, CheckpointPath, RunId, SamplingSessionId, SessionId, TenantId};
+use twinkle_core::wire::tinker::json::{
+    LoadWeights, SaveWeights, SaveWeightsForSampler, WeightsInfo, WeightsInfoRequest,
+};
+
+use super::body::RawBody;
+use super::models::{adamw, check_optimizer, creation};
+use super::operations::Place;
+use super::reply::{Answer, ok};
+use super::session::notes;
+use super::{Front, Tenant};
+
+/// Longest lifetime of a checkpoint that has one: ten years, in seconds.
+const MAX_TTL_SECONDS: u64 = 10 * 365 * 24 * 3600;
+
+/// `POST save_weights`
+pub(super) async fn save(State(front): State<Front>, Tenant(tenant): Tenant, body: RawBody) -> Answer {
+    let wanted: SaveWeights = front.parse(&tenant, &body).await?;
+    let place = Place::new(wanted.model_id, wanted.seq_id);
+    let path = wanted
+        .path
+        .as_deref()
+        .ok_or_else(|| Error::invalid("`path` is missing").hint("give the checkpoint a name"))
+        .and_then(|name| CheckpointPath::new(place.run.clone(), CheckpointKind::Weights, name));
+    let operation = path.and_then(|path| {
+        Ok(RunOperation::SaveState {
+            path,
+            ttl_seconds: lifetime(wanted.ttl_seconds)?,
+            overwrite: wanted.overwrite,
+            user_metadata: wanted.user_metadata,
+        })
+    });
+    ok(&front.submit(&tenant, place, operation).await?)
+}
+
+/// `POST save_weights_for_sampler`: to a checkpoint when it has a name, to memory when it has none.
+pub(super) async fn save_for_sampler(State(front): State<Front>, Tenant(tenant): Tenant, body: RawBody) -> Answer {
+    let wanted: SaveWeightsForSampler = front.parse(&tenant, &body).await?;
+    let place = Place::new(wanted.model_id.clone(), wanted.seq_id);
+    let operation = front.publication(&tenant, &place.run, wanted).await;
+    // A full queue is not the fault of the content: the client may send this number again.
+    if let Err(error) = &operation
+        && !error.code.is_users_fault()
+    {
+        return Err(error.clone().into());
+    }
+    ok(&front.submit(&tenant, place, operation).await?)
+}
+
+impl Front {
+    async fn publication(&self, tenant: &TenantId, run: &RunId, wanted: SaveWeightsForSampler) -> Result<RunOperation> {
+        if let Some(kind) = wanted.kind.as_deref()
+            && kind != "snapshot"
+        {
+            return Err(Error::unsupported(format!("sampling weights of kind `{kind}` are not supported"))
+                .hint("known kinds: `snapshot`"));
+        }
+        let target = match (&wanted.path, wanted.sampling_session_seq_id) {
+            (Some(name), _) => {
+                SamplerTarget::Checkpoint(CheckpointPath::new(run.clone(), CheckpointKind::SamplerWeights, name)?)
+            }
+            (None, Some(number)) => SamplerTarget::Live(self.live_session(tenant, run, number).await?),
+            (None, None) => {
+                return Err(Error::invalid("neither `path` nor `sampling_session_seq_id` is given")
+                    .hint("name a checkpoint, or number the sampling session that is to hold the weights"));
+            }
+        };
+        Ok(RunOperation::SaveForSampler {
+            target,
+            ttl_seconds: lifetime(wanted.ttl_seconds)?,
+            user_metadata: wanted.user_metadata,
+        })
+    }
+
+    /// Opens the sampling session that will hold the weights; asked twice, it is the same one.
+    async fn live_session(&self, tenant: &TenantId, run: &RunId, number: u64) -> Result<SamplingSessionId> {
+        let record = self.run(tenant, run.clone()).await?;
+        let id = SamplingSessionId::of_session(&record.session, number);
+        let request = ServeRequest::CreateSamplingSession {
+            session: record.session,
+            number,
+            base_model: Some(record.base_model),
+            source: SamplingSource::Live(id.clone()),
+        };
+        self.serve(tenant, request).await?;
+        Ok(id)
+    }
+}
+
+fn lifetime(ttl_seconds: Option<u64>) -> Result<Option<u64>> {
+    match ttl_seconds {
+        Some(seconds) if seconds == 0 || seconds > MAX_TTL_SECONDS => {
+            Err(Error::invalid(format!("`ttl_seconds` {seconds} is not between 1 and {MAX_TTL_SECONDS}")))
+        }
+        other => Ok(other),
+    }
+}
+
+/// `POST load_weights`: makes a model out of a checkpoint, or loads one into a model.
+pub(super) async fn load(State(front): State<Front>, Tenant(tenant): Tenant, body: RawBody) -> Answer {
+    let wanted: LoadWeights = front.parse(&tenant, &body).await?;
+    match (wanted.session_id.clone(), wanted.model_seq_id, wanted.model_id.clone()) {
+        (Some(session), Some(number), None) => create(&front, &tenant, session, number, wanted).await,
+        (None, None, Some(model_id)) => {
+            let place = Place::new(model_id, wanted.seq_id);
+            let operation = front.loading(&tenant, wanted).await;
+            if let Err(error) = &operation
+                && !error.code.is_users_fault()
+            {
+                return Err(error.clone().into());
+            }
+            ok(&front.submit(&tenant, place, operation).await?)
+        }
+        _ => Err(Error::invalid("a load names either `session_id` and `model_seq_id`, or `model_id`").into()),
+    }
+}
+
+/// Makes a model with the checkpoint's adapter.
+async fn create(front: &Front, tenant: &TenantId, session: String, number: u64, wanted: LoadWeights) -> Answer {
+    let session = front.open_session(tenant, SessionId::new(session)).await?;
+    let path = training_path(&wanted)?;
+    let checkpoint = front.checkpoint(tenant, path.clone()).await?;
+    check_base_model(wanted.base_model.as_deref(), &checkpoint.base_model)?;
+    let operation = RunOperation::Create(CreateRun {
+        base_model: checkpoint.base_model.clone(),
+        lora: checkpoint.lora,
+        from: Some(StartingPoint { path, with_optimizer: wanted.optimizer }),
+        user_metadata: notes(wanted.user_metadata),
+    });
+    let place = creation(RunId::of_session(&session, number));
+    ok(&front.accept(tenant, &checkpoint.base_model, place, operation).await?)
+}
+
+impl Front {
+    async fn loading(&self, tenant: &TenantId, wanted: LoadWeights) -> Result<RunOperation> {
+        let path = training_path(&wanted)?;
+        let checkpoint = self.checkpoint(tenant, path.clone()).await?;
+        check_base_model(wanted.base_model.as_deref(), &checkpoint.base_model)?;
+        Ok(RunOperation::LoadState { path, with_optimizer: wanted.optimizer })
+    }
+}
+
+/// The path of a checkpoint that training can continue from.
+fn training_path(wanted: &LoadWeights) -> Result<CheckpointPath> {
+    check_optimizer(wanted.optimizer_config.as_ref())?;
+    if wanted.weights_access_token.is_some() {
+        return Err(Error::unsupported("`weights_access_token` is not supported")
+            .hint("checkpoints of other accounts cannot be loaded here"));
+    }
+    let path = CheckpointPath::parse(&wanted.path)?;
+    if path.kind != CheckpointKind::Weights {
+        return Err(Error::invalid(format!("`{path}` is for sampling only"))
+            .hint("load a checkpoint of kind `weights`, as `save_state` writes"));
+    }
+    Ok(path)
+}
+
+fn check_base_model(wanted: Option<&str>, actual: &str) -> Result<()> {
+    match wanted {
+        Some(wanted) if wanted != actual => {
+            Err(Error::invalid(format!("the checkpoint is of base model `{actual}`, not `{wanted}`")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// `POST weights_info`
+pub(super) async fn info(State(front): State<Front>, Tenant(tenant): Tenant, body: RawBody) -> Answer {
+    let wanted: WeightsInfoRequest = body.json().await?;
+    let record = front.checkpoint(&tenant, CheckpointPath::parse(&wanted.tinker_path)?).await?;
+    ok(&WeightsInfo {
+        base_model: record.base_model,
+        is_lora: true,
+        lora_rank: Some(record.lora.rank),
+        train_unembed: Some(record.lora.train_unembed),
+        train_mlp: Some(record.lora.train_mlp),
+        train_attn: Some(record.lora.train_attn),
+        optimizer_config: Some(adamw()),
+    })
+}

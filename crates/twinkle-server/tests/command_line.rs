@@ -1,0 +1,95 @@
+//! The binary as an operator meets it: help, bad configurations, exit codes.
+
+use std::path::Path;
+use std::process::Output;
+
+use assert_cmd::Command;
+
+/// Runs the binary with no configuration in its environment.
+fn run(folder: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::cargo_bin("twinkle-server").unwrap();
+    command.env_remove("TWINKLE_SERVER_CONFIG").env_remove("RUST_LOG").env("NO_COLOR", "1").env("COLUMNS", "100");
+    command.current_dir(folder).args(arguments).timeout(std::time::Duration::from_secs(60)).output().unwrap()
+}
+
+/// Exit code and stderr of `check` or a launch with this configuration.
+fn complaint(yaml: &str, arguments: &[&str]) -> (Option<i32>, String) {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("node.yaml"), yaml).unwrap();
+    let output = run(folder.path(), arguments);
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[test]
+fn help_teaches_with_an_example() {
+    let output = run(Path::new("."), &["--help"]);
+    assert_eq!(output.status.code(), Some(0));
+    insta::assert_snapshot!("help", String::from_utf8(output.stdout).unwrap());
+}
+
+#[test]
+fn without_a_configuration_the_command_says_how_to_name_one() {
+    let output = run(Path::new("."), &[]);
+    assert_eq!(output.status.code(), Some(2));
+    insta::assert_snapshot!(String::from_utf8(output.stderr).unwrap(), @r"
+    error: no configuration given
+    hint: name one with `--config FILE` or `TWINKLE_SERVER_CONFIG`; `twinkle-server --help` shows an example
+    ");
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let output = run(Path::new("."), &["--config", "no-such.yaml"]);
+    assert_eq!(output.status.code(), Some(2));
+    insta::assert_snapshot!(String::from_utf8(output.stderr).unwrap(), @"error: no-such.yaml: config file not found");
+}
+
+#[test]
+fn a_misspelt_key_is_shown_with_its_place_by_check_and_by_a_launch() {
+    let yaml = "http_options: {host: 127.0.0.1, port: 0}\napplicatons: []\n";
+    for arguments in [&["check", "-c", "node.yaml"][..], &["-c", "node.yaml"]] {
+        let (code, stderr) = complaint(yaml, arguments);
+        assert_eq!(code, Some(2), "{arguments:?}");
+        assert!(stderr.starts_with("error: node.yaml:2:1: unknown key `applicatons`"), "{stderr}");
+        assert!(stderr.contains("did you mean `applications`?"), "{stderr}");
+    }
+}
+
+#[test]
+fn check_prints_the_normal_form_on_stdout() {
+    let folder = tempfile::tempdir().unwrap();
+    let yaml = "applications:\n  - {name: server, route_prefix: /api/v1, import_path: server}\n";
+    std::fs::write(folder.path().join("node.yaml"), yaml).unwrap();
+    let output = run(folder.path(), &["check", "--config", "node.yaml"]);
+    assert_eq!(output.status.code(), Some(0));
+    let normal: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(normal["http"]["port"], 8000);
+    assert_eq!(normal["applications"][0]["args"]["server"]["per_token_model_limit"], 30);
+}
+
+#[test]
+fn an_open_address_is_refused_before_anything_starts() {
+    let yaml = "http_options: {host: 0.0.0.0, port: 0}\napplications:\n  - {name: server, route_prefix: /api/v1, import_path: server}\n";
+    let (code, stderr) = complaint(yaml, &["--config", "node.yaml", "--log-level", "error"]);
+    assert_eq!(code, Some(1));
+    assert!(stderr.contains("error: refusing to listen on `0.0.0.0`"), "{stderr}");
+    assert!(stderr.contains("\nhint: "), "{stderr}");
+}
+
+#[test]
+fn a_missing_model_folder_is_one_error_before_listening() {
+    let yaml = "http_options: {host: 127.0.0.1, port: 0}
+persistence: {mode: memory}
+applications:
+  - {name: server, route_prefix: /api/v1, import_path: server}
+  - name: model
+    route_prefix: /api/v1/model/tiny
+    import_path: model
+    args:
+      model_id: ./no-such-model
+      device_group: {name: model, ranks: 1, device_type: CPU}
+";
+    let (code, stderr) = complaint(yaml, &["--config", "node.yaml", "--log-level", "error"]);
+    assert_eq!(code, Some(1));
+    assert!(stderr.starts_with("error: model_id `./no-such-model` is not a folder"), "{stderr}");
+}
