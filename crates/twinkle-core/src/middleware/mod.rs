@@ -3,3 +3,4 @@
 pub mod concurrency;
 pub mod quota;
 pub mod rescue;
+pub mod turns;

@@ -1,0 +1,144 @@
+//! The directory of checkpoints; their files are [`crate::checkpoint`]'s.
+
+use jiff::Timestamp;
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, SqliteConnection};
+
+use super::StateStore;
+use super::codec::{from_blob, from_integer, from_nanoseconds, now, to_blob, to_integer, to_nanoseconds};
+use super::failure::{Failure, describe};
+use super::writer::Write;
+use crate::call::CheckpointRecord;
+use crate::error::{Error, Result};
+use crate::ids::{CheckpointKind, CheckpointPath, RunId, TenantId};
+
+impl StateStore {
+    /// Lists a checkpoint whose files are in place, replacing the entry of an overwritten one.
+    pub async fn insert_checkpoint(&self, checkpoint: &CheckpointRecord) -> Result<()> {
+        self.writer.write(InsertCheckpoint(checkpoint.clone())).await
+    }
+
+    /// The tenant's checkpoint of that path, unless it has expired.
+    pub async fn checkpoint(&self, tenant: &TenantId, path: &CheckpointPath) -> Result<CheckpointRecord> {
+        let row = sqlx::query(
+            "SELECT * FROM checkpoints WHERE tenant = ? AND run = ? AND kind = ? AND name = ?
+             AND (expires_at IS NULL OR expires_at > ?)",
+        )
+        .bind(tenant.as_str())
+        .bind(path.run.as_str())
+        .bind(path.kind.segment())
+        .bind(path.name.as_str())
+        .bind(now())
+        .fetch_optional(&self.readers)
+        .await
+        .map_err(|error| describe(&error))?
+        .ok_or_else(|| no_checkpoint(path))?;
+        read_checkpoint(&row)
+    }
+
+    /// The tenant's checkpoints, of one run or of all, oldest first.
+    pub async fn list_checkpoints(&self, tenant: &TenantId, run: Option<&RunId>) -> Result<Vec<CheckpointRecord>> {
+        let rows = sqlx::query(
+            "SELECT * FROM checkpoints WHERE tenant = ?1 AND (?2 IS NULL OR run = ?2)
+             AND (expires_at IS NULL OR expires_at > ?3) ORDER BY created_at, run, kind, name",
+        )
+        .bind(tenant.as_str())
+        .bind(run.map(RunId::as_str))
+        .bind(now())
+        .fetch_all(&self.readers)
+        .await
+        .map_err(|error| describe(&error))?;
+        rows.iter().map(read_checkpoint).collect()
+    }
+
+    /// Checkpoints whose lifetime is over at `time`, of all tenants; their files can be deleted.
+    pub async fn expired_checkpoints(&self, time: Timestamp, limit: u32) -> Result<Vec<CheckpointRecord>> {
+        let rows = sqlx::query("SELECT * FROM checkpoints WHERE expires_at <= ? ORDER BY expires_at LIMIT ?")
+            .bind(to_nanoseconds(time))
+            .bind(limit)
+            .fetch_all(&self.readers)
+            .await
+            .map_err(|error| describe(&error))?;
+        rows.iter().map(read_checkpoint).collect()
+    }
+
+    /// Takes a checkpoint off the list; the caller then deletes its files.
+    pub async fn delete_checkpoint(&self, tenant: &TenantId, path: &CheckpointPath) -> Result<()> {
+        self.writer.write(DeleteCheckpoint { tenant: tenant.clone(), path: path.clone() }).await
+    }
+}
+
+/// The answer for a checkpoint that is absent or another tenant's.
+pub(crate) fn no_checkpoint(path: &CheckpointPath) -> Error {
+    Error::not_found(format!("checkpoint `{path}` does not exist"))
+}
+
+fn read_checkpoint(row: &SqliteRow) -> Result<CheckpointRecord> {
+    let kind = match row.get::<&str, _>("kind") {
+        "weights" => CheckpointKind::Weights,
+        "sampler_weights" => CheckpointKind::SamplerWeights,
+        other => return Err(Error::internal(format!("the state store holds an unknown checkpoint kind `{other}`"))),
+    };
+    let expires_at: Option<i64> = row.get("expires_at");
+    Ok(CheckpointRecord {
+        path: CheckpointPath { run: RunId::new(row.get::<String, _>("run")), kind, name: row.get("name") },
+        tenant: TenantId::new(row.get::<String, _>("tenant")),
+        base_model: row.get("base_model"),
+        lora: from_blob(row.get("lora"))?,
+        size_bytes: from_integer(row.get("size_bytes"))?,
+        user_metadata: from_blob(row.get("user_metadata"))?,
+        created_at: from_nanoseconds(row.get("created_at"))?,
+        expires_at: expires_at.map(from_nanoseconds).transpose()?,
+    })
+}
+
+struct InsertCheckpoint(CheckpointRecord);
+
+impl Write for InsertCheckpoint {
+    type Answer = ();
+
+    async fn apply(&self, connection: &mut SqliteConnection) -> Result<(), Failure> {
+        let Self(checkpoint) = self;
+        sqlx::query(
+            "INSERT OR REPLACE INTO checkpoints
+             (tenant, run, kind, name, base_model, lora, size_bytes, user_metadata, created_at, expires_at)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        )
+        .bind(checkpoint.tenant.as_str())
+        .bind(checkpoint.path.run.as_str())
+        .bind(checkpoint.path.kind.segment())
+        .bind(checkpoint.path.name.as_str())
+        .bind(checkpoint.base_model.as_str())
+        .bind(to_blob(&checkpoint.lora)?)
+        .bind(to_integer(checkpoint.size_bytes)?)
+        .bind(to_blob(&checkpoint.user_metadata)?)
+        .bind(to_nanoseconds(checkpoint.created_at))
+        .bind(checkpoint.expires_at.map(to_nanoseconds))
+        .execute(connection)
+        .await?;
+        Ok(())
+    }
+}
+
+struct DeleteCheckpoint {
+    tenant: TenantId,
+    path: CheckpointPath,
+}
+
+impl Write for DeleteCheckpoint {
+    type Answer = ();
+
+    async fn apply(&self, connection: &mut SqliteConnection) -> Result<(), Failure> {
+        let deleted = sqlx::query("DELETE FROM checkpoints WHERE tenant = ? AND run = ? AND kind = ? AND name = ?")
+            .bind(self.tenant.as_str())
+            .bind(self.path.run.as_str())
+            .bind(self.path.kind.segment())
+            .bind(self.path.name.as_str())
+            .execute(connection)
+            .await?;
+        if deleted.rows_affected() == 0 {
+            return Err(no_checkpoint(&self.path).into());
+        }
+        Ok(())
+    }
+}

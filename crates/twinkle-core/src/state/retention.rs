@@ -1,0 +1,158 @@
+//! What is forgotten, and when.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use sqlx::{Row, SqliteConnection};
+
+use super::StateStore;
+use super::codec::now;
+use super::failure::Failure;
+use super::writer::Write;
+use crate::error::Result;
+
+/// How long things are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// A finished operation's result, counted from its end.
+    pub results: Duration,
+    /// A session that was never used, counted from its client's last sign of life.
+    pub idle_sessions: Duration,
+    /// Rows of each kind that one sweep removes at most, so that it never holds up other writes for long.
+    pub batch: u32,
+    /// The time between two sweeps.
+    pub every: Duration,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self {
+            results: Duration::from_hours(2),
+            idle_sessions: Duration::from_hours(30 * 24),
+            batch: 1000,
+            every: Duration::from_secs(60),
+        }
+    }
+}
+
+/// What one sweep removed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Results that are no longer delivered.
+    pub results: u64,
+    /// Operations that are no longer known.
+    pub operations: u64,
+    /// Sessions without runs whose clients are long gone.
+    pub sessions: u64,
+}
+
+impl StateStore {
+    /// Forgets what has been kept for its time, at most one batch of each kind.
+    pub async fn sweep(&self, retention: &Retention) -> Result<Swept> {
+        let age = |duration: Duration| now().saturating_sub(i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX));
+        let write = Sweep {
+            finished_before: age(retention.results),
+            seen_before: age(retention.idle_sessions),
+            batch: retention.batch,
+        };
+        self.writer.write(write).await
+    }
+
+    /// Sweeps again and again until the store closes or the future is dropped.
+    pub async fn sweep_periodically(self, retention: Retention) {
+        let mut ticks = tokio::time::interval(retention.every);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            match self.sweep(&retention).await {
+                Ok(swept) if swept != Swept::default() => tracing::debug!(?swept, "expired state removed"),
+                Ok(_) => {}
+                Err(error) if error.code == crate::ErrorCode::Draining => return,
+                Err(error) => tracing::warn!(%error, "expired state could not be removed"),
+            }
+        }
+    }
+}
+
+struct Sweep {
+    finished_before: i64,
+    seen_before: i64,
+    batch: u32,
+}
+
+impl Write for Sweep {
+    type Answer = Swept;
+
+    async fn apply(&self, connection: &mut SqliteConnection) -> Result<Swept, Failure> {
+        let results = sqlx::query(
+            "UPDATE operations SET outcome = NULL WHERE id IN (SELECT id FROM operations
+             WHERE state <> 0 AND finished_at < ? AND outcome IS NOT NULL LIMIT ?)",
+        )
+        .bind(self.finished_before)
+        .bind(self.batch)
+        .execute(&mut *connection)
+        .await?
+        .rows_affected();
+        let operations = self.forget_operations(connection).await?;
+        let sessions = self.forget_sessions(connection).await?;
+        Ok(Swept { results, operations, sessions })
+    }
+}
+
+impl Sweep {
+    /// An operation can go when its result is gone and a snapshot covers it. Its number stays used up.
+    async fn forget_operations(&self, connection: &mut SqliteConnection) -> Result<u64, Failure> {
+        let gone = sqlx::query(
+            "DELETE FROM operations WHERE id IN (SELECT id FROM operations
+             WHERE state IN (1, 2) AND finished_at < ? AND outcome IS NULL AND payload IS NULL LIMIT ?)
+             RETURNING run, after, arrival",
+        )
+        .bind(self.finished_before)
+        .bind(self.batch)
+        .fetch_all(&mut *connection)
+        .await?;
+        let mut passed: BTreeMap<String, i64> = BTreeMap::new();
+        for row in &gone {
+            if row.get::<i64, _>("arrival") == 0 {
+                let highest = passed.entry(row.get("run")).or_default();
+                *highest = (*highest).max(row.get("after"));
+            }
+        }
+        for (run, number) in passed {
+            sqlx::query("UPDATE runs SET passed_through = MAX(passed_through, ?) WHERE id = ?")
+                .bind(number)
+                .bind(run)
+                .execute(&mut *connection)
+                .await?;
+        }
+        let refused = sqlx::query(
+            "DELETE FROM operations WHERE id IN (SELECT operations.id FROM operations JOIN runs ON runs.id = run
+             WHERE state = 3 AND finished_at < ? AND after <= passed_through LIMIT ?)",
+        )
+        .bind(self.finished_before)
+        .bind(self.batch)
+        .execute(connection)
+        .await?
+        .rows_affected();
+        Ok(gone.len() as u64 + refused)
+    }
+
+    /// A session whose runs are on record stays with them.
+    async fn forget_sessions(&self, connection: &mut SqliteConnection) -> Result<u64, Failure> {
+        let gone: Vec<String> = sqlx::query_scalar(
+            "DELETE FROM sessions WHERE id IN (SELECT id FROM sessions WHERE last_seen_at < ?
+             AND NOT EXISTS (SELECT 1 FROM runs WHERE runs.session = sessions.id) LIMIT ?) RETURNING id",
+        )
+        .bind(self.seen_before)
+        .bind(self.batch)
+        .fetch_all(&mut *connection)
+        .await?;
+        for session in &gone {
+            sqlx::query("DELETE FROM sampling_sessions WHERE session = ?")
+                .bind(session)
+                .execute(&mut *connection)
+                .await?;
+        }
+        Ok(gone.len() as u64)
+    }
+}

@@ -1,0 +1,162 @@
+//! Sessions of clients.
+
+use jiff::Timestamp;
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, SqliteConnection};
+
+use super::StateStore;
+use super::codec::{from_blob, from_nanoseconds, now, to_blob, to_nanoseconds};
+use super::failure::{Failure, describe};
+use super::writer::Write;
+use crate::call::SessionRecord;
+use crate::error::{Error, ErrorCode, Result};
+use crate::ids::{SessionId, TenantId};
+
+impl StateStore {
+    /// Keeps a new session.
+    pub async fn create_session(&self, session: &SessionRecord) -> Result<()> {
+        self.writer.write(CreateSession(session.clone())).await
+    }
+
+    /// The tenant's session of that name.
+    pub async fn session(&self, tenant: &TenantId, session: &SessionId) -> Result<SessionRecord> {
+        let row = sqlx::query("SELECT * FROM sessions WHERE id = ? AND tenant = ?")
+            .bind(session.as_str())
+            .bind(tenant.as_str())
+            .fetch_optional(&self.readers)
+            .await
+            .map_err(|error| describe(&error))?
+            .ok_or_else(|| no_session(session))?;
+        read_session(&row)
+    }
+
+    /// Notes that the session's client is alive. A finished session is [`ErrorCode::Gone`].
+    pub async fn touch_session(&self, tenant: &TenantId, session: &SessionId) -> Result<()> {
+        self.writer.write(TouchSession { tenant: tenant.clone(), session: session.clone() }).await
+    }
+
+    /// Ends a session; ending it again changes nothing.
+    pub async fn finish_session(&self, tenant: &TenantId, session: &SessionId) -> Result<()> {
+        self.writer.write(FinishSession { tenant: tenant.clone(), session: session.clone() }).await
+    }
+
+    /// When the session's client was last heard of.
+    pub async fn session_last_seen(&self, tenant: &TenantId, session: &SessionId) -> Result<Timestamp> {
+        let seen: i64 = sqlx::query_scalar("SELECT last_seen_at FROM sessions WHERE id = ? AND tenant = ?")
+            .bind(session.as_str())
+            .bind(tenant.as_str())
+            .fetch_optional(&self.readers)
+            .await
+            .map_err(|error| describe(&error))?
+            .ok_or_else(|| no_session(session))?;
+        from_nanoseconds(seen)
+    }
+}
+
+/// The answer for a session that is absent or another tenant's.
+pub(super) fn no_session(session: &SessionId) -> Error {
+    Error::not_found(format!("session `{session}` does not exist"))
+}
+
+/// Refuses unless the tenant's session exists and is open.
+pub(super) async fn require_open_session(
+    connection: &mut SqliteConnection,
+    tenant: &TenantId,
+    session: &SessionId,
+) -> Result<(), Failure> {
+    let finished: Option<bool> = sqlx::query_scalar("SELECT finished FROM sessions WHERE id = ? AND tenant = ?")
+        .bind(session.as_str())
+        .bind(tenant.as_str())
+        .fetch_optional(connection)
+        .await?;
+    match finished {
+        Some(false) => Ok(()),
+        Some(true) => {
+            Err(Error::new(ErrorCode::Gone, format!("session `{session}` is finished")).hint("open a new session").into())
+        }
+        None => Err(no_session(session).into()),
+    }
+}
+
+fn read_session(row: &SqliteRow) -> Result<SessionRecord> {
+    Ok(SessionRecord {
+        id: SessionId::new(row.get::<String, _>("id")),
+        tenant: TenantId::new(row.get::<String, _>("tenant")),
+        tags: from_blob(row.get("tags"))?,
+        user_metadata: from_blob(row.get("user_metadata"))?,
+        sdk_version: row.get("sdk_version"),
+        finished: row.get("finished"),
+        created_at: from_nanoseconds(row.get("created_at"))?,
+    })
+}
+
+struct CreateSession(SessionRecord);
+
+impl Write for CreateSession {
+    type Answer = ();
+
+    async fn apply(&self, connection: &mut SqliteConnection) -> Result<(), Failure> {
+        let Self(session) = self;
+        let created = sqlx::query(
+            "INSERT INTO sessions (id, tenant, tags, user_metadata, sdk_version, finished, created_at, last_seen_at)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7) ON CONFLICT DO NOTHING",
+        )
+        .bind(session.id.as_str())
+        .bind(session.tenant.as_str())
+        .bind(to_blob(&session.tags)?)
+        .bind(to_blob(&session.user_metadata)?)
+        .bind(session.sdk_version.as_deref())
+        .bind(session.finished)
+        .bind(to_nanoseconds(session.created_at))
+        .execute(connection)
+        .await?;
+        if created.rows_affected() == 0 {
+            return Err(Error::new(ErrorCode::Conflict, format!("session `{}` exists already", session.id)).into());
+        }
+        Ok(())
+    }
+}
+
+struct TouchSession {
+    tenant: TenantId,
+    session: SessionId,
+}
+
+impl Write for TouchSession {
+    type Answer = ();
+
+    async fn apply(&self, connection: &mut SqliteConnection) -> Result<(), Failure> {
+        let touched = sqlx::query("UPDATE sessions SET last_seen_at = ? WHERE id = ? AND tenant = ? AND NOT finished")
+            .bind(now())
+            .bind(self.session.as_str())
+            .bind(self.tenant.as_str())
+            .execute(&mut *connection)
+            .await?;
+        if touched.rows_affected() == 1 {
+            return Ok(());
+        }
+        require_open_session(connection, &self.tenant, &self.session).await
+    }
+}
+
+struct FinishSession {
+    tenant: TenantId,
+    session: SessionId,
+}
+
+impl Write for FinishSession {
+    type Answer = ();
+
+    async fn apply(&self, connection: &mut SqliteConnection) -> Result<(), Failure> {
+        let finished = sqlx::query("UPDATE sessions SET finished = 1, last_seen_at = ? WHERE id = ? AND tenant = ?")
+            .bind(now())
+            .bind(self.session.as_str())
+            .bind(self.tenant.as_str())
+            .execute(connection)
+            .await?;
+        if finished.rows_affected() == 0 {
+            return Err(no_session(&self.session).into());
+        }
+        Ok(())
+    }
+}
