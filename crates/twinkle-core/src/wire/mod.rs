@@ -3,4 +3,5 @@
 //! Nothing behind a front knows these types: they are turned into the vocabulary of [`crate::call`]
 //! and back at the edge.
 
+pub mod native;
 pub mod tinker;

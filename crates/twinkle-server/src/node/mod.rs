@@ -30,7 +30,7 @@ pub use trace::TraceLayer;
 pub const MAX_BODY_BYTES: u64 = 64 << 20;
 
 /// Largest body after decompression, in bytes; bounds what a zip bomb can cost.
-pub const MAX_DECOMPRESSED_BYTES: usize = 256 << 20;
+pub const MAX_DECOMPRESSED_BYTES: usize = 64 << 20;
 
 /// A service from one HTTP request to one HTTP response that cannot fail.
 pub trait HttpService:

@@ -12,7 +12,7 @@ use twinkle_core::component::BoxComponent;
 use twinkle_core::error::{Error, ErrorCode, Result};
 use twinkle_core::futures::Outcome;
 use twinkle_core::ids::{CheckpointPath, RequestId, SamplingSessionId, SessionId, TenantId};
-use twinkle_core::wire::tinker::json::{CreateSamplingSession, Future, Sample, Sampler, SamplingSessionCreated, Tag};
+use twinkle_core::wire::tinker::json::{self, CreateSamplingSession, Sample, Sampler, SamplingSessionCreated, Tag};
 use twinkle_core::wire::tinker::sampling::params;
 
 use super::body::RawBody;
@@ -139,7 +139,7 @@ impl Front {
             }
         });
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-        let request = match Future::poll(answer.as_mut(), &mut context) {
+        let request = match answer.as_mut().poll(&mut context) {
             Poll::Ready(Err(error)) if !error.code.is_users_fault() => return Err(back_pressure(error)),
             Poll::Ready(outcome) => self.context.futures.spawn(tenant, "sample", async move { outcome }),
             Poll::Pending => self.context.futures.spawn(tenant, "sample", answer),
@@ -157,9 +157,9 @@ fn back_pressure(error: Error) -> Error {
 }
 
 /// The answer to an accepted sampling request.
-fn sampled(request: &RequestId, count: u32) -> Future {
+fn sampled(request: &RequestId, count: u32) -> json::Future {
     let ids = (0..count.min(MAX_SAMPLES)).map(|index| format!("{request}:{index}")).collect();
-    Future { sample_sequence_ids: Some(ids), ..future(request, None) }
+    json::Future { sample_sequence_ids: Some(ids), ..future(request, None) }
 }
 
 fn sample_request(wanted: Sample, source: SamplingSource) -> Result<SampleRequest> {

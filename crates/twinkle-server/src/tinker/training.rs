@@ -6,6 +6,7 @@ use serde_json::Value;
 use twinkle_core::call::{AdamParams, RunOperation};
 use twinkle_core::data::Datum;
 use twinkle_core::error::{Error, Result};
+use twinkle_core::wire::tinker::bounds::check_forward_backward;
 use twinkle_core::wire::tinker::json::{self, AnyOptimizerParams, OptimStep};
 use twinkle_core::wire::tinker::proto;
 use twinkle_core::wire::tinker::training::{ForwardBackward, ForwardBackwardContent};
@@ -68,6 +69,10 @@ fn check_shapes(datum: &Datum) -> Result<()> {
 /// Decodes a protobuf request; a broken one still tells its place, if that came before the damage.
 fn decode(bytes: bytes::Bytes) -> std::result::Result<ForwardBackward, (Place, Error)> {
     let mut request = proto::ForwardBackwardRequest::default();
+    if let Err(error) = check_forward_backward(&bytes) {
+        // Not worth decoding for its place: no client sends such a thing by mistake.
+        return Err((Place::new(String::new(), None), error));
+    }
     match request.merge(bytes) {
         Ok(()) => Ok(ForwardBackward::from_proto(request)),
         Err(error) => {

@@ -2,8 +2,9 @@
 //!
 //! [`json`] holds the bodies of the JSON routes, [`proto`] the protobuf messages. The same training
 //! request exists in both: SDKs up to 0.24 send JSON, later ones protobuf, optionally compressed with
-//! zstd. [`tensor`], [`training`] and [`sampling`] turn either into the node's vocabulary and back.
+//! zstd; [`bounds`] looks at these before they are decoded. [`tensor`], [`training`] and [`sampling`] turn either into the node's vocabulary and back.
 
+pub mod bounds;
 pub mod json;
 pub mod proto;
 pub mod sampling;

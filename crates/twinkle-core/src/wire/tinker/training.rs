@@ -51,7 +51,7 @@ impl ForwardBackward {
                 name: request.loss_fn,
                 config: proto_settings(request.loss_fn_config, &request.loss_fn_config_v2)?,
             };
-            let data = numbered(request.data, datum_from_proto)?;
+            let data = numbered(request.data, |datum| datum_from_proto(&datum))?;
             Ok(ForwardBackwardContent { data, loss, backward: !request.forward_only })
         });
         Self { model_id: request.model_id, sequence: sequence.unwrap_or(None), content }
@@ -111,7 +111,7 @@ fn numbered<T>(data: Vec<T>, convert: impl Fn(T) -> Result<Datum>) -> Result<Vec
         .collect()
 }
 
-fn datum_from_proto(datum: proto::Datum) -> Result<Datum> {
+fn datum_from_proto(datum: &proto::Datum) -> Result<Datum> {
     let mut inputs = BTreeMap::new();
     for (name, value) in &datum.loss_fn_inputs {
         inputs.insert(name.clone(), tensor::from_proto(value).map_err(|error| in_input(name, error))?);
