@@ -8,7 +8,7 @@ The last line of the output is one JSON object: `tokens_per_second` (one number 
 and `peak_rss_bytes`. A step is forward, loss, backward and AdamW on the whole batch, as a user would write it: the base
 frozen, no padding, no gradient checkpointing, attention through SDPA. Every projection of attention and MLP has an
 adapter, PEFT's `all-linear`; with `--train-unembed` the output head has one too, which costs PEFT much time and memory.
-The run it is compared with must train the same modules.
+The run it is compared with must train the same modules. Adapters are kept in the model's dtype, the faster of PEFT's ways.
 """
 
 import argparse
@@ -34,6 +34,10 @@ def main():
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--steps", type=int, default=3, help="measured steps; one more warms up")
     parser.add_argument("--threads", type=int, default=0, help="0 leaves torch's default")
+    parser.add_argument(
+        "--adapter-dtype", choices=("float32", "model"), default="model",
+        help="`model`: adapters in the model's dtype, three times as fast here; float32: PEFT's own default",
+    )
     parser.add_argument("--train-unembed", action="store_true", help="an adapter on the output head too")
     arguments = parser.parse_args()
     if arguments.threads > 0:
@@ -47,7 +51,7 @@ def main():
     targets = [*PROJECTIONS, "lm_head"] if arguments.train_unembed else PROJECTIONS
     model = get_peft_model(model, LoraConfig(
         task_type="CAUSAL_LM", r=arguments.rank, lora_alpha=32, lora_dropout=0.0, target_modules=targets,
-    ))
+    ), autocast_adapter_dtype=arguments.adapter_dtype == "float32")
     model.train()
     adapters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(adapters, lr=1e-4, betas=(0.9, 0.95), eps=1e-12, weight_decay=0.0)
