@@ -191,9 +191,9 @@ def raw(url, client, model, run_id):
     step = {"adam_params": {"learning_rate": None}, "model_id": own, "seq_id": 3}
     refused_post("a learning rate of null", "optim_step", step, ["learning_rate", "learning rate"])
     text = json.dumps({**step, "seq_id": 4}).replace("null", "NaN").encode()
-    refused_post("a learning rate of NaN", "optim_step", text, ["json", "expected", "learning_rate", "number"])
-    # The body above could not be parsed, so number 4 is still to come.
-    result = blackbox.raw_operation(url, "forward_backward", passing(4, [good]))
+    refused_post("a learning rate of NaN", "optim_step", text, ["json", "expected", "learning_rate", "number", "nan"])
+    # Each refusal consumed its number: the run must not wait for it.
+    result = blackbox.raw_operation(url, "forward_backward", passing(5, [good]))
     expect(len(result["loss_fn_outputs"]) == 1, f"the run did not go on after its refused operations: {result}")
 
     refused_post("broken JSON", "forward_backward", b'{"forward_backward_input": {', ["json", "eof", "expected"])
