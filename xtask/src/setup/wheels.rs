@@ -41,10 +41,8 @@ const PLATFORM: [&str; 12] = [
 /// Downloads `wheels` into `folder` and returns their paths in order. pip shows its own progress.
 pub(crate) fn download(wheels: &[Wheel], folder: &Path) -> Result<Vec<PathBuf>> {
     check_pip()?;
-    let mut pins = String::new();
-    for wheel in wheels {
-        pins.push_str(&format!("{}=={} --hash=sha256:{}\n", wheel.package, wheel.version, wheel.sha256));
-    }
+    let pin = |wheel: &Wheel| format!("{}=={} --hash=sha256:{}\n", wheel.package, wheel.version, wheel.sha256);
+    let pins: String = wheels.iter().map(pin).collect();
     let requirements = folder.join("requirements.txt");
     fs::write(&requirements, pins).with_context(|| format!("cannot write `{}`", requirements.display()))?;
     let mut pip = child::python();

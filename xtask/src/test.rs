@@ -1,0 +1,157 @@
+//! `cargo xtask test`: everything a change must pass, in the order in which it fails fastest.
+
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::Result;
+
+use crate::child;
+use crate::clock::Stopwatch;
+use crate::report::{self, Counts, Line};
+use crate::setup;
+use crate::workspace::Workspace;
+
+/// The package of the whole-node tests.
+const WHOLE_NODE: &str = "twinkle-tests";
+
+/// Format, lint and test everything; ends with a table and `N passed, N failed`.
+///
+/// Fetches libtorch and makes the Python environments of the whole-node tests if they are missing. Tests run under
+/// `cargo nextest` where it is installed (`cargo install cargo-nextest --locked`), else under `cargo test`.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Run only these steps.
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "STEPS")]
+    only: Vec<Step>,
+    /// Run only tests whose name contains this text.
+    filter: Option<String>,
+}
+
+/// One line of the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Step {
+    /// `cargo fmt --check`.
+    Format,
+    /// `cargo clippy` on all targets; warnings are errors.
+    Lint,
+    /// Tests of single crates.
+    Unit,
+    /// Examples in the documentation.
+    Doc,
+    /// A real server process with the real Python SDKs.
+    Node,
+}
+
+impl Step {
+    const ALL: [Self; 5] = [Self::Format, Self::Lint, Self::Unit, Self::Doc, Self::Node];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Format => "format",
+            Self::Lint => "lint",
+            Self::Unit => "unit",
+            Self::Doc => "doc",
+            Self::Node => "node",
+        }
+    }
+}
+
+/// Runs `cargo xtask test`.
+pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> {
+    let chosen = |step: &Step| options.only.is_empty() || options.only.contains(step);
+    let steps: Vec<Step> = Step::ALL.into_iter().filter(chosen).collect();
+    if steps.iter().any(|step| *step != Step::Format) {
+        setup::libtorch(workspace)?;
+    }
+    let runner = Runner::find(workspace);
+    let mut lines = Vec::new();
+    for step in steps {
+        eprintln!("\n== {} ==", step.name());
+        let watch = Stopwatch::start();
+        let counts = run_step(workspace, step, runner, options.filter.as_deref())?;
+        lines.push(Line { step: step.name(), passed: counts.passed, failed: counts.failed, seconds: watch.seconds() });
+    }
+    let all_passed = report::print(&lines)?;
+    Ok(if all_passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn run_step(workspace: &Workspace, step: Step, runner: Runner, filter: Option<&str>) -> Result<Counts> {
+    let mut cargo = child::cargo(workspace);
+    let counts = match step {
+        Step::Format => whole(cargo.args(["fmt", "--all", "--check"])),
+        Step::Lint => whole(cargo.args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])),
+        Step::Unit => tests(runner.unit(&mut cargo, filter)),
+        Step::Doc => tests(cargo.args(["test", "--workspace", "--doc", "--no-fail-fast"]).args(filter)),
+        Step::Node => match setup::python_environments(workspace) {
+            Ok(()) => tests(runner.node(&mut cargo, filter)),
+            Err(error) => {
+                eprintln!("error: {error:#}");
+                Ok(Counts { passed: 0, failed: 1 })
+            }
+        },
+    };
+    if let Ok(Counts { failed: 1.., .. }) = counts {
+        eprintln!("hint: to run this step alone: `cargo xtask test --only {}`", step.name());
+    }
+    counts
+}
+
+/// A step that passes or fails as a whole.
+fn whole(command: &mut Command) -> Result<Counts> {
+    eprintln!("{}", child::shown(command));
+    let succeeded = child::run_to_stderr(command)?;
+    Ok(Counts { passed: u64::from(succeeded), failed: u64::from(!succeeded) })
+}
+
+/// A step that runs counted tests.
+fn tests(command: &mut Command) -> Result<Counts> {
+    eprintln!("{}", child::shown(command));
+    let mut counts = Counts::default();
+    let succeeded = child::run_watched(command, &mut |line| counts.watch(line))?;
+    if !succeeded && counts.failed == 0 {
+        // It did not compile, or a test ended the process.
+        counts.failed = 1;
+    }
+    Ok(counts)
+}
+
+/// What runs the tests.
+#[derive(Clone, Copy)]
+enum Runner {
+    Nextest,
+    CargoTest,
+}
+
+impl Runner {
+    fn find(workspace: &Workspace) -> Self {
+        let mut nextest = child::cargo(workspace);
+        let answer = nextest.args(["nextest", "--version"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+        if answer.is_ok_and(|status| status.success()) { Self::Nextest } else { Self::CargoTest }
+    }
+
+    fn unit<'a>(self, cargo: &'a mut Command, filter: Option<&str>) -> &'a mut Command {
+        match self {
+            Self::Nextest => nextest(cargo, &format!("not package({WHOLE_NODE})"), filter),
+            Self::CargoTest => cargo
+                .args(["test", "--workspace", "--exclude", WHOLE_NODE, "--lib", "--bins", "--tests", "--examples"])
+                .arg("--no-fail-fast")
+                .args(filter),
+        }
+    }
+
+    /// Each whole-node test starts servers of its own, so they run one after another.
+    fn node<'a>(self, cargo: &'a mut Command, filter: Option<&str>) -> &'a mut Command {
+        match self {
+            Self::Nextest => nextest(cargo, &format!("package({WHOLE_NODE})"), filter),
+            Self::CargoTest => cargo
+                .args(["test", "--package", WHOLE_NODE, "--no-fail-fast"])
+                .args(filter)
+                .args(["--", "--test-threads=1"]),
+        }
+    }
+}
+
+/// Both steps build the whole workspace, so that they build each dependency with the same features, once.
+fn nextest<'a>(cargo: &'a mut Command, packages: &str, filter: Option<&str>) -> &'a mut Command {
+    let arguments = ["nextest", "run", "--workspace", "--no-fail-fast", "--no-tests=pass", "--filterset"];
+    cargo.args(arguments).arg(packages).args(filter)
+}
