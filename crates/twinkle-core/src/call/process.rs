@@ -35,6 +35,16 @@ pub enum ProcessRequest {
     },
 }
 
+impl ProcessRequest {
+    /// The public name of the model that is asked for.
+    #[must_use]
+    pub fn model(&self) -> Option<&str> {
+        match self {
+            Self::EncodeChat { model, .. } | Self::Encode { model, .. } | Self::Decode { model, .. } => model.as_deref(),
+        }
+    }
+}
+
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ChatMessage {

@@ -1,0 +1,248 @@
+//! Chat templates: the Jinja text that turns a conversation into a model's prompt.
+//!
+//! The environment is that of HF transformers' `apply_chat_template`: `trim_blocks` and `lstrip_blocks`, loop
+//! controls, Python's string methods, `raise_exception`, `strftime_now`, and a `tojson` that neither escapes HTML nor
+//! sorts keys.
+
+use std::path::Path;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Serde, Value};
+use minijinja::{AutoEscape, Environment, ErrorKind, context};
+use minijinja_contrib::pycompat::unknown_method_callback;
+use twinkle_core::call::ChatMessage;
+use twinkle_core::error::{Error, Result};
+
+use crate::files::{read_json_object, read_text_if_present};
+use crate::python_json;
+
+/// Steps one rendering may take; a template for a thousand turns takes some ten thousand.
+const FUEL: u64 = 10_000_000;
+
+/// The name of the only template in each environment.
+const NAME: &str = "chat_template";
+
+/// The special tokens a template may mention, as `tokenizer_config.json` calls them.
+const SPECIAL_TOKENS: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+
+/// A compiled chat template.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    special_tokens: Vec<(&'static str, String)>,
+}
+
+impl ChatTemplate {
+    /// The template of a model folder: `chat_template.jinja`, else `chat_template` in `tokenizer_config.json`, which
+    /// is a text or a list of named texts; `None` when the model has none.
+    pub fn load(folder: &Path) -> Result<Option<Self>> {
+        let config_path = folder.join("tokenizer_config.json");
+        let config = read_json_object(&config_path)?;
+        let older_names = read_json_object(&folder.join("special_tokens_map.json"))?;
+        let mut special_tokens = Vec::new();
+        for name in SPECIAL_TOKENS {
+            let token = config.get(name).and_then(token_text).or_else(|| older_names.get(name).and_then(token_text));
+            special_tokens.extend(token.map(|token| (name, token)));
+        }
+        let template_path = folder.join("chat_template.jinja");
+        if let Some(source) = read_text_if_present(&template_path)? {
+            return Self::compile(&source, special_tokens, &template_path.display().to_string()).map(Some);
+        }
+        let origin = config_path.display().to_string();
+        match config.get("chat_template") {
+            None | Some(serde_json::Value::Null) => Ok(None),
+            Some(written) => Self::compile(default_of(written, &origin)?, special_tokens, &origin).map(Some),
+        }
+    }
+
+    /// Compiles `source`; `origin` is the file's name for messages.
+    pub fn compile(source: &str, special_tokens: Vec<(&'static str, String)>, origin: &str) -> Result<Self> {
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build()
+            .map_err(|error| Error::internal(format!("Jinja's own syntax is refused: {error}")))?;
+        environment.set_syntax(syntax);
+        environment.set_auto_escape_callback(|_| AutoEscape::None);
+        environment.set_unknown_method_callback(unknown_method_callback);
+        environment.set_fuel(Some(FUEL));
+        environment.add_filter("tojson", to_json);
+        environment.add_function("raise_exception", raise_exception);
+        environment.add_function("strftime_now", strftime_now);
+        environment.add_template_owned(NAME, without_generation_tags(source)).map_err(|error| {
+            Error::invalid(format!("the chat template in `{origin}` cannot be used: {}", describe(&error)))
+        })?;
+        Ok(Self { environment, special_tokens })
+    }
+
+    /// The conversation as text, ending with the header of an assistant's turn if `add_generation_prompt`.
+    ///
+    /// [`twinkle_core::ErrorCode::InvalidArgument`] when the template refuses the conversation.
+    pub fn render(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String> {
+        let special_tokens: Value =
+            self.special_tokens.iter().map(|(name, token)| (*name, Value::from(token.as_str()))).collect();
+        let context = context! {
+            messages => Serde(messages),
+            // Transformers defines both, so templates ask whether they are none and not whether they are defined.
+            tools => (),
+            documents => (),
+            add_generation_prompt,
+            ..special_tokens
+        };
+        let template = self
+            .environment
+            .get_template(NAME)
+            .map_err(|error| Error::internal(format!("the chat template is gone: {error}")))?;
+        template.render(context).map_err(|error| {
+            Error::invalid(format!("the model's chat template refuses this conversation: {}", describe(&error)))
+        })
+    }
+}
+
+/// A special token is written as a text, or as an object with its `content`.
+fn token_text(value: &serde_json::Value) -> Option<String> {
+    value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)
+}
+
+/// The text of `chat_template`, or the one named `default` in a list of named ones.
+fn default_of<'a>(written: &'a serde_json::Value, origin: &str) -> Result<&'a str> {
+    if let Some(source) = written.as_str() {
+        return Ok(source);
+    }
+    let named = written.as_array().map_or(&[][..], Vec::as_slice);
+    let is_default =
+        |entry: &&serde_json::Value| entry.get("name").and_then(serde_json::Value::as_str) == Some("default");
+    let chosen = named.iter().find(is_default).or(match named {
+        [only] => Some(only),
+        _ => None,
+    });
+    chosen.and_then(|entry| entry.get("template")?.as_str()).ok_or_else(|| {
+        Error::invalid(format!("`chat_template` in `{origin}` is neither a text nor a list with one named `default`"))
+    })
+}
+
+/// `{% generation %}` marks what an assistant writes; we find that by offsets, so the tag becomes a block that always
+/// runs. Replacing only the word keeps the template's white space control.
+fn without_generation_tags(source: &str) -> String {
+    let mut kept = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(start) = rest.find("{%") {
+        let (before, tag) = rest.split_at(start + 2);
+        kept.push_str(before);
+        let sign = tag.len() - tag.trim_start_matches(['-', '+']).len();
+        let (sign, tag) = tag.split_at(sign);
+        let space = tag.len() - tag.trim_start().len();
+        let (space, tag) = tag.split_at(space);
+        kept.push_str(sign);
+        kept.push_str(space);
+        let word = tag.find(|letter: char| !letter.is_alphanumeric() && letter != '_').unwrap_or(tag.len());
+        let (word, tail) = tag.split_at(word);
+        kept.push_str(match word {
+            "generation" => "if true",
+            "endgeneration" => "endif",
+            other => other,
+        });
+        rest = tail;
+    }
+    kept.push_str(rest);
+    kept
+}
+
+/// The template's own words where it raised an exception, else what went wrong and on which line.
+fn describe(error: &minijinja::Error) -> String {
+    let what = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
+    match error.line() {
+        Some(line) if error.kind() != ErrorKind::InvalidOperation => format!("{what} (line {line})"),
+        _ => what,
+    }
+}
+
+fn raise_exception(message: String) -> Result<Value, minijinja::Error> {
+    Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "minijinja hands a function its own arguments")]
+fn strftime_now(format: String) -> Result<String, minijinja::Error> {
+    let now = jiff::Zoned::now();
+    jiff::fmt::strtime::format(format.as_str(), &now)
+        .map_err(|error| minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {error}")))
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "minijinja hands a filter its own arguments")]
+fn to_json(value: Value, options: Kwargs) -> Result<String, minijinja::Error> {
+    let indent: Option<usize> = options.get("indent")?;
+    // Given by some templates; both say what is done anyway.
+    let _: Option<bool> = options.get("ensure_ascii")?;
+    let _: Option<bool> = options.get("sort_keys")?;
+    options.assert_all_used()?;
+    python_json::dumps(&value, indent)
+        .map_err(|error| minijinja::Error::new(ErrorKind::BadSerialization, format!("tojson: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn render(source: &str, messages: &[(&str, &str)]) -> Result<String> {
+        let messages: Vec<ChatMessage> = messages
+            .iter()
+            .map(|(role, content)| ChatMessage { role: (*role).to_owned(), content: (*content).to_owned() })
+            .collect();
+        ChatTemplate::compile(source, vec![("bos_token", "<s>".to_owned())], "test")?.render(&messages, false)
+    }
+
+    #[test]
+    fn a_template_sees_special_tokens_and_messages_in_order() {
+        let source =
+            "{{ bos_token }}{% for message in messages %}[{{ message['role'] }}] {{ message.content }}\n{% endfor %}";
+        assert_eq!(
+            render(source, &[("user", "hi <b>"), ("assistant", "you")]).unwrap(),
+            "<s>[user] hi <b>\n[assistant] you\n"
+        );
+    }
+
+    #[test]
+    fn a_refusal_carries_the_templates_own_words() {
+        let error = render("{{ raise_exception('roles must alternate') }}", &[]).unwrap_err();
+        assert_eq!(error.message, "the model's chat template refuses this conversation: roles must alternate");
+    }
+
+    #[test]
+    fn a_template_with_a_mistake_names_the_line() {
+        let error = render("{% if true %}\n{{ 1 +\n", &[]).unwrap_err();
+        assert!(error.message.starts_with("the chat template in `test` cannot be used: "), "{}", error.message);
+        assert!(error.message.contains("(line "), "{}", error.message);
+    }
+
+    #[test]
+    fn an_endless_template_is_stopped() {
+        let source = "{% for a in range(9999) %}{% for b in range(9999) %}{{ b }}{% endfor %}{% endfor %}";
+        assert!(render(source, &[]).unwrap_err().message.contains("fuel"));
+    }
+
+    #[test]
+    fn generation_tags_change_nothing_but_the_tag() {
+        let source = "a {%- generation -%} b {% endgeneration %} c{% if generation is defined %}!{% endif %}";
+        assert_eq!(render(source, &[]).unwrap(), "ab  c");
+    }
+
+    #[test]
+    fn the_date_is_todays() {
+        let year = jiff::Zoned::now().year().to_string();
+        assert!(render("{{ strftime_now('%d %b %Y') }}", &[]).unwrap().contains(&year));
+        assert!(render("{{ strftime_now('%!') }}", &[]).is_err());
+    }
+
+    #[test]
+    fn a_named_list_gives_its_default() {
+        let list = serde_json::json!([{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]);
+        assert_eq!(default_of(&list, "x").unwrap(), "d");
+        assert!(
+            default_of(&serde_json::json!([{"name": "a", "template": "t"}, {"name": "b", "template": "t"}]), "x")
+                .is_err()
+        );
+        assert!(default_of(&serde_json::json!(7), "x").is_err());
+    }
+}

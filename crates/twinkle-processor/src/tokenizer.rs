@@ -1,0 +1,117 @@
+//! A model's tokenizer together with its chat template.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::path::Path;
+
+use tokenizers::{Encoding, Tokenizer};
+use tracing::warn;
+use twinkle_core::call::{ChatMessage, EncodedText};
+use twinkle_core::data::TokenIds;
+use twinkle_core::error::{Error, Result};
+
+use crate::assistant_mask::{assistant_turns, mask};
+use crate::files::read_if_present;
+use crate::template::ChatTemplate;
+
+/// A model's tokenizer together with its chat template. Immutable: share it behind an `Arc`.
+pub struct ModelTokenizer {
+    tokenizer: Tokenizer,
+    special: HashSet<u32>,
+    /// The error is kept for those who ask for it: plain text needs no template.
+    template: Result<Option<ChatTemplate>>,
+}
+
+impl ModelTokenizer {
+    /// Loads `tokenizer.json` and the chat template of a model folder. Blocking.
+    pub fn load(folder: &Path) -> Result<Self> {
+        let path = folder.join("tokenizer.json");
+        let Some(bytes) = read_if_present(&path)? else {
+            return Err(Error::not_found(format!("`{}` has no `tokenizer.json`", folder.display()))
+                .hint("save the model's tokenizer in its fast form"));
+        };
+        let unusable =
+            |error: tokenizers::Error| Error::invalid(format!("`{}` cannot be used: {error}", path.display()));
+        let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(unusable)?;
+        // A file may carry the settings of a training run: whole texts are wanted here, without padding.
+        tokenizer.with_truncation(None).map_err(unusable)?;
+        tokenizer.with_padding(None);
+        let added = tokenizer.get_added_tokens_decoder();
+        let special = added.iter().filter(|(_, token)| token.special).map(|(id, _)| *id).collect();
+        let template = ChatTemplate::load(folder);
+        if let Err(error) = &template {
+            warn!(folder = %folder.display(), %error, "conversations cannot be encoded");
+        }
+        Ok(Self { tokenizer, special, template })
+    }
+
+    /// Number of token ids it knows, with added tokens.
+    #[must_use]
+    pub fn vocabulary_size(&self) -> usize {
+        self.tokenizer.get_vocab_size(true)
+    }
+
+    /// Whether a token is special: it marks a turn or a text, and is not text itself.
+    #[must_use]
+    pub fn is_special(&self, token: u32) -> bool {
+        self.special.contains(&token)
+    }
+
+    /// The tokens of a text; nothing is put before or behind it.
+    pub fn encode(&self, text: &str) -> Result<TokenIds> {
+        Ok(self.encoding(text)?.get_ids().to_vec())
+    }
+
+    /// The text of tokens. Ids beyond the tokenizer's vocabulary, which a model's head may have, have no text.
+    pub fn decode(&self, tokens: &[u32], skip_special_tokens: bool) -> Result<String> {
+        self.tokenizer
+            .decode(tokens, skip_special_tokens)
+            .map_err(|error| Error::invalid(format!("the tokens cannot be decoded: {error}")))
+    }
+
+    /// A conversation as text, through the model's chat template.
+    pub fn render(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String> {
+        self.chat_template()?.render(messages, add_generation_prompt)
+    }
+
+    /// A conversation as tokens, with 1 in the mask where an assistant wrote the token.
+    ///
+    /// With `add_generation_prompt` the tokens are a prompt to be continued, and the mask is all 0.
+    pub fn encode_chat(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<EncodedText> {
+        let template = self.chat_template()?;
+        let rendered = template.render(messages, add_generation_prompt)?;
+        let encoding = self.encoding(&rendered)?;
+        let tokens = encoding.get_ids().to_vec();
+        if add_generation_prompt {
+            return Ok(EncodedText { assistant_mask: vec![0; tokens.len()], tokens });
+        }
+        let turns = assistant_turns(template, messages, &rendered)?;
+        let assistant_mask = mask(&turns, &rendered, &encoding, |token| self.is_special(token))?;
+        Ok(EncodedText { tokens, assistant_mask })
+    }
+
+    fn chat_template(&self) -> Result<&ChatTemplate> {
+        match &self.template {
+            Ok(Some(template)) => Ok(template),
+            Ok(None) => Err(Error::unsupported("the model has no chat template")
+                .hint("put a `chat_template.jinja` into its folder, or encode plain text")),
+            Err(error) => Err(error.clone()),
+        }
+    }
+
+    fn encoding(&self, text: &str) -> Result<Encoding> {
+        self.tokenizer
+            .encode(text, false)
+            .map_err(|error| Error::invalid(format!("the text cannot be tokenized: {error}")))
+    }
+}
+
+impl fmt::Debug for ModelTokenizer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("ModelTokenizer")
+            .field("vocabulary_size", &self.vocabulary_size())
+            .field("template", &self.template.as_ref().map(Option::is_some))
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,135 @@
+//! The same conversations through the same templates and tokenizer as Hugging Face transformers; `fixtures/generate.py`
+//! wrote the answers.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use tempfile::TempDir;
+use twinkle_core::call::ChatMessage;
+use twinkle_processor::ModelTokenizer;
+
+#[derive(Deserialize)]
+struct Case {
+    messages: Vec<ChatMessage>,
+    add_generation_prompt: bool,
+    text: String,
+    tokens: Vec<u32>,
+}
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
+/// A model folder with the small tokenizer and one of the templates.
+fn model_with(template: &str) -> (TempDir, ModelTokenizer) {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(fixtures().join(name), folder.path().join(name)).unwrap();
+    }
+    let source = fixtures().join(format!("templates/{template}.jinja"));
+    std::fs::copy(source, folder.path().join("chat_template.jinja")).unwrap();
+    let tokenizer = ModelTokenizer::load(folder.path()).unwrap();
+    (folder, tokenizer)
+}
+
+fn conversation(turns: &[(&str, &str)]) -> Vec<ChatMessage> {
+    turns
+        .iter()
+        .map(|(role, content)| ChatMessage { role: (*role).to_owned(), content: (*content).to_owned() })
+        .collect()
+}
+
+/// The text of each run of tokens that the mask marks.
+fn learned(tokenizer: &ModelTokenizer, messages: &[ChatMessage]) -> Vec<String> {
+    let encoded = tokenizer.encode_chat(messages, false).unwrap();
+    assert_eq!(encoded.tokens.len(), encoded.assistant_mask.len());
+    let mut runs: Vec<Vec<u32>> = Vec::new();
+    let mut inside = false;
+    for (token, bit) in encoded.tokens.iter().zip(&encoded.assistant_mask) {
+        match (*bit == 1, inside) {
+            (true, true) => runs.last_mut().unwrap().push(*token),
+            (true, false) => runs.push(vec![*token]),
+            (false, _) => {}
+        }
+        inside = *bit == 1;
+    }
+    runs.iter().map(|run| tokenizer.decode(run, false).unwrap()).collect()
+}
+
+#[test]
+fn text_and_tokens_are_those_of_transformers() {
+    let file = std::fs::read(fixtures().join("expected.json")).unwrap();
+    let expected: BTreeMap<String, BTreeMap<String, Case>> = serde_json::from_slice(&file).unwrap();
+    assert!(expected.len() >= 4);
+    for (template, cases) in expected {
+        let (_folder, tokenizer) = model_with(&template);
+        for (name, case) in cases {
+            let text = tokenizer.render(&case.messages, case.add_generation_prompt).unwrap();
+            assert_eq!(text, case.text, "{template}: {name}");
+            assert_eq!(tokenizer.encode(&text).unwrap(), case.tokens, "{template}: {name}");
+        }
+    }
+}
+
+#[test]
+fn what_is_learned_is_each_answer_with_its_end_of_turn() {
+    let (_folder, tokenizer) = model_with("smollm2");
+    let messages = conversation(&[
+        ("user", "Hello"),
+        ("assistant", "Hello! How are you? 🐦"),
+        ("user", "Fine. Hello! How are you?"),
+        ("assistant", "你好"),
+    ]);
+    assert_eq!(learned(&tokenizer, &messages), ["Hello! How are you? 🐦<|im_end|>", "你好<|im_end|>"]);
+}
+
+#[test]
+fn an_answer_that_holds_a_special_token_is_learned_to_its_end() {
+    let (_folder, tokenizer) = model_with("smollm2");
+    let messages = conversation(&[("user", "a"), ("assistant", "no <|im_end|> yes")]);
+    assert_eq!(learned(&tokenizer, &messages), ["no <|im_end|> yes<|im_end|>"]);
+}
+
+#[test]
+fn a_template_that_puts_a_think_block_before_the_last_answer_has_it_learned() {
+    let (_folder, tokenizer) = model_with("qwen3_style");
+    let messages = conversation(&[("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]);
+    assert_eq!(learned(&tokenizer, &messages), ["b<|im_end|>", "<think>\n\n</think>\n\nd<|im_end|>"]);
+}
+
+#[test]
+fn a_template_that_drops_text_is_answered_with_an_error_and_never_with_a_wrong_mask() {
+    let (_folder, tokenizer) = model_with("qwen3_style");
+    let thinking = "<think>\nhm\n</think>\n\nb";
+    let messages = conversation(&[("user", "a"), ("assistant", thinking), ("user", "c"), ("assistant", "d")]);
+    let error = tokenizer.encode_chat(&messages, false).unwrap_err();
+    assert_eq!(error.message, "it cannot be told which tokens message 1 wrote: the chat template changes its text");
+    assert!(tokenizer.encode_chat(&messages, true).is_ok(), "a prompt needs no mask");
+}
+
+#[test]
+fn a_prompt_to_continue_has_nothing_to_learn() {
+    let (_folder, tokenizer) = model_with("smollm2");
+    let messages = conversation(&[("user", "a"), ("assistant", "b"), ("user", "c")]);
+    let encoded = tokenizer.encode_chat(&messages, true).unwrap();
+    assert!(encoded.assistant_mask.iter().all(|bit| *bit == 0));
+    assert!(tokenizer.decode(&encoded.tokens, false).unwrap().ends_with("<|im_start|>assistant\n"));
+}
+
+#[test]
+fn a_template_refuses_in_its_own_words() {
+    let (_folder, tokenizer) = model_with("strict_roles");
+    let error = tokenizer.encode_chat(&conversation(&[("assistant", "hi")]), false).unwrap_err();
+    assert!(error.message.contains("Conversation roles must alternate"), "{}", error.message);
+}
+
+#[test]
+fn ids_beyond_the_vocabulary_have_no_text() {
+    let (_folder, tokenizer) = model_with("smollm2");
+    let mut tokens = tokenizer.encode("Hello 你好 🐦").unwrap();
+    tokens.push(u32::try_from(tokenizer.vocabulary_size()).unwrap() + 7);
+    assert_eq!(tokenizer.decode(&tokens, false).unwrap(), "Hello 你好 🐦");
+    let prompt = tokenizer.encode("<|im_start|>a<think>").unwrap();
+    assert_eq!(tokenizer.decode(&prompt, true).unwrap(), "a<think>");
+}
