@@ -1,0 +1,203 @@
+//! Linear maps over packed rows, with low-rank adapters.
+//!
+//! A matrix library picks its algorithm by the number of rows, and with it the bits of every row. So rows are multiplied
+//! in tiles of one constant size: then a row's bits do not depend on how many rows came with it, or on which.
+
+use std::ops::Range;
+
+use tch::{Kind, Tensor};
+use twinkle_torch::Frozen;
+
+use crate::lora::{Adapter, Site};
+use crate::torch::TorchResult;
+
+/// A frozen linear map `y = x Wᵀ + b`.
+#[derive(Debug)]
+pub(crate) struct Linear {
+    /// `[out, in]`.
+    pub(crate) weight: Frozen,
+    /// `[out]`.
+    pub(crate) bias: Option<Frozen>,
+    /// Where it sits, to find its adapter.
+    pub(crate) site: Site,
+}
+
+/// Which rows use which adapter, and how rows are tiled.
+#[derive(Debug)]
+pub(crate) struct Routing<'a> {
+    /// Rows per tile of the base product.
+    pub(crate) tile: i64,
+    /// Rows per tile of the adapter's products; `None` multiplies all rows of a group at once, which is right when a
+    /// group is always the same rows (a sequence in training).
+    pub(crate) adapter_tile: Option<i64>,
+    /// The groups that have an adapter.
+    pub(crate) groups: Vec<Group<'a>>,
+}
+
+/// Rows that share an adapter.
+#[derive(Debug)]
+pub(crate) struct Group<'a> {
+    pub(crate) rows: Rows,
+    pub(crate) adapter: &'a Adapter,
+    /// The adapter's number in the pass.
+    pub(crate) index: usize,
+}
+
+/// Where the rows of a [`Group`] are.
+#[derive(Debug)]
+pub(crate) enum Rows {
+    /// One after the other.
+    Range { start: i64, length: i64 },
+    /// Anywhere: an int64 tensor of row numbers.
+    List(Tensor),
+}
+
+impl Rows {
+    pub(crate) fn range(rows: Range<usize>) -> Self {
+        Self::Range { start: rows.start as i64, length: (rows.end - rows.start) as i64 }
+    }
+
+    /// The rows of `x`: a view of a range, a copy of a list.
+    pub(crate) fn of(&self, x: &Tensor) -> TorchResult<Tensor> {
+        match self {
+            Self::Range { start, length } => x.f_narrow(0, *start, *length),
+            Self::List(rows) => x.f_index_select(0, rows),
+        }
+    }
+}
+
+/// What the adapters of one linear map computed on the way forward: per group of the routing `s · A x`, `[rows, r]`.
+pub(crate) type Shrunk = Vec<Option<Tensor>>;
+
+impl Linear {
+    /// `x Wᵀ + b` plus every group's `s · B A x`; also what backward needs of the adapters.
+    pub(crate) fn forward(&self, x: &Tensor, routing: &Routing) -> TorchResult<(Tensor, Shrunk)> {
+        let bias = self.bias.as_ref().map(Frozen::tensor);
+        let y = multiply_rows(x, &self.weight.tensor().f_tr()?, bias, Some(routing.tile))?;
+        let mut shrunk = Vec::with_capacity(routing.groups.len());
+        for group in &routing.groups {
+            shrunk.push(self.add_adapter(x, &y, group, routing.adapter_tile)?);
+        }
+        Ok((y, shrunk))
+    }
+
+    fn add_adapter(&self, x: &Tensor, y: &Tensor, group: &Group, tile: Option<i64>) -> TorchResult<Option<Tensor>> {
+        let Some(pair) = group.adapter.at(self.site) else {
+            return Ok(None);
+        };
+        let mut shrunk = multiply_rows(&group.rows.of(x)?, &pair.a.tensor().f_tr()?, None, tile)?;
+        let _ = shrunk.f_mul_scalar_(pair.scale)?;
+        let expand = pair.b.tensor().f_tr()?;
+        let mut rows = group.rows.of(y)?;
+        add_product(&mut rows, &shrunk, &expand, tile)?;
+        if let Rows::List(list) = &group.rows {
+            let _ = y.shallow_clone().f_index_copy_(0, list, &rows)?;
+        }
+        Ok(Some(shrunk))
+    }
+
+    /// The gradient of `x` given that of `y`, through the base and every group's adapter.
+    ///
+    /// Adds the gradients of `A` and `B` to those of the group's adapter, group by group in order.
+    pub(crate) fn backward(
+        &self,
+        x: &Tensor,
+        dy: &Tensor,
+        shrunk: &Shrunk,
+        routing: &Routing,
+        gradients: &mut [&mut crate::lora::Gradients],
+    ) -> TorchResult<Tensor> {
+        let dx = multiply_rows(dy, self.weight.tensor(), None, Some(routing.tile))?;
+        for (group, shrunk) in routing.groups.iter().zip(shrunk) {
+            let (Some(shrunk), Some(pair)) = (shrunk, group.adapter.at(self.site)) else {
+                continue;
+            };
+            let dy = group.rows.of(dy)?;
+            let mut d_shrunk = dy.f_mm(pair.b.tensor())?;
+            let _ = d_shrunk.f_mul_scalar_(pair.scale)?;
+            let _ = group.rows.of(&dx)?.f_addmm_(&d_shrunk, pair.a.tensor())?;
+            let Some(module) = group.adapter.layout().module_at(self.site) else {
+                continue;
+            };
+            let (mut da, mut db) = gradients[group.index].module(module)?;
+            accumulate_product(&mut da, &d_shrunk, &group.rows.of(x)?)?;
+            accumulate_product(&mut db, &dy, shrunk)?;
+        }
+        Ok(dx)
+    }
+}
+
+/// `x · matrix (+ bias)`, `[rows, out]`, in tiles of `tile` rows; the last one is padded with zero rows.
+pub(crate) fn multiply_rows(
+    x: &Tensor,
+    matrix: &Tensor,
+    bias: Option<&Tensor>,
+    tile: Option<i64>,
+) -> TorchResult<Tensor> {
+    let (rows, out) = (x.size()[0], matrix.size()[1]);
+    let y = Tensor::f_empty([rows, out], (x.kind(), x.device()))?;
+    let tile = tile.unwrap_or(rows);
+    let mut start = 0;
+    while start < rows {
+        let count = tile.min(rows - start);
+        let (source, mut target) = (x.f_narrow(0, start, count)?, y.f_narrow(0, start, count)?);
+        if count == tile {
+            multiply_tile(&source, matrix, bias, &target)?;
+        } else {
+            let padded = pad_rows(&source, tile)?;
+            let product = Tensor::f_empty([tile, out], (x.kind(), x.device()))?;
+            multiply_tile(&padded, matrix, bias, &product)?;
+            target.f_copy_(&product.f_narrow(0, 0, count)?)?;
+        }
+        start += count;
+    }
+    Ok(y)
+}
+
+fn multiply_tile(x: &Tensor, matrix: &Tensor, bias: Option<&Tensor>, y: &Tensor) -> TorchResult<()> {
+    let _written = match bias {
+        // The bias joins the fp32 sum before it is rounded, as in torch's `linear`.
+        Some(bias) => bias.f_addmm_out(y, x, matrix)?,
+        None => x.f_mm_out(y, matrix)?,
+    };
+    Ok(())
+}
+
+/// `y += x · matrix`, in tiles as in [`multiply_rows`]; `y` joins the fp32 sum before it is rounded.
+pub(crate) fn add_product(y: &mut Tensor, x: &Tensor, matrix: &Tensor, tile: Option<i64>) -> TorchResult<()> {
+    let rows = x.size()[0];
+    let tile = tile.unwrap_or(rows);
+    let mut start = 0;
+    while start < rows {
+        let count = tile.min(rows - start);
+        let (source, mut target) = (x.f_narrow(0, start, count)?, y.f_narrow(0, start, count)?);
+        if count == tile {
+            let _ = target.f_addmm_(&source, matrix)?;
+        } else {
+            let padded = pad_rows(&source, tile)?;
+            let mut sum = pad_rows(&target, tile)?;
+            let _ = sum.f_addmm_(&padded, matrix)?;
+            target.f_copy_(&sum.f_narrow(0, 0, count)?)?;
+        }
+        start += count;
+    }
+    Ok(())
+}
+
+/// `x` with zero rows below, `[rows, width]`.
+pub(crate) fn pad_rows(x: &Tensor, rows: i64) -> TorchResult<Tensor> {
+    let size = x.size();
+    if size[0] == rows {
+        return Ok(x.shallow_clone());
+    }
+    let padded = Tensor::f_zeros([rows, size[1]], (x.kind(), x.device()))?;
+    padded.f_narrow(0, 0, size[0])?.f_copy_(x)?;
+    Ok(padded)
+}
+
+/// `sum += leftᵀ · right` in fp32, the sum of one sequence's outer products.
+pub(crate) fn accumulate_product(sum: &mut Tensor, left: &Tensor, right: &Tensor) -> TorchResult<()> {
+    let (left, right) = (left.f_to_kind(Kind::Float)?, right.f_to_kind(Kind::Float)?);
+    let _ = sum.f_addmm_(&left.f_tr()?, &right)?;
+    Ok(())
+}

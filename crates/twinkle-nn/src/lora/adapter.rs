@@ -1,0 +1,71 @@
+//! An adapter as the device multiplies by it.
+
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+use tch::{Device, Kind, Tensor};
+use twinkle_torch::Frozen;
+
+use super::layout::{AdapterLayout, Site};
+
+/// `A` and `B` of every module in the model's dtype. Immutable and shared between threads; a changed adapter is a new one.
+#[derive(Debug)]
+pub struct Adapter {
+    layout: Arc<AdapterLayout>,
+    pairs: Vec<AdapterPair>,
+    hash: [u8; 32],
+}
+
+/// The two factors of one module.
+#[derive(Debug)]
+pub(crate) struct AdapterPair {
+    /// `[rank, inputs]`.
+    pub(crate) a: Frozen,
+    /// `[outputs, rank]`.
+    pub(crate) b: Frozen,
+    /// What `B A x` is multiplied by.
+    pub(crate) scale: f64,
+}
+
+impl Adapter {
+    /// The adapter of these fp32 parameters `[P]`, rounded to `kind` on `device`. The parameters are copied.
+    #[must_use]
+    pub fn from_parameters(layout: &Arc<AdapterLayout>, flat: &Tensor, kind: Kind, device: Device) -> Self {
+        let mut values = vec![0.0_f32; flat.numel()];
+        flat.to_device(Device::Cpu).copy_data(&mut values, flat.numel());
+        let hash = Sha256::digest(bytemuck::cast_slice::<f32, u8>(&values)).into();
+        // One copy in the model's dtype, of which every module is a view.
+        let rounded = flat.detach().to_device(device).to_dtype(kind, false, true);
+        let part = |range: std::ops::Range<usize>, rows: usize, columns: usize| {
+            let view = rounded.narrow(0, range.start as i64, range.len() as i64).view([rows as i64, columns as i64]);
+            Frozen::new(view)
+        };
+        let pairs = layout
+            .modules()
+            .iter()
+            .map(|module| AdapterPair {
+                a: part(module.a_range(), module.rank, module.inputs),
+                b: part(module.b_range(), module.outputs, module.rank),
+                scale: layout.scale(),
+            })
+            .collect();
+        Self { layout: Arc::clone(layout), pairs, hash }
+    }
+
+    /// The modules it covers.
+    #[must_use]
+    pub fn layout(&self) -> &Arc<AdapterLayout> {
+        &self.layout
+    }
+
+    /// SHA-256 of the fp32 parameters it was made from: equal adapters have equal hashes.
+    #[must_use]
+    pub fn content_hash(&self) -> &[u8; 32] {
+        &self.hash
+    }
+
+    /// The factors at `site`, if it is adapted.
+    pub(crate) fn at(&self, site: Site) -> Option<&AdapterPair> {
+        self.pairs.get(self.layout.module_at(site)?)
+    }
+}

@@ -1,0 +1,172 @@
+//! The frozen base model.
+
+use std::path::Path;
+
+use tch::{Device, Kind, Tensor};
+use twinkle_core::{Error, Result};
+use twinkle_torch::Frozen;
+
+use crate::config::ModelConfig;
+use crate::layers::attention::Heads;
+use crate::layers::linear::Linear;
+use crate::layers::mlp::Mlp;
+use crate::layers::norm::RmsNorm;
+use crate::lora::{Projection, Site};
+use crate::precision::Precision;
+use crate::rope::RotaryEmbedding;
+use crate::torch::device_error;
+use crate::weights::WeightFiles;
+
+/// How a model is loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// The dtype it computes in.
+    pub precision: Precision,
+    /// Where it computes. A CUDA device must come from [`twinkle_torch::cuda::device`], which loads what it needs.
+    pub device: Device,
+    /// Rows per tile of the training passes' matrix products, at least 16. Never changes while the program runs:
+    /// bits depend on it.
+    pub row_tile: usize,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self { precision: Precision::Auto, device: Device::Cpu, row_tile: 256 }
+    }
+}
+
+/// A frozen decoder-only transformer. Shared as `Arc<BaseModel>` by the trainer and the sampler; nothing changes it.
+#[derive(Debug)]
+pub struct BaseModel {
+    pub(crate) config: ModelConfig,
+    pub(crate) kind: Kind,
+    pub(crate) device: Device,
+    pub(crate) row_tile: i64,
+    /// `[V, H]`.
+    pub(crate) embedding: Frozen,
+    pub(crate) layers: Vec<DecoderLayer>,
+    pub(crate) final_norm: RmsNorm,
+    /// `[V, H]`; `None` when the embedding is the head.
+    pub(crate) untied_head: Option<Frozen>,
+    pub(crate) rotary: RotaryEmbedding,
+    weight_bytes: u64,
+}
+
+/// One decoder layer: attention and MLP, each behind a norm and beside a residual.
+#[derive(Debug)]
+pub(crate) struct DecoderLayer {
+    pub(crate) input_norm: RmsNorm,
+    pub(crate) query: Linear,
+    pub(crate) key: Linear,
+    pub(crate) value: Linear,
+    pub(crate) output: Linear,
+    /// The per-head norms of q and k, `[d]`.
+    pub(crate) head_norms: Option<(RmsNorm, RmsNorm)>,
+    pub(crate) heads: Heads,
+    pub(crate) post_norm: RmsNorm,
+    pub(crate) mlp: Mlp,
+}
+
+impl BaseModel {
+    /// Loads a model folder: `config.json` and its safetensors files.
+    ///
+    /// Weights whose dtype is the model's are used from the mapped file without a copy; others are converted one by one.
+    pub fn load(directory: &Path, options: &LoadOptions) -> Result<Self> {
+        if options.row_tile < 16 {
+            return Err(Error::invalid(format!("the row tile is `{}`, but must be at least 16", options.row_tile)));
+        }
+        let config = ModelConfig::read(directory)?;
+        let kind = options.precision.kind(options.device);
+        let mut files = WeightFiles::open(directory, &config, kind, options.device)?;
+        let (vocabulary, hidden) = (config.vocab_size, config.hidden_size);
+
+        let embedding = files.take("model.embed_tokens.weight", &[vocabulary, hidden])?;
+        let mut layers = Vec::with_capacity(config.layer_count);
+        for index in 0..config.layer_count {
+            layers.push(DecoderLayer::load(&mut files, &config, index)?);
+        }
+        let final_norm = RmsNorm { weight: files.take("model.norm.weight", &[hidden])?, epsilon: config.rms_norm_eps };
+        let untied_head = match config.tied_embeddings {
+            true => None,
+            false => Some(files.take("lm_head.weight", &[vocabulary, hidden])?),
+        };
+        let weight_bytes = files.finish()?;
+        let rotary = RotaryEmbedding::new(&config.rope, config.head_dim, kind, options.device).map_err(device_error)?;
+        let row_tile = options.row_tile as i64;
+        let device = options.device;
+        tracing::info!(
+            family = ?config.family, layers = config.layer_count, hidden, vocabulary, ?kind, ?device, weight_bytes,
+            "base model mapped"
+        );
+        Ok(Self { config, kind, device, row_tile, embedding, layers, final_norm, untied_head, rotary, weight_bytes })
+    }
+
+    /// Its dimensions.
+    #[must_use]
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The dtype of weights and activations.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Where it computes.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Bytes of all weights.
+    #[must_use]
+    pub fn weight_bytes(&self) -> u64 {
+        self.weight_bytes
+    }
+
+    /// The output head's weight, `[V, H]`.
+    pub(crate) fn head_weight(&self) -> &Tensor {
+        self.untied_head.as_ref().unwrap_or(&self.embedding).tensor()
+    }
+}
+
+impl DecoderLayer {
+    fn load(files: &mut WeightFiles, config: &ModelConfig, index: usize) -> Result<Self> {
+        let prefix = format!("model.layers.{index}");
+        let epsilon = config.rms_norm_eps;
+        let norm = |files: &mut WeightFiles, name: &str, width: usize| -> Result<RmsNorm> {
+            Ok(RmsNorm { weight: files.take(&format!("{prefix}.{name}.weight"), &[width])?, epsilon })
+        };
+        let linear = |files: &mut WeightFiles, projection: Projection, bias: bool| -> Result<Linear> {
+            let (outputs, inputs) = projection.shape(config);
+            let name = format!("{prefix}.{}", projection.suffix());
+            Ok(Linear {
+                weight: files.take(&format!("{name}.weight"), &[outputs, inputs])?,
+                bias: if bias { Some(files.take(&format!("{name}.bias"), &[outputs])?) } else { None },
+                site: Site::Layer(index, projection),
+            })
+        };
+        let head_norms = if config.qk_norm {
+            let query = norm(files, "self_attn.q_norm", config.head_dim)?;
+            Some((query, norm(files, "self_attn.k_norm", config.head_dim)?))
+        } else {
+            None
+        };
+        Ok(Self {
+            input_norm: norm(files, "input_layernorm", config.hidden_size)?,
+            query: linear(files, Projection::Query, config.qkv_bias)?,
+            key: linear(files, Projection::Key, config.qkv_bias)?,
+            value: linear(files, Projection::Value, config.qkv_bias)?,
+            output: linear(files, Projection::Output, config.output_bias)?,
+            head_norms,
+            heads: Heads { group: config.group() as i64, kv: config.kv_head_count as i64, dim: config.head_dim as i64 },
+            post_norm: norm(files, "post_attention_layernorm", config.hidden_size)?,
+            mlp: Mlp {
+                gate: linear(files, Projection::Gate, config.mlp_bias)?,
+                up: linear(files, Projection::Up, config.mlp_bias)?,
+                down: linear(files, Projection::Down, config.mlp_bias)?,
+            },
+        })
+    }
+}

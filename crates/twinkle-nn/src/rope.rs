@@ -1,0 +1,291 @@
+//! Rotary position embedding (Su et al. 2021) and its long-context variants.
+
+use serde_json::{Map, Value};
+use tch::{Device, Kind, Tensor};
+use twinkle_core::error::suggestion;
+use twinkle_core::{Error, Result};
+
+use crate::torch::TorchResult;
+
+/// How positions become angles.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RopeConfig {
+    /// The base `θ` of the frequencies `θ^(−2j/d)`.
+    pub theta: f64,
+    /// Which variant.
+    pub scaling: RopeScaling,
+}
+
+/// The variants of [`RopeConfig`] that change the frequencies.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// The frequencies as they are.
+    None,
+    /// Positions divided by a factor (Chen et al. 2023).
+    Linear {
+        /// The divisor.
+        factor: f64,
+    },
+    /// Llama 3.1: low frequencies divided, high ones kept, a ramp between.
+    Llama3 {
+        /// The divisor of low frequencies.
+        factor: f64,
+        /// Below this many turns in the original context a frequency is low.
+        low_freq_factor: f64,
+        /// Above this many turns in the original context a frequency is high.
+        high_freq_factor: f64,
+        /// The context the model was first trained with, in tokens.
+        original_context: f64,
+    },
+    /// `YaRN` (Peng et al. 2023).
+    Yarn {
+        /// The divisor of interpolated frequencies.
+        factor: f64,
+        /// Turns above which a frequency is kept.
+        beta_fast: f64,
+        /// Turns below which a frequency is interpolated.
+        beta_slow: f64,
+        /// The context the model was first trained with, in tokens.
+        original_context: f64,
+        /// What cos and sin are multiplied by.
+        attention_factor: f64,
+        /// Whether the ramp's ends are rounded to whole dimensions.
+        truncate: bool,
+    },
+}
+
+const ROPE_TYPES: &[&str] = &["default", "linear", "llama3", "yarn"];
+
+impl RopeConfig {
+    /// Reads `rope_parameters`, or `rope_theta` and `rope_scaling`.
+    pub(crate) fn from_keys(
+        root: &Map<String, Value>,
+        text: &Map<String, Value>,
+        head_dim: usize,
+        max_position_embeddings: usize,
+    ) -> Result<Self> {
+        let object = |key: &str| text.get(key).or_else(|| root.get(key)).and_then(Value::as_object);
+        let empty = Map::new();
+        let settings =
+            Settings { scaling: object("rope_parameters").or_else(|| object("rope_scaling")).unwrap_or(&empty), text };
+        if !head_dim.is_multiple_of(2) {
+            return Err(Error::unsupported(format!(
+                "the head dimension is `{head_dim}`, and rotation needs an even one"
+            )));
+        }
+        if settings.number("partial_rotary_factor")?.unwrap_or(1.0) < 1.0 {
+            return Err(Error::unsupported("`partial_rotary_factor` is below 1, and partial rotation is not computed"));
+        }
+        if settings.scaling.contains_key("mrope_section") {
+            return Err(Error::unsupported("`mrope_section` is set, and multimodal rotation is not computed"));
+        }
+        let theta = settings.number("rope_theta")?.unwrap_or(10_000.0);
+        let scaling = settings.rope_scaling(max_position_embeddings as f64)?;
+        Ok(Self { theta, scaling })
+    }
+
+    /// The angular frequencies, fp32 `[head_dim / 2]`, and what cos and sin are multiplied by.
+    ///
+    /// The arithmetic follows transformers' `modeling_rope_utils` step by step in fp32, so that angles agree in bits.
+    pub(crate) fn frequencies(&self, head_dim: usize) -> TorchResult<(Tensor, f64)> {
+        let dim = head_dim as i64;
+        let exponents = Tensor::f_arange_start_step(0, dim, 2, (Kind::Float, Device::Cpu))?.f_div_scalar(dim)?;
+        let position_freqs = Tensor::f_pow_scalar(self.theta, &exponents)?;
+        let plain = position_freqs.f_reciprocal()?;
+        match &self.scaling {
+            RopeScaling::None => Ok((plain, 1.0)),
+            RopeScaling::Linear { factor } => Ok((plain.f_div_scalar(*factor)?, 1.0)),
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
+                let turns = LlamaRamp {
+                    factor: *factor,
+                    low: *low_freq_factor,
+                    high: *high_freq_factor,
+                    context: *original_context,
+                };
+                Ok((turns.apply(&plain)?, 1.0))
+            }
+            RopeScaling::Yarn { factor, beta_fast, beta_slow, original_context, attention_factor, truncate } => {
+                let correction = |rotations: f64| {
+                    head_dim as f64 * (original_context / (rotations * 2.0 * std::f64::consts::PI)).ln()
+                        / (2.0 * self.theta.ln())
+                };
+                let (mut low, mut high) = (correction(*beta_fast), correction(*beta_slow));
+                if *truncate {
+                    (low, high) = (low.floor(), high.ceil());
+                }
+                let (low, mut high) = (low.max(0.0), high.min((head_dim - 1) as f64));
+                if (high - low).abs() < f64::EPSILON {
+                    high += 0.001;
+                }
+                let ramp = Tensor::f_arange(dim / 2, (Kind::Float, Device::Cpu))?
+                    .f_sub_scalar(low)?
+                    .f_div_scalar(high - low)?
+                    .f_clamp(0.0, 1.0)?;
+                let keep = ramp.f_neg()?.f_add_scalar(1.0)?;
+                let interpolated = position_freqs.f_mul_scalar(*factor)?.f_reciprocal()?;
+                let drop = keep.f_neg()?.f_add_scalar(1.0)?;
+                let blended = interpolated.f_mul(&drop)?.f_add(&plain.f_mul(&keep)?)?;
+                Ok((blended, *attention_factor))
+            }
+        }
+    }
+}
+
+/// Llama 3.1's frequency ramp.
+struct LlamaRamp {
+    factor: f64,
+    low: f64,
+    high: f64,
+    context: f64,
+}
+
+impl LlamaRamp {
+    fn apply(&self, plain: &Tensor) -> TorchResult<Tensor> {
+        let wavelength = plain.f_reciprocal()?.f_mul_scalar(2.0 * std::f64::consts::PI)?;
+        let divided = plain.f_div_scalar(self.factor)?;
+        let is_low = wavelength.f_gt(self.context / self.low)?;
+        let is_high = wavelength.f_lt(self.context / self.high)?;
+        let smooth = wavelength
+            .f_reciprocal()?
+            .f_mul_scalar(self.context)?
+            .f_sub_scalar(self.low)?
+            .f_div_scalar(self.high - self.low)?;
+        let rest = smooth.f_neg()?.f_add_scalar(1.0)?;
+        let medium = rest.f_mul(plain)?.f_div_scalar(self.factor)?.f_add(&smooth.f_mul(plain)?)?;
+        let scaled = divided.f_where_self(&is_low, &medium)?;
+        plain.f_where_self(&is_high, &scaled)
+    }
+}
+
+/// The rotation keys, wherever this generation of `config.json` keeps them.
+struct Settings<'a> {
+    scaling: &'a Map<String, Value>,
+    text: &'a Map<String, Value>,
+}
+
+impl Settings<'_> {
+    fn number(&self, key: &str) -> Result<Option<f64>> {
+        let value = self.scaling.get(key).or_else(|| self.text.get(key)).filter(|value| !value.is_null());
+        let Some(value) = value else {
+            return Ok(None);
+        };
+        let number = value.as_f64().filter(|number| number.is_finite() && *number > 0.0);
+        number
+            .map(Some)
+            .ok_or_else(|| Error::invalid(format!("`{key}` in `config.json` is {value}, not a number above 0")))
+    }
+
+    fn required(&self, key: &str) -> Result<f64> {
+        self.number(key)?
+            .ok_or_else(|| Error::invalid(format!("the rotation settings of `config.json` have no `{key}`")))
+    }
+
+    fn rope_scaling(&self, max_position_embeddings: f64) -> Result<RopeScaling> {
+        let name = ["rope_type", "type"]
+            .iter()
+            .find_map(|key| self.scaling.get(*key))
+            .and_then(Value::as_str)
+            .unwrap_or("default");
+        match name {
+            "default" => Ok(RopeScaling::None),
+            "linear" => Ok(RopeScaling::Linear { factor: self.required("factor")? }),
+            "llama3" => Ok(RopeScaling::Llama3 {
+                factor: self.required("factor")?,
+                low_freq_factor: self.required("low_freq_factor")?,
+                high_freq_factor: self.required("high_freq_factor")?,
+                original_context: self.required("original_max_position_embeddings")?,
+            }),
+            "yarn" => self.yarn(max_position_embeddings),
+            other => Err(Error::unsupported(format!("`rope_type` is `{other}`, which is not computed here"))
+                .hint(suggestion(other, "rope types", ROPE_TYPES))),
+        }
+    }
+
+    fn yarn(&self, max_position_embeddings: f64) -> Result<RopeScaling> {
+        let original_context = self.number("original_max_position_embeddings")?.unwrap_or(max_position_embeddings);
+        let factor = match self.number("factor")? {
+            Some(factor) => factor,
+            None => max_position_embeddings / original_context,
+        };
+        let magnitude = |scale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * scale * factor.ln() + 1.0 };
+        let attention_factor = match self.number("attention_factor")? {
+            Some(attention_factor) => attention_factor,
+            None => match (self.number("mscale")?, self.number("mscale_all_dim")?) {
+                (Some(mscale), Some(all)) => magnitude(mscale) / magnitude(all),
+                _ => magnitude(1.0),
+            },
+        };
+        Ok(RopeScaling::Yarn {
+            factor,
+            beta_fast: self.number("beta_fast")?.unwrap_or(32.0),
+            beta_slow: self.number("beta_slow")?.unwrap_or(1.0),
+            original_context,
+            attention_factor,
+            truncate: self.scaling.get("truncate").and_then(Value::as_bool).unwrap_or(true),
+        })
+    }
+}
+
+/// Cos and sin of every position a pass needs, `[T, 1, d / 2]` each in the model's dtype.
+#[derive(Debug)]
+pub(crate) struct Rotation {
+    pub(crate) cos: Tensor,
+    pub(crate) sin: Tensor,
+}
+
+/// Turns positions into rotations.
+#[derive(Debug)]
+pub(crate) struct RotaryEmbedding {
+    /// Angular frequencies, fp32 `[d / 2]`.
+    frequencies: twinkle_torch::Frozen,
+    magnitude: f64,
+    kind: Kind,
+}
+
+impl RotaryEmbedding {
+    pub(crate) fn new(config: &RopeConfig, head_dim: usize, kind: Kind, device: Device) -> TorchResult<Self> {
+        let (frequencies, magnitude) = config.frequencies(head_dim)?;
+        Ok(Self { frequencies: twinkle_torch::Frozen::new(frequencies.f_to_device(device)?), magnitude, kind })
+    }
+
+    /// The rotation at each of these positions: angles in fp32, cos and sin cast to the model's dtype.
+    pub(crate) fn at(&self, positions: &[i64]) -> TorchResult<Rotation> {
+        let frequencies = self.frequencies.tensor();
+        let positions = Tensor::f_from_slice(positions)?.f_to_device(frequencies.device())?.f_to_kind(Kind::Float)?;
+        let angles = positions.f_unsqueeze(-1)?.f_mul(frequencies)?;
+        let table = |values: Tensor| values.f_mul_scalar(self.magnitude)?.f_to_kind(self.kind)?.f_unsqueeze(1);
+        Ok(Rotation { cos: table(angles.f_cos()?)?, sin: table(angles.f_sin()?)? })
+    }
+}
+
+impl Rotation {
+    /// Rotates `heads`, `[T, n, d]`, by half-split pairs `(i, i + d/2)`; rounds where transformers' `apply_rotary_pos_emb` does.
+    pub(crate) fn apply(&self, heads: &Tensor) -> TorchResult<Tensor> {
+        self.rotate(heads, 1.0)
+    }
+
+    /// The gradient of [`Rotation::apply`]: the rotation by the opposite angle.
+    pub(crate) fn undo(&self, gradient: &Tensor) -> TorchResult<Tensor> {
+        self.rotate(gradient, -1.0)
+    }
+
+    fn rotate(&self, heads: &Tensor, direction: f64) -> TorchResult<Tensor> {
+        let half = heads.size()[2] / 2;
+        let (first, second) = (heads.f_narrow(2, 0, half)?, heads.f_narrow(2, half, half)?);
+        let rotated = Tensor::f_empty_like(heads)?;
+        let (mut low, mut high) = (rotated.f_narrow(2, 0, half)?, rotated.f_narrow(2, half, half)?);
+        // x·cos and rotate_half(x)·sin are rounded separately, then added: (x1 c − x2 s, x2 c + x1 s).
+        let _ = first.f_mul_out(&low, &self.cos)?;
+        let _ = second.f_mul_out(&high, &self.cos)?;
+        let from_second = second.f_mul(&self.sin)?;
+        let from_first = first.f_mul(&self.sin)?;
+        if direction > 0.0 {
+            let _ = low.f_sub_(&from_second)?;
+            let _ = high.f_add_(&from_first)?;
+        } else {
+            let _ = low.f_add_(&from_second)?;
+            let _ = high.f_sub_(&from_first)?;
+        }
+        Ok(rotated)
+    }
+}

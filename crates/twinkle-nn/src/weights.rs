@@ -1,0 +1,183 @@
+//! A model's weights: safetensors files, mapped into memory and used in place.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use safetensors::{Dtype, SafeTensors};
+use tch::{Device, Kind, Tensor};
+use twinkle_core::{Error, Result};
+use twinkle_torch::{Frozen, MappedFile};
+
+use crate::config::{ModelConfig, read_json};
+use crate::torch::device_error;
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// A folder's tensors by canonical name, none of them read yet.
+#[derive(Debug)]
+pub struct WeightFiles {
+    tensors: BTreeMap<String, Place>,
+    kind: Kind,
+    device: Device,
+    bytes: u64,
+}
+
+/// Where a tensor lies.
+#[derive(Debug)]
+struct Place {
+    file: MappedFile,
+    path: PathBuf,
+    range: std::ops::Range<usize>,
+    shape: Vec<i64>,
+    kind: Kind,
+}
+
+impl WeightFiles {
+    /// Maps `model.safetensors`, or the shards of `model.safetensors.index.json`, and reads their headers.
+    pub fn open(directory: &Path, config: &ModelConfig, kind: Kind, device: Device) -> Result<Self> {
+        let mut files = Self { tensors: BTreeMap::new(), kind, device, bytes: 0 };
+        for name in file_names(directory)? {
+            files.add_file(&directory.join(name), config)?;
+        }
+        Ok(files)
+    }
+
+    fn add_file(&mut self, path: &Path, config: &ModelConfig) -> Result<()> {
+        let file = MappedFile::open(path).map_err(|error| Error::invalid(error.to_string()))?;
+        let header = SafeTensors::deserialize(file.bytes()).map_err(|error| {
+            Error::invalid(format!(
+                "`{}` is damaged or cut off ({} bytes): {error}",
+                path.display(),
+                file.bytes().len()
+            ))
+            .hint("download or copy the file again")
+        })?;
+        let base = file.bytes().as_ptr().addr();
+        for (name, view) in header.iter() {
+            let Some(canonical) = canonical_name(name, config) else {
+                continue;
+            };
+            let start = view.data().as_ptr().addr() - base;
+            let place = Place {
+                file: file.clone(),
+                path: path.to_owned(),
+                range: start..start + view.data().len(),
+                shape: view.shape().iter().map(|size| *size as i64).collect(),
+                kind: float_kind(view.dtype()).ok_or_else(|| {
+                    Error::unsupported(format!(
+                        "tensor `{name}` in `{}` has dtype {:?}, only BF16, F16 and F32 weights are read",
+                        path.display(),
+                        view.dtype()
+                    ))
+                })?,
+            };
+            if self.tensors.insert(canonical, place).is_some() {
+                return Err(Error::invalid(format!("tensor `{name}` occurs twice in `{}`", path.display())));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the tensor `name`, which must have this shape. It borrows the file's pages if dtype and device allow.
+    pub fn take(&mut self, name: &str, shape: &[usize]) -> Result<Frozen> {
+        let place = self
+            .tensors
+            .remove(name)
+            .ok_or_else(|| Error::invalid(format!("the model's files have no tensor `{name}`")))?;
+        if !place.shape.iter().copied().eq(shape.iter().map(|size| *size as i64)) {
+            return Err(Error::invalid(format!(
+                "tensor `{name}` in `{}` has shape {:?}, `config.json` asks for {shape:?}",
+                place.path.display(),
+                place.shape
+            )));
+        }
+        let tensor = self.load(&place).map_err(|error| {
+            Error::new(error.code, format!("tensor `{name}` in `{}`: {}", place.path.display(), error.message))
+        })?;
+        self.bytes += (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64;
+        Ok(Frozen::new(tensor))
+    }
+
+    fn load(&self, place: &Place) -> Result<Tensor> {
+        let mapped = place.file.tensor(place.range.clone(), &place.shape, place.kind);
+        let tensor = match mapped {
+            Ok(tensor) => tensor,
+            // A header of odd length leaves the tensors unaligned; only a copy can be used then.
+            Err(twinkle_torch::Error::Place { .. }) => {
+                Tensor::f_from_data_size(&place.file.bytes()[place.range.clone()], &place.shape, place.kind)
+                    .map_err(device_error)?
+            }
+            Err(error) => return Err(Error::internal(error.to_string())),
+        };
+        tensor.f_to_device(self.device).and_then(|tensor| tensor.f_to_kind(self.kind)).map_err(device_error)
+    }
+
+    /// Ends the loading: every tensor of the files must have been taken. Returns the bytes of those that were.
+    pub fn finish(self) -> Result<u64> {
+        if let Some((name, place)) = self.tensors.first_key_value() {
+            return Err(Error::invalid(format!(
+                "the model's files have `{}` tensors that this architecture does not use, the first is `{name}` in `{}`",
+                self.tensors.len(),
+                place.path.display()
+            )));
+        }
+        Ok(self.bytes)
+    }
+}
+
+fn file_names(directory: &Path) -> Result<BTreeSet<String>> {
+    let index = directory.join(INDEX);
+    if index.exists() {
+        let index_json = read_json(&index)?;
+        let map = index_json
+            .get("weight_map")
+            .and_then(serde_json::Value::as_object)
+            .ok_or_else(|| Error::invalid(format!("`{}` has no `weight_map`", index.display())))?;
+        let mut names = BTreeSet::new();
+        for name in map.values() {
+            let name = name.as_str().filter(|name| is_plain_name(name)).ok_or_else(|| {
+                Error::invalid(format!("`{}` names the shard {name}, which is not a file name", index.display()))
+            })?;
+            names.insert(name.to_owned());
+        }
+        return Ok(names);
+    }
+    if directory.join(SINGLE).exists() {
+        return Ok(BTreeSet::from([SINGLE.to_owned()]));
+    }
+    Err(Error::invalid(format!("`{}` holds neither `{SINGLE}` nor `{INDEX}`", directory.display()))
+        .hint("only safetensors weights are read; pickled `.bin` files can carry code and are refused"))
+}
+
+/// A shard lies beside its index: its name must not lead elsewhere.
+fn is_plain_name(name: &str) -> bool {
+    !name.is_empty() && !name.contains(['/', '\\']) && name != ".."
+}
+
+/// The name this network uses for a tensor; `None` for one that it rightly leaves out.
+fn canonical_name(name: &str, config: &ModelConfig) -> Option<String> {
+    let is_other_tower = ["model.visual.", "visual.", "mtp."].iter().any(|prefix| name.starts_with(prefix));
+    if is_other_tower || name.ends_with(".rotary_emb.inv_freq") {
+        return None;
+    }
+    let canonical =
+        match name.strip_prefix("model.language_model.").or_else(|| name.strip_prefix("language_model.model.")) {
+            Some(rest) => format!("model.{rest}"),
+            None => name.strip_prefix("language_model.").unwrap_or(name).to_owned(),
+        };
+    // A tied model may still ship its head; the embedding is what counts.
+    if config.tied_embeddings && canonical == "lm_head.weight" {
+        return None;
+    }
+    Some(canonical)
+}
+
+const fn float_kind(dtype: Dtype) -> Option<Kind> {
+    match dtype {
+        Dtype::BF16 => Some(Kind::BFloat16),
+        Dtype::F16 => Some(Kind::Half),
+        Dtype::F32 => Some(Kind::Float),
+        _ => None,
+    }
+}
