@@ -1,6 +1,7 @@
 //! The layers around a component, one file each: config value, layer, service, tests.
 
 pub mod concurrency;
+pub mod journal;
 pub mod quota;
 pub mod rescue;
 pub mod turns;

@@ -160,12 +160,8 @@ impl StateStore {
         .await
         .map_err(|error| describe(&error))?;
 
-        let mut order = RunOrder {
-            passed_through: from_integer(passed)?,
-            last_arrival,
-            pending: Vec::new(),
-            refused: Vec::new(),
-        };
+        let mut order =
+            RunOrder { passed_through: from_integer(passed)?, last_arrival, pending: Vec::new(), refused: Vec::new() };
         for row in &ahead {
             let number = from_integer(row.get("after"))?;
             match row.get::<i64, _>("state") {
@@ -228,12 +224,13 @@ pub(super) async fn existing_at(
     run: &RunId,
     position: Position,
 ) -> Result<Option<Existing>, Failure> {
-    let row = sqlx::query("SELECT request, fingerprint, state FROM operations WHERE run = ? AND after = ? AND arrival = ?")
-        .bind(run.as_str())
-        .bind(to_integer(position.after)?)
-        .bind(position.arrival)
-        .fetch_optional(connection)
-        .await?;
+    let row =
+        sqlx::query("SELECT request, fingerprint, state FROM operations WHERE run = ? AND after = ? AND arrival = ?")
+            .bind(run.as_str())
+            .bind(to_integer(position.after)?)
+            .bind(position.arrival)
+            .fetch_optional(connection)
+            .await?;
     Ok(row.map(|row| Existing {
         request: RequestId::new(row.get::<String, _>("request")),
         fingerprint: row.get("fingerprint"),

@@ -33,6 +33,7 @@ pub use runs::NewRun;
 pub use snapshots::SnapshotRecord;
 
 pub(crate) use codec::{from_blob, to_blob};
+pub(crate) use runs::{closed_run, no_run};
 use writer::WriterHandle;
 
 /// A cheap handle on the node's durable state.

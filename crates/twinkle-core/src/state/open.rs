@@ -97,10 +97,11 @@ fn lock_file(path: &Path) -> Result<File> {
         .map_err(|error| Error::invalid(format!("cannot open `{}`: {error}", lock_path.display())))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            Err(Error::new(ErrorCode::Conflict, format!("the state store `{}` is in use by another server", path.display()))
-                .hint("stop that server, or give this one another `persistence.file_path`"))
-        }
+        Err(TryLockError::WouldBlock) => Err(Error::new(
+            ErrorCode::Conflict,
+            format!("the state store `{}` is in use by another server", path.display()),
+        )
+        .hint("stop that server, or give this one another `persistence.file_path`")),
         Err(TryLockError::Error(error)) => {
             Err(Error::invalid(format!("cannot lock `{}`: {error}", lock_path.display()))
                 .hint("put the state store on a local file system"))
@@ -156,7 +157,9 @@ async fn migrate(connection: &mut SqliteConnection, path: &Path) -> Result<()> {
         )
         .hint("start that version, or name another file")),
         Err(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) => Err(cannot_open(path, &error)),
-        Err(error) => Err(Error::internal(format!("the state store `{}` could not be upgraded: {error}", path.display()))),
+        Err(error) => {
+            Err(Error::internal(format!("the state store `{}` could not be upgraded: {error}", path.display())))
+        }
     }
 }
 

@@ -60,9 +60,12 @@ impl Write for CreateSamplingSession {
                 return Err(no_session(&record.session).into());
             }
             if existing != *record {
-                return Err(Error::invalid(format!("sampling session `{}` exists already with other weights", record.id))
-                    .hint("give every sampling session of a session its own number")
-                    .into());
+                return Err(Error::invalid(format!(
+                    "sampling session `{}` exists already with other weights",
+                    record.id
+                ))
+                .hint("give every sampling session of a session its own number")
+                .into());
             }
             return Ok(existing);
         }

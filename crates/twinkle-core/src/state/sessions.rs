@@ -71,9 +71,9 @@ pub(super) async fn require_open_session(
         .await?;
     match finished {
         Some(false) => Ok(()),
-        Some(true) => {
-            Err(Error::new(ErrorCode::Gone, format!("session `{session}` is finished")).hint("open a new session").into())
-        }
+        Some(true) => Err(Error::new(ErrorCode::Gone, format!("session `{session}` is finished"))
+            .hint("open a new session")
+            .into()),
         None => Err(no_session(session).into()),
     }
 }

@@ -23,10 +23,7 @@ pub(super) trait Write: Send + 'static {
     type Answer: Send + 'static;
 
     /// Makes the change inside the group's transaction.
-    fn apply(
-        &self,
-        connection: &mut SqliteConnection,
-    ) -> impl Future<Output = Result<Self::Answer, Failure>> + Send;
+    fn apply(&self, connection: &mut SqliteConnection) -> impl Future<Output = Result<Self::Answer, Failure>> + Send;
 }
 
 /// Sends writes to the task that owns the connection.
@@ -95,7 +92,9 @@ impl<W: Write + Sync> PendingWrite for Waiting<W> {
 
     fn settle(self: Box<Self>, committed: Result<()>) {
         let answer = match committed {
-            Ok(()) => self.applied.unwrap_or_else(|| Err(Error::internal("a write was committed before it was applied"))),
+            Ok(()) => {
+                self.applied.unwrap_or_else(|| Err(Error::internal("a write was committed before it was applied")))
+            }
             Err(error) => Err(error),
         };
         // The caller may have gone away; its write is durable all the same.
