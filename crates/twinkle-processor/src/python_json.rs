@@ -45,7 +45,12 @@ mod tests {
 
     #[test]
     fn separators_and_letters_are_pythons() {
-        let value = json!({"zeta": [1, 2.5, null, true], "alpha": {"text": "a<b> \"ü\" 你好\n"}});
+        #[derive(Serialize)]
+        struct Ordered {
+            zeta: serde_json::Value,
+            alpha: serde_json::Value,
+        }
+        let value = Ordered { zeta: json!([1, 2.5, null, true]), alpha: json!({"text": "a<b> \"ü\" 你好\n"}) };
         let expected = r#"{"zeta": [1, 2.5, null, true], "alpha": {"text": "a<b> \"ü\" 你好\n"}}"#;
         assert_eq!(dumps(&value, None).unwrap(), expected);
     }

@@ -4,6 +4,7 @@
 //! controls, Python's string methods, `raise_exception`, `strftime_now`, and a `tojson` that neither escapes HTML nor
 //! sorts keys.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use minijinja::syntax::SyntaxConfig;
@@ -30,7 +31,7 @@ const SPECIAL_TOKENS: [&str; 7] =
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
-    special_tokens: Vec<(&'static str, String)>,
+    special_tokens: BTreeMap<&'static str, String>,
 }
 
 impl ChatTemplate {
@@ -40,7 +41,7 @@ impl ChatTemplate {
         let config_path = folder.join("tokenizer_config.json");
         let config = read_json_object(&config_path)?;
         let older_names = read_json_object(&folder.join("special_tokens_map.json"))?;
-        let mut special_tokens = Vec::new();
+        let mut special_tokens = BTreeMap::new();
         for name in SPECIAL_TOKENS {
             let token = config.get(name).and_then(token_text).or_else(|| older_names.get(name).and_then(token_text));
             special_tokens.extend(token.map(|token| (name, token)));
@@ -57,7 +58,7 @@ impl ChatTemplate {
     }
 
     /// Compiles `source`; `origin` is the file's name for messages.
-    pub fn compile(source: &str, special_tokens: Vec<(&'static str, String)>, origin: &str) -> Result<Self> {
+    pub fn compile(source: &str, special_tokens: BTreeMap<&'static str, String>, origin: &str) -> Result<Self> {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder()
             .trim_blocks(true)
@@ -81,15 +82,13 @@ impl ChatTemplate {
     ///
     /// [`twinkle_core::ErrorCode::InvalidArgument`] when the template refuses the conversation.
     pub fn render(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String> {
-        let special_tokens: Value =
-            self.special_tokens.iter().map(|(name, token)| (*name, Value::from(token.as_str()))).collect();
         let context = context! {
             messages => Serde(messages),
             // Transformers defines both, so templates ask whether they are none and not whether they are defined.
             tools => (),
             documents => (),
             add_generation_prompt,
-            ..special_tokens
+            ..Serde(&self.special_tokens)
         };
         let template = self
             .environment
@@ -190,7 +189,8 @@ mod tests {
             .iter()
             .map(|(role, content)| ChatMessage { role: (*role).to_owned(), content: (*content).to_owned() })
             .collect();
-        ChatTemplate::compile(source, vec![("bos_token", "<s>".to_owned())], "test")?.render(&messages, false)
+        ChatTemplate::compile(source, BTreeMap::from([("bos_token", "<s>".to_owned())]), "test")?
+            .render(&messages, false)
     }
 
     #[test]
