@@ -3,18 +3,22 @@
 use std::time::Duration;
 
 use tower::ServiceBuilder;
+use tower::util::BoxCloneSyncService;
 use twinkle_core::component::BoxComponent;
 use twinkle_core::config::QueueConfig;
 use twinkle_core::middleware::concurrency::{ConcurrencyLayer, ConcurrencyLimits};
+use twinkle_core::middleware::journal::Journal;
 use twinkle_core::middleware::quota::{QuotaLayer, QuotaLimits};
 use twinkle_core::middleware::rescue::RescueLayer;
 
-/// Wraps `component` in everything a call passes.
-///
-/// A `model` component comes with its journal already around it: the journal replays operations into the bare
-/// component after a restart, so it belongs to the component, and is the innermost layer of this stack.
+/// Wraps `component` in everything a call passes. `journal` is there for a `model` component and calls it itself.
 #[must_use]
-pub fn component_stack(component: BoxComponent, quota: Option<QuotaLimits>, concurrency: ConcurrencyLimits) -> BoxComponent {
+pub fn component_stack(
+    component: BoxComponent,
+    journal: Option<Journal>,
+    quota: Option<QuotaLimits>,
+    concurrency: ConcurrencyLimits,
+) -> BoxComponent {
     let kind = component.kind();
     component.wrapped(|component| {
         ServiceBuilder::new()
@@ -24,7 +28,11 @@ pub fn component_stack(component: BoxComponent, quota: Option<QuotaLimits>, conc
             .option_layer(quota.map(QuotaLayer::new))
             // Before the journal: what is refused here was never accepted, and may be sent again under its number.
             .layer(ConcurrencyLayer::new(concurrency))
-            .service(component)
+            // Innermost: nothing may change the order of operations between the journal and the component.
+            .service(match journal {
+                Some(journal) => BoxCloneSyncService::new(journal),
+                None => component,
+            })
     })
 }
 

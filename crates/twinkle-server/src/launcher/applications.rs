@@ -1,17 +1,26 @@
 //! Builds every application's component and puts it in its stack.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::warn;
 use twinkle_core::checkpoint::CheckpointStore;
 use twinkle_core::component::{BoxComponent, Component};
-use twinkle_core::config::{Application, ApplicationArgs, ServerArgs, ServerConfig};
+use twinkle_core::config::{Application, ApplicationArgs, ModelArgs, ProcessorArgs, SamplerArgs, ServerArgs, ServerConfig};
 use twinkle_core::error::{Error, Result};
-use twinkle_core::futures::Futures;
+use twinkle_core::futures::{Futures, FuturesOptions};
 use twinkle_core::middleware::concurrency::ConcurrencyLimits;
+use twinkle_core::middleware::journal::Journal;
 use twinkle_core::state::StateStore;
+use twinkle_model::engine::EngineLimits;
+use twinkle_model::{ModelComponent, ModelContext};
+use twinkle_nn::PublishedAdapters;
+use twinkle_processor::{Processor, ProcessorContext};
+use twinkle_sampler::{SamplerComponent, SamplerContext};
 
+use super::base_models::BaseModels;
 use super::folders::Folders;
 use super::running::Draining;
 use crate::directory::{Directory, ServedModel};
@@ -21,12 +30,20 @@ use crate::routes::Mounted;
 use crate::server_component::{ServerComponent, ServerContext};
 use crate::stack::{component_stack, quota_limits};
 
+/// Packed rows of one training pass: bounds the memory of activations, and is more than enough to fill a device.
+const ROWS_PER_PASS: usize = 4_096;
+
+/// A run is snapshotted when replaying it would take longer than this.
+const SNAPSHOT_AFTER: Duration = Duration::from_secs(20);
+
 /// What all components of a node share.
 #[derive(Clone)]
 pub(super) struct NodeState {
     pub(super) store: StateStore,
     pub(super) futures: Futures,
     pub(super) checkpoints: CheckpointStore,
+    pub(super) snapshots: PathBuf,
+    pub(super) published: PublishedAdapters,
     pub(super) stopping: CancellationToken,
 }
 
@@ -37,9 +54,14 @@ impl NodeState {
             Some(path) => StateStore::open(path).await?,
             None => StateStore::open_in_memory().await?,
         };
-        let checkpoints = CheckpointStore::new(folders.checkpoints.clone());
-        let futures = Futures::new(store.clone());
-        Ok(Self { store, futures, checkpoints, stopping })
+        Ok(Self {
+            futures: Futures::new(store.clone(), FuturesOptions::default()),
+            checkpoints: CheckpointStore::new(folders.checkpoints.clone()),
+            snapshots: folders.snapshots.clone(),
+            published: PublishedAdapters::new(),
+            store,
+            stopping,
+        })
     }
 }
 
@@ -47,39 +69,42 @@ impl NodeState {
 pub(super) struct Applications {
     /// What the protocol fronts work with.
     pub(super) front: FrontContext,
-    /// Every application, in the order of the file.
+    /// Every application, in the order they were built.
     pub(super) draining: Vec<Draining>,
 }
 
 impl Applications {
     /// Builds all of them; the first that cannot be built ends the launch.
     pub(super) async fn build(config: &ServerConfig, state: &NodeState) -> Result<Self> {
-        let mut draining = Vec::new();
-        let mut models: Vec<ServedModel> = Vec::new();
+        let folders = model_folders(config)?;
+        let mut builder = Builder { state, bases: BaseModels::default(), models: Vec::new(), draining: Vec::new() };
+        // Models first: a sampler whose precision is `auto` takes the trainer's weights.
+        for application in &config.applications {
+            if let ApplicationArgs::Model(args) = &application.args {
+                builder.model(application, args).await?;
+            }
+        }
         for application in &config.applications {
             match &application.args {
-                ApplicationArgs::Server(_) => {}
-                ApplicationArgs::Model(_) | ApplicationArgs::Sampler(_) | ApplicationArgs::Processor(_) => {
-                    return Err(Error::unsupported("only `server` applications"));
-                }
+                ApplicationArgs::Sampler(args) => builder.sampler(application, args).await?,
+                ApplicationArgs::Processor(args) => builder.processor(application, args, folders.clone()).await?,
+                ApplicationArgs::Model(_) | ApplicationArgs::Server(_) => {}
             }
         }
-        let directory = Directory::new(models);
+        // Last, because the `server` component answers what the others serve.
         let mut front = None;
+        let models = std::mem::take(&mut builder.models);
         for application in &config.applications {
             if let ApplicationArgs::Server(args) = &application.args {
-                let server = build_server(application, args, &directory, state).await?;
-                front.get_or_insert_with(|| FrontContext {
-                    server: server.clone(),
-                    directory: directory.clone(),
-                    futures: state.futures.clone(),
-                    stopping: state.stopping.clone(),
-                });
-                draining.push(drained(application, server, None));
+                let directory = Directory::new(supported(&models, args));
+                front.get_or_insert(builder.server(application, args, directory).await?);
             }
         }
-        let front = front.ok_or_else(|| Error::invalid("no `server` application is configured"))?;
-        Ok(Self { front, draining })
+        let front = front.ok_or_else(|| {
+            Error::invalid("no `server` application is configured")
+                .hint("add one: `{name: server, route_prefix: /api/v1, import_path: server}`")
+        })?;
+        Ok(Self { front, draining: builder.draining })
     }
 
     /// As the router mounts them.
@@ -88,38 +113,185 @@ impl Applications {
     }
 }
 
-async fn build_server(
-    application: &Application,
-    args: &ServerArgs,
-    directory: &Directory,
-    state: &NodeState,
-) -> Result<BoxComponent> {
-    let context = ServerContext {
-        store: state.store.clone(),
-        checkpoints: state.checkpoints.clone(),
-        directory: directory.clone(),
-    };
-    let component = ServerComponent::build(args.clone(), context).await?;
-    Ok(stacked(application, component.boxed()))
+/// What has been built so far.
+struct Builder<'a> {
+    state: &'a NodeState,
+    bases: BaseModels,
+    models: Vec<ServedModel>,
+    draining: Vec<Draining>,
+}
+
+impl Builder<'_> {
+    async fn model(&mut self, application: &Application, args: &ModelArgs) -> Result<()> {
+        let folder = args.model.folder()?;
+        let base = self.bases.get(&folder, args.precision, args.devices.first()).await?;
+        let longest = base.config().max_position_embeddings;
+        let max_context = args.max_length.map_or(longest, |length| longest.min(length as usize));
+        let vocabulary = base.config().vocab_size;
+        let limits = EngineLimits {
+            max_length: max_context,
+            rows_per_pass: ROWS_PER_PASS,
+            max_runs: Some(args.max_loras as usize),
+            max_rank: args.max_rank,
+            snapshot_after: SNAPSHOT_AFTER,
+        };
+        let context = ModelContext {
+            base_model: args.public_name.clone(),
+            base,
+            published: self.state.published.clone(),
+            checkpoints: self.state.checkpoints.clone(),
+            store: self.state.store.clone(),
+            snapshots: self.state.snapshots.clone(),
+            limits,
+        };
+        let component = ModelComponent::build(limits, context).await?.boxed();
+        let journal = Journal::new(self.state.store.clone(), self.state.futures.clone(), component.clone());
+        let trainer = stacked(application, component, Some(journal.clone()));
+        self.serve(ServedModel {
+            name: args.public_name.clone(),
+            max_context,
+            vocabulary,
+            max_rank: args.max_rank,
+            default_alpha: args.lora_alpha,
+            tokenizer: folder,
+            trainer: Some(trainer.clone()),
+            journal: Some(journal.clone()),
+            sampler: None,
+        })?;
+        self.mount(application, trainer, Some(journal), Some(args.public_name.clone()));
+        Ok(())
+    }
+
+    async fn sampler(&mut self, application: &Application, args: &SamplerArgs) -> Result<()> {
+        let folder = args.model.folder()?;
+        let base = self.bases.get(&folder, args.engine.dtype, args.devices.first()).await?;
+        let longest = base.config().max_position_embeddings;
+        let max_context = args.engine.max_model_len.map_or(longest, |length| longest.min(length as usize));
+        let vocabulary = base.config().vocab_size;
+        let context = SamplerContext {
+            base,
+            published: self.state.published.clone(),
+            checkpoints: self.state.checkpoints.clone(),
+            tokenizer: folder.clone(),
+        };
+        let component = SamplerComponent::build(args.clone(), context).await?.boxed();
+        let sampler = stacked(application, component, None);
+        self.serve(ServedModel {
+            name: args.public_name.clone(),
+            max_context,
+            vocabulary,
+            max_rank: args.engine.max_lora_rank,
+            default_alpha: 32.0,
+            tokenizer: folder,
+            trainer: None,
+            journal: None,
+            sampler: Some(sampler.clone()),
+        })?;
+        self.mount(application, sampler, None, Some(args.public_name.clone()));
+        Ok(())
+    }
+
+    async fn processor(
+        &mut self,
+        application: &Application,
+        args: &ProcessorArgs,
+        models: BTreeMap<String, PathBuf>,
+    ) -> Result<()> {
+        let component = Processor::build(args.clone(), ProcessorContext { models }).await?.boxed();
+        self.mount(application, stacked(application, component, None), None, None);
+        Ok(())
+    }
+
+    async fn server(&mut self, application: &Application, args: &ServerArgs, directory: Directory) -> Result<FrontContext> {
+        let context = ServerContext {
+            store: self.state.store.clone(),
+            checkpoints: self.state.checkpoints.clone(),
+            directory: directory.clone(),
+        };
+        let component = ServerComponent::build(args.clone(), context).await?.boxed();
+        let server = stacked(application, component, None);
+        self.mount(application, server.clone(), None, None);
+        Ok(FrontContext {
+            server,
+            directory,
+            futures: self.state.futures.clone(),
+            stopping: self.state.stopping.clone(),
+        })
+    }
+
+    /// Adds a model to the directory, or what an application adds to a model that is there.
+    fn serve(&mut self, served: ServedModel) -> Result<()> {
+        let Some(model) = self.models.iter_mut().find(|model| model.name == served.name) else {
+            self.models.push(served);
+            return Ok(());
+        };
+        let name = &served.name;
+        if model.tokenizer != served.tokenizer {
+            return Err(Error::invalid(format!("base model `{name}` is served from two different folders"))
+                .hint("give both applications the same `model_id`, or different names in their `route_prefix`"));
+        }
+        if (model.trainer.is_some() && served.trainer.is_some()) || (model.sampler.is_some() && served.sampler.is_some()) {
+            return Err(Error::unsupported(format!("base model `{name}` is served by two applications of one kind")));
+        }
+        model.trainer = model.trainer.take().or(served.trainer);
+        model.journal = model.journal.take().or(served.journal);
+        model.sampler = model.sampler.take().or(served.sampler);
+        Ok(())
+    }
+
+    fn mount(
+        &mut self,
+        application: &Application,
+        component: BoxComponent,
+        journal: Option<Journal>,
+        base_model: Option<String>,
+    ) {
+        let information = ApplicationInformation {
+            name: application.name.clone(),
+            import_path: application.args.kind(),
+            route_prefix: application.route_prefix.clone(),
+            base_model,
+        };
+        let limit = Duration::try_from_secs_f64(application.deployment.graceful_shutdown_timeout_s);
+        self.draining.push(Draining {
+            mounted: Mounted { information, component },
+            journal,
+            limit: limit.unwrap_or(Duration::from_secs(20)),
+        });
+    }
+}
+
+/// The folder of each served model by its public name; found before anything is loaded.
+fn model_folders(config: &ServerConfig) -> Result<BTreeMap<String, PathBuf>> {
+    let mut folders = BTreeMap::new();
+    for application in &config.applications {
+        let (name, source) = match &application.args {
+            ApplicationArgs::Model(args) => (&args.public_name, &args.model),
+            ApplicationArgs::Sampler(args) => (&args.public_name, &args.model),
+            ApplicationArgs::Processor(_) | ApplicationArgs::Server(_) => continue,
+        };
+        folders.insert(name.clone(), source.folder()?);
+    }
+    Ok(folders)
+}
+
+/// The models a `server` application offers: those it lists, or all.
+fn supported(models: &[ServedModel], args: &ServerArgs) -> Vec<ServedModel> {
+    let Some(names) = &args.supported_models else { return models.to_vec() };
+    for name in names {
+        if !models.iter().any(|model| model.name == *name) {
+            warn!(model = name, "listed under `supported_models`, but no application serves it");
+        }
+    }
+    models.iter().filter(|model| names.contains(&model.name)).cloned().collect()
 }
 
 /// The component inside the stack its application asks for.
-fn stacked(application: &Application, component: BoxComponent) -> BoxComponent {
+fn stacked(application: &Application, component: BoxComponent, journal: Option<Journal>) -> BoxComponent {
     let deployment = &application.deployment;
     let concurrency = ConcurrencyLimits {
         ongoing: deployment.max_ongoing_requests as usize,
         queued: deployment.max_queued_requests as usize,
     };
-    component_stack(component, quota_limits(&application.args.queue()), concurrency)
-}
-
-fn drained(application: &Application, component: BoxComponent, base_model: Option<String>) -> Draining {
-    let information = ApplicationInformation {
-        name: application.name.clone(),
-        import_path: application.args.kind(),
-        route_prefix: application.route_prefix.clone(),
-        base_model,
-    };
-    let limit = Duration::try_from_secs_f64(application.deployment.graceful_shutdown_timeout_s);
-    Draining { mounted: Mounted { information, component }, limit: limit.unwrap_or(Duration::from_secs(20)) }
+    component_stack(component, journal, quota_limits(&application.args.queue()), concurrency)
 }

@@ -1,6 +1,6 @@
 //! Where the node keeps what survives a restart.
 
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
@@ -19,8 +19,6 @@ pub(super) struct Folders {
     pub(super) snapshots: PathBuf,
     /// Checkpoints, by tenant.
     pub(super) checkpoints: PathBuf,
-    /// Held so that no second node works on the same folder.
-    _lock: Option<File>,
     /// Removed with everything in it when the node stops.
     _temporary: Option<TempDir>,
 }
@@ -38,12 +36,10 @@ impl Folders {
 
     fn lasting(directory: &Path, checkpoints: Option<PathBuf>) -> Result<Self> {
         let directory = make(directory)?;
-        let lock = lock(&directory)?;
         Ok(Self {
             database: Some(directory.join("state.sqlite")),
             snapshots: make(&directory.join("snapshots"))?,
             checkpoints: make(&checkpoints.unwrap_or_else(|| directory.join("checkpoints")))?,
-            _lock: Some(lock),
             _temporary: None,
         })
     }
@@ -57,7 +53,6 @@ impl Folders {
             database: None,
             snapshots: make(&temporary.path().join("snapshots"))?,
             checkpoints: make(&checkpoints.unwrap_or_else(|| temporary.path().join("checkpoints")))?,
-            _lock: None,
             _temporary: Some(temporary),
         })
     }
@@ -71,40 +66,19 @@ fn make(directory: &Path) -> Result<PathBuf> {
     directory.canonicalize().map_err(|error| Error::invalid(format!("the folder `{shown}` cannot be used: {error}")))
 }
 
-/// Two nodes on one folder would each replay and overwrite the other's runs.
-fn lock(directory: &Path) -> Result<File> {
-    let path = directory.join("lock");
-    let shown = path.display();
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .map_err(|error| Error::invalid(format!("`{shown}` could not be opened: {error}")))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::invalid(format!(
-            "another server is running on the state folder `{}`",
-            directory.display()
-        ))
-        .hint("stop it, or set another `persistence.file_path`")),
-        Err(TryLockError::Error(error)) => Err(Error::invalid(format!("`{shown}` could not be locked: {error}"))),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_state_folder_serves_one_node_at_a_time() {
+    fn lasting_folders_are_absolute_and_stay() {
         let folder = tempfile::tempdir().unwrap();
-        let persistence = Persistence::File { directory: folder.path().join("state") };
-        let first = Folders::open(&persistence).unwrap();
-        let refusal = Folders::open(&persistence).unwrap_err();
-        assert!(refusal.message.starts_with("another server is running on the state folder"), "{refusal}");
-        drop(first);
-        Folders::open(&persistence).unwrap();
+        let persistence = Persistence::File { directory: folder.path().join("a/state") };
+        let folders = Folders::open(&persistence).unwrap();
+        assert!(folders.database.as_ref().is_some_and(|path| path.is_absolute()));
+        let snapshots = folders.snapshots.clone();
+        drop(folders);
+        assert!(snapshots.is_dir());
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 mod address;
 mod applications;
+mod base_models;
 mod error;
 mod folders;
 mod running;
@@ -16,9 +17,10 @@ use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 use twinkle_core::config::ServerConfig;
 use twinkle_core::error::{Error, Result};
+use twinkle_core::middleware::journal::Journal;
 
 pub use error::LaunchError;
 pub use running::RunningServer;
@@ -124,7 +126,29 @@ impl TwinkleServer {
         let limits = ConnectionLimits::default();
         let listener = tokio::spawn(listener::serve(listener, service, limits, stop.clone(), running::REQUEST_GRACE));
         info!("ready in {:.2} s, listening on http://{address}", began.elapsed().as_secs_f64());
-        Ok(RunningServer { address, stop, listener, applications: applications.draining, _folders: folders })
+        for draining in &applications.draining {
+            if let Some(journal) = draining.journal.clone() {
+                tokio::spawn(recover(draining.mounted.information.name.clone(), journal));
+            }
+        }
+        Ok(RunningServer {
+            address,
+            stop,
+            listener,
+            applications: applications.draining,
+            futures: state.futures,
+            store: state.store,
+            _folders: folders,
+        })
+    }
+}
+
+/// Takes up the runs that the last stop left with unfinished operations; requests are welcome meanwhile.
+async fn recover(application: String, journal: Journal) {
+    match journal.recover().await {
+        Ok(0) => {}
+        Ok(runs) => info!(application, runs, "runs with unfinished operations were taken up again"),
+        Err(error) => error!(application, %error, "unfinished runs could not be taken up; each is tried again when used"),
     }
 }
 

@@ -7,6 +7,9 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use twinkle_core::futures::Futures;
+use twinkle_core::middleware::journal::Journal;
+use twinkle_core::state::StateStore;
 
 use super::folders::Folders;
 use crate::routes::Mounted;
@@ -17,7 +20,19 @@ pub(super) const REQUEST_GRACE: Duration = Duration::from_secs(5);
 /// An application with how long it may take to stop.
 pub(super) struct Draining {
     pub(super) mounted: Mounted,
+    pub(super) journal: Option<Journal>,
     pub(super) limit: Duration,
+}
+
+impl Draining {
+    /// The journal first, so that nothing new reaches the component; then the component makes its state durable.
+    async fn drain(&self) {
+        let deadline = Instant::now() + self.limit;
+        if let Some(journal) = &self.journal {
+            journal.drain(self.limit).await;
+        }
+        self.mounted.component.drain(deadline.saturating_duration_since(Instant::now())).await;
+    }
 }
 
 /// A node that answers requests until it is shut down.
@@ -26,6 +41,8 @@ pub struct RunningServer {
     pub(super) stop: CancellationToken,
     pub(super) listener: JoinHandle<()>,
     pub(super) applications: Vec<Draining>,
+    pub(super) futures: Futures,
+    pub(super) store: StateStore,
     pub(super) _folders: Folders,
 }
 
@@ -45,8 +62,9 @@ impl RunningServer {
             warn!(%error, "the listener ended with a panic");
         }
         // All at once: each has its own thread or none, and the slowest decides.
-        let drains = self.applications.iter().map(|Draining { mounted, limit }| mounted.component.drain(*limit));
-        futures::future::join_all(drains).await;
+        futures::future::join_all(self.applications.iter().map(Draining::drain)).await;
+        self.futures.drain(REQUEST_GRACE).await;
+        self.store.close().await;
         info!(elapsed_s = began.elapsed().as_secs_f64(), "stopped");
     }
 }

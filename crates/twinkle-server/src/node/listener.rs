@@ -1,6 +1,5 @@
 //! Accepts connections and serves HTTP/1.1 and HTTP/2 on them, until told to stop.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +12,6 @@ use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
-use tower::Service;
 use tracing::{debug, warn};
 
 use super::HttpService;
@@ -103,6 +101,3 @@ async fn accept(
         }
     }
 }
-
-/// The error type of a service that cannot fail, named for hyper's bounds.
-pub type Never = Infallible;
