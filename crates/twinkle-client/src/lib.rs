@@ -1,1 +1,64 @@
-//! Native Rust client for training and sampling LoRA adapters on a Twinkle server
+//! Native Rust client: train and sample LoRA adapters on a Twinkle server.
+//!
+//! It speaks the Tinker protocol, so it works with any server that does; text work ([`ProcessorClient`]) is an
+//! addition of Twinkle servers.
+//!
+//! ```no_run
+//! use twinkle_client::{AdamParams, ChatMessage, LoraOptions, Loss, SamplingParams, ServiceClient, supervised_datum};
+//!
+//! # async fn example() -> Result<(), twinkle_client::Error> {
+//! let service = ServiceClient::connect("http://127.0.0.1:8000", "tml-local").await?;
+//! let model = "HuggingFaceTB/SmolLM2-135M-Instruct";
+//! let processor = service.processor("/api/v1/processor", model);
+//! let training = service.create_lora_training_client(model, LoraOptions { rank: 16, ..LoraOptions::default() }).await?;
+//!
+//! let conversation = vec![ChatMessage::user("Who are you?"), ChatMessage::assistant("I am Twinkle.")];
+//! let encoded = processor.encode_chat(vec![conversation], false).await?;
+//! let data = encoded.iter().map(supervised_datum).collect::<Result<Vec<_>, _>>()?;
+//!
+//! // Both are on their way before the first is awaited: the server never idles between them.
+//! let loss = training.forward_backward(data, Loss::cross_entropy()).await?;
+//! let step = training.optim_step(AdamParams { learning_rate: 1e-3, ..AdamParams::default() }).await?;
+//! println!("loss {}", loss.await?.metrics["loss:sum"]);
+//! step.await?;
+//!
+//! let sampler = training.save_weights_and_get_sampling_client().await?;
+//! let prompt = processor.encode_chat(vec![vec![ChatMessage::user("Who are you?")]], true).await?;
+//! let sampled = sampler.sample(prompt[0].tokens.clone(), 1, SamplingParams::greedy(32)).await?.await?;
+//! println!("{}", processor.decode(vec![sampled.sequences[0].tokens.clone()]).await?[0]);
+//! # Ok(()) }
+//! ```
+//!
+//! Every training operation is numbered and **submitted when its method returns**; what it returns is a [`Pending`] to be
+//! awaited when the result is needed. Lost connections, restarts of the server and full queues are retried with the same
+//! number, so nothing is done twice.
+#![forbid(unsafe_code)]
+
+mod chunking;
+mod data;
+mod error;
+mod http;
+mod pending;
+mod processor;
+mod retry;
+mod sampling;
+mod service;
+mod session;
+mod training;
+
+pub use data::{Loss, supervised_datum};
+pub use error::{Error, Result};
+pub use pending::Pending;
+pub use processor::ProcessorClient;
+pub use retry::RetryPolicy;
+pub use sampling::SamplingClient;
+pub use service::{ConnectOptions, LoraOptions, ServiceClient};
+pub use training::{SaveOptions, TrainingClient};
+
+pub use twinkle_core::call::{
+    AdamParams, ChatMessage, ForwardBackwardOutcome, Logprobs, SampleOutcome, SampledSequence, SamplingParams, Stop,
+    StopReason,
+};
+pub use twinkle_core::data::{Datum, TensorData, TensorValues, TokenIds};
+pub use twinkle_core::wire::native::Encoded;
+pub use twinkle_core::wire::tinker::json::{ModelInfo, SupportedModel};

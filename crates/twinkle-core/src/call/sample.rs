@@ -48,6 +48,21 @@ pub struct SamplingParams {
     pub top_p: f32,
 }
 
+impl SamplingParams {
+    /// The most likely token each time, until the model ends or `max_tokens` are there.
+    #[must_use]
+    pub const fn greedy(max_tokens: u32) -> Self {
+        Self {
+            max_tokens: Some(max_tokens),
+            seed: None,
+            stop: Stop::EndOfSequence,
+            temperature: 0.0,
+            top_k: None,
+            top_p: 1.0,
+        }
+    }
+}
+
 /// When a sample ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stop {
