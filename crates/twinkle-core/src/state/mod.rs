@@ -32,6 +32,7 @@ pub use retention::{Retention, Swept};
 pub use runs::NewRun;
 pub use snapshots::SnapshotRecord;
 
+pub(crate) use checkpoints::no_checkpoint;
 pub(crate) use codec::{from_blob, to_blob};
 pub(crate) use runs::{closed_run, no_run};
 use writer::WriterHandle;

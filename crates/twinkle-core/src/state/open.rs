@@ -31,7 +31,8 @@ impl StateStore {
         Self::open_with(path, connect, None).await
     }
 
-    /// A store for tests: it lives in a private temporary folder and is never synced.
+    /// A store that is forgotten at the end: it lives in a private temporary folder, which goes with its last
+    /// handle, and is never synced.
     pub async fn open_in_memory() -> Result<Self> {
         let folder = tempfile::Builder::new()
             .prefix("twinkle-state-")

@@ -13,9 +13,9 @@ use crate::call::Position;
 use crate::error::{Error, ErrorCode, Result};
 use crate::ids::RunId;
 
-/// How long a snapshot waits for the results it covers to be stored: this often, this long each time.
-const RESULT_CHECKS: u32 = 100;
-const RESULT_CHECK_EVERY: Duration = Duration::from_millis(20);
+/// How a snapshot waits for the results it covers to be stored: so often, so long each time.
+const RESULT_CHECKS: u32 = 400;
+const RESULT_CHECK_EVERY: Duration = Duration::from_millis(5);
 
 /// A folder that holds exactly the effect of a run's operations up to a position.
 #[derive(Clone, Debug, PartialEq, Eq)]
