@@ -1,1 +1,24 @@
-//! Import path `sampler`: continuous batching, token sampling, engines
+//! Import path `sampler`: several requests at once, continuous batching, token sampling.
+//!
+//! Read in this order: [`params`] turns a request into one the engine can trust, [`scheduler`] decides what a step
+//! computes (pure), [`runner`] is the model's side of a step, [`logits`] turns a row of logits into a token (pure),
+//! [`stop`] says when a sequence ends (pure), [`sequence`] is what the engine keeps per request, [`engine`] is the one
+//! thread that owns the sequences and their KV caches, [`adapters`] finds the weights a request names, and [`component`]
+//! is the handle the rest of the node calls.
+//!
+//! Two rules: the same request with the same seed gets the same tokens whatever else runs, and every admitted request
+//! can finish, because its memory was set aside before it began.
+#![forbid(unsafe_code)]
+
+pub mod adapters;
+pub mod component;
+pub mod engine;
+pub mod logits;
+pub mod memory;
+pub mod params;
+pub mod runner;
+pub mod scheduler;
+mod sequence;
+pub mod stop;
+
+pub use component::{SamplerComponent, SamplerContext};

@@ -1,0 +1,324 @@
+//! The `sampler` component: a handle that checks requests, finds their weights and hands them to the engine thread.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::thread;
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use serde::Serialize;
+use tokenizers::Tokenizer;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::spawn_blocking;
+use tokio::time::Instant;
+use tower::Service;
+use tracing::{debug, info, warn};
+use twinkle_core::call::{Call, Operation, Reply, SampleRequest};
+use twinkle_core::checkpoint::CheckpointStore;
+use twinkle_core::component::{Component, ComponentKind, Health, Lifecycle, misrouted};
+use twinkle_core::config::{SamplerArgs, SamplerType};
+use twinkle_core::ids::TenantId;
+use twinkle_core::{Error, ErrorCode, Result};
+use twinkle_nn::{BaseModel, ModelConfig, PublishedAdapters};
+
+use crate::adapters::{AdapterLimits, Adapters};
+use crate::engine::{Command, Engine, EngineStats, Work, stopped};
+use crate::memory::kv_token_budget;
+use crate::params::{ModelLimits, Seeds, ValidRequest, validate};
+use crate::runner::TorchRunner;
+use crate::scheduler::{FairScheduler, SchedulerLimits};
+use crate::stop::StopRule;
+
+/// Commands between the handle and the engine thread.
+const LINE_LENGTH: usize = 256;
+/// Requests in the house, waiting or running; more are told to come back.
+const MOST_REQUESTS: usize = 4096;
+/// Most samples in one request.
+const MOST_SAMPLES: u32 = 1024;
+/// Prompt tokens per tile: what one prefill computes.
+const TILE: usize = 64;
+/// Tokens of one step: long enough to be efficient, short enough that running samples do not stall.
+const STEP_TOKENS: usize = 512;
+
+/// What the launcher hands over besides the arguments.
+#[derive(Clone)]
+pub struct SamplerContext {
+    /// The frozen weights.
+    pub base: Arc<BaseModel>,
+    /// Where the trainer hands over live adapters.
+    pub published: PublishedAdapters,
+    /// Where saved adapters lie.
+    pub checkpoints: CheckpointStore,
+    /// The folder of the tokenizer; without one there, stop texts are refused.
+    pub tokenizer: PathBuf,
+}
+
+/// What this sampler can do, for status pages and clients.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SamplerCapabilities {
+    /// The engine that computes.
+    pub engine: &'static str,
+    /// The engine the configuration asks for.
+    pub sampler_type: &'static str,
+    /// Most tokens of prompt and answer together.
+    pub max_model_len: usize,
+    /// Most samples at once.
+    pub max_num_seqs: usize,
+    /// KV rows of all samples together.
+    pub kv_tokens: usize,
+    /// Largest rank of an adapter; 0 when adapters are not served.
+    pub max_lora_rank: u32,
+    /// Whether stop texts work.
+    pub stop_texts: bool,
+}
+
+/// A cloneable handle to one sampling engine.
+#[derive(Clone)]
+pub struct SamplerComponent {
+    line: mpsc::Sender<Command>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    limits: ModelLimits,
+    eos: Vec<u32>,
+    tokenizer: Option<Arc<Tokenizer>>,
+    seeds: Seeds,
+    adapters: Adapters,
+    capabilities: SamplerCapabilities,
+    stats: Arc<EngineStats>,
+    places: Arc<Semaphore>,
+    draining: AtomicBool,
+    thread: thread::JoinHandle<()>,
+}
+
+impl SamplerComponent {
+    /// What it can do.
+    #[must_use]
+    pub fn capabilities(&self) -> &SamplerCapabilities {
+        &self.shared.capabilities
+    }
+
+    /// What the engine holds right now.
+    #[must_use]
+    pub fn stats(&self) -> &EngineStats {
+        &self.shared.stats
+    }
+
+    fn validate(&self, request: SampleRequest) -> Result<ValidRequest> {
+        let shared = &self.shared;
+        let stop =
+            StopRule::read(&request.params.stop, &shared.eos, shared.limits.vocabulary, shared.tokenizer.as_ref())?;
+        let has_seed = request.params.seed.is_some();
+        let request = validate(request, stop, &shared.limits, &shared.seeds)?;
+        if !has_seed {
+            debug!(seed = request.seed, "drew a seed for a sampling request that names none");
+        }
+        Ok(request)
+    }
+}
+
+impl Component for SamplerComponent {
+    type Args = SamplerArgs;
+    type Context = SamplerContext;
+
+    async fn build(args: SamplerArgs, context: SamplerContext) -> Result<Self> {
+        let SamplerContext { base, published, checkpoints, tokenizer } = context;
+        let config = base.config();
+        let max_model_len = model_length(args.engine.max_model_len, config)?;
+        let text = spawn_blocking(move || read_text_files(&tokenizer))
+            .await
+            .map_err(|_| Error::internal("reading the tokenizer was interrupted"))??;
+        let mut eos = config.eos_token_ids.clone();
+        eos.extend(text.eos);
+        let limits = ModelLimits { vocabulary: config.vocab_size, max_model_len, max_samples: MOST_SAMPLES };
+        let schedule = SchedulerLimits {
+            seats: args.engine.max_num_seqs as usize,
+            kv_tokens: kv_token_budget(&base),
+            step_tokens: STEP_TOKENS,
+            tile: TILE,
+            waiting: MOST_REQUESTS,
+        };
+        let capabilities = SamplerCapabilities {
+            engine: "torch",
+            sampler_type: engine_name(args.sampler_type),
+            max_model_len,
+            max_num_seqs: schedule.seats,
+            kv_tokens: schedule.kv_tokens,
+            max_lora_rank: if args.engine.enable_lora { args.engine.max_lora_rank } else { 0 },
+            stop_texts: text.tokenizer.is_some(),
+        };
+        announce(&args, &capabilities);
+
+        let adapter_limits = AdapterLimits {
+            base_model: args.public_name.clone(),
+            enabled: args.engine.enable_lora,
+            max_rank: args.engine.max_lora_rank,
+        };
+        let adapters = Adapters::new(Arc::clone(&base), published, checkpoints, adapter_limits);
+        let stats = Arc::new(EngineStats::default());
+        let (line, commands) = mpsc::channel(LINE_LENGTH);
+        let engine_stats = Arc::clone(&stats);
+        let thread = thread::Builder::new()
+            .name("sampler-engine".to_owned())
+            .spawn(move || {
+                let scheduler = Box::new(FairScheduler::new(schedule));
+                Engine::new(TorchRunner::new(base), scheduler, engine_stats).work(commands);
+            })
+            .map_err(|error| Error::internal(format!("the engine thread could not be started: {error}")))?;
+        let shared = Shared {
+            limits,
+            eos,
+            tokenizer: text.tokenizer,
+            seeds: Seeds::new(args.engine.seed),
+            adapters,
+            capabilities,
+            stats,
+            places: Arc::new(Semaphore::new(MOST_REQUESTS)),
+            draining: AtomicBool::new(false),
+            thread,
+        };
+        Ok(Self { line, shared: Arc::new(shared) })
+    }
+}
+
+impl Service<Call> for SamplerComponent {
+    type Response = Reply;
+    type Error = Error;
+    type Future = BoxFuture<'static, Result<Reply>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    /// Dropping the future aborts the request and frees its memory.
+    fn call(&mut self, call: Call) -> Self::Future {
+        let Call { tenant, operation } = call;
+        let Operation::Sample(request) = operation else {
+            let error = misrouted(ComponentKind::Sampler, operation.name());
+            return async move { Err(error) }.boxed();
+        };
+        let component = self.clone();
+        async move { component.sample(tenant, *request).await }.boxed()
+    }
+}
+
+impl SamplerComponent {
+    async fn sample(&self, tenant: TenantId, request: SampleRequest) -> Result<Reply> {
+        let Ok(_place) = self.shared.places.try_acquire() else {
+            return Err(Error::new(ErrorCode::Overloaded, "too many sampling requests are waiting")
+                .retry_after(Duration::from_secs(1)));
+        };
+        let source = request.source.clone();
+        let request = self.validate(request)?;
+        let adapter = self.shared.adapters.resolve(&tenant, &source).await?;
+        let (answer, outcome) = oneshot::channel();
+        let work = Work { tenant, request, adapter, answer };
+        self.line.send(Command::Sample(Box::new(work))).await.map_err(|_| stopped())?;
+        outcome.await.map_err(|_| stopped())?.map(Reply::Sample)
+    }
+}
+
+impl Lifecycle for SamplerComponent {
+    fn kind(&self) -> ComponentKind {
+        ComponentKind::Sampler
+    }
+
+    fn health(&self) -> Health {
+        if self.shared.draining.load(Ordering::Acquire) {
+            return Health::Draining;
+        }
+        if self.shared.thread.is_finished() {
+            return Health::Failed("the sampling engine has stopped".to_owned());
+        }
+        Health::Ready
+    }
+
+    fn drain(&self, limit: Duration) -> BoxFuture<'static, ()> {
+        let component = self.clone();
+        async move {
+            component.shared.draining.store(true, Ordering::Release);
+            let (done, drained) = oneshot::channel();
+            let deadline = Instant::now() + limit;
+            let finish = async {
+                if component.line.send(Command::Drain { deadline, done }).await.is_ok() {
+                    // An engine that is already gone has nothing to drain.
+                    let _ = drained.await;
+                }
+            };
+            // A step that hangs must not hang the node.
+            let _ = tokio::time::timeout(limit + Duration::from_secs(5), finish).await;
+        }
+        .boxed()
+    }
+}
+
+fn announce(args: &SamplerArgs, capabilities: &SamplerCapabilities) {
+    if args.sampler_type == SamplerType::Vllm {
+        info!(model = args.public_name, "`sampler_type: vllm` is served by the `torch` engine; the paged engine comes later");
+    }
+    if capabilities.kv_tokens < capabilities.max_model_len {
+        warn!(
+            kv_tokens = capabilities.kv_tokens,
+            max_model_len = capabilities.max_model_len,
+            "free memory does not hold one full context; requests that need more are refused"
+        );
+    }
+    info!(
+        model = args.public_name,
+        max_model_len = capabilities.max_model_len,
+        max_num_seqs = capabilities.max_num_seqs,
+        kv_tokens = capabilities.kv_tokens,
+        max_lora_rank = capabilities.max_lora_rank,
+        "sampler ready; any number of adapters may share a batch"
+    );
+}
+
+fn model_length(wanted: Option<u32>, config: &ModelConfig) -> Result<usize> {
+    let most = config.max_position_embeddings;
+    match wanted.map(|wanted| wanted as usize) {
+        Some(wanted) if wanted > most => Err(Error::invalid(format!(
+            "`engine_args.max_model_len` is {wanted}, the model's context has {most} tokens"
+        ))),
+        Some(wanted) => Ok(wanted),
+        None => Ok(most),
+    }
+}
+
+/// What the model's folder says about text.
+struct TextFiles {
+    tokenizer: Option<Arc<Tokenizer>>,
+    /// The tokenizer's own end-of-sequence token, beside those of the model's configuration.
+    eos: Option<u32>,
+}
+
+fn read_text_files(directory: &Path) -> Result<TextFiles> {
+    let path = directory.join("tokenizer.json");
+    if !path.exists() {
+        return Ok(TextFiles { tokenizer: None, eos: None });
+    }
+    let tokenizer = Tokenizer::from_file(&path)
+        .map_err(|error| Error::invalid(format!("`{}` is not a tokenizer: {error}", path.display())))?;
+    let eos = end_of_sequence(&directory.join("tokenizer_config.json")).and_then(|token| tokenizer.token_to_id(&token));
+    Ok(TextFiles { tokenizer: Some(Arc::new(tokenizer)), eos })
+}
+
+/// `eos_token` of a `tokenizer_config.json`: a text, or an object with its `content`.
+fn end_of_sequence(path: &Path) -> Option<String> {
+    let text = std::fs::read(path).ok()?;
+    let settings: serde_json::Value = serde_json::from_slice(&text).ok()?;
+    let token = settings.get("eos_token")?;
+    token.as_str().or_else(|| token.get("content")?.as_str()).map(str::to_owned)
+}
+
+/// As it is written in the configuration.
+fn engine_name(kind: SamplerType) -> &'static str {
+    match kind {
+        SamplerType::Vllm => "vllm",
+        SamplerType::Torch => "torch",
+        SamplerType::Mock => "mock",
+    }
+}

@@ -1,0 +1,377 @@
+//! The engine: one thread that owns every sequence and its KV cache.
+//!
+//! It takes requests from a bounded channel, asks the scheduler what the next step computes, computes it, and answers
+//! requests as they complete. A request whose client went away is dropped with its memory at the next step. A failure of
+//! the model, even a panic, fails the requests it concerns; the engine lives on.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tracing::{debug, error, info};
+use twinkle_core::call::{SampleOutcome, StopReason};
+use twinkle_core::ids::TenantId;
+use twinkle_core::{Error, ErrorCode, Result};
+use twinkle_nn::Adapter;
+
+use crate::logits::{Draw, NonFinite, RowTask, draw, draw_rows};
+use crate::params::ValidRequest;
+use crate::runner::{PromptTile, Runner};
+use crate::scheduler::{Job, JobId, SampleRef, Scheduler, Start, Tile};
+use crate::sequence::{Request, Sample};
+
+/// What the engine is told.
+pub enum Command {
+    /// Sample.
+    Sample(Box<Work>),
+    /// Finish what is there before `deadline`, then stop.
+    Drain {
+        /// When to give the rest up.
+        deadline: Instant,
+        /// Told when the engine has stopped.
+        done: oneshot::Sender<()>,
+    },
+}
+
+/// One request and who waits for it.
+pub struct Work {
+    /// Who asked.
+    pub tenant: TenantId,
+    /// What was asked.
+    pub request: ValidRequest,
+    /// The weights to add to the base.
+    pub adapter: Option<Arc<Adapter>>,
+    /// Who waits; dropping the receiver aborts the request.
+    pub answer: oneshot::Sender<Result<SampleOutcome>>,
+}
+
+/// What the engine holds right now, for metrics and tests; written after every step.
+#[derive(Debug, Default)]
+pub struct EngineStats {
+    requests: AtomicUsize,
+    cache_bytes: AtomicU64,
+    generated: AtomicU64,
+}
+
+impl EngineStats {
+    /// Requests that wait or run.
+    #[must_use]
+    pub fn requests(&self) -> usize {
+        self.requests.load(Ordering::Acquire)
+    }
+
+    /// Memory of all KV caches, in bytes.
+    #[must_use]
+    pub fn cache_bytes(&self) -> u64 {
+        self.cache_bytes.load(Ordering::Acquire)
+    }
+
+    /// Tokens drawn since the start.
+    #[must_use]
+    pub fn generated(&self) -> u64 {
+        self.generated.load(Ordering::Acquire)
+    }
+}
+
+/// The engine's state; lives on its thread.
+pub struct Engine<R: Runner> {
+    runner: R,
+    scheduler: Box<dyn Scheduler>,
+    requests: BTreeMap<JobId, Request<R::Cache>>,
+    next_job: JobId,
+    stopping: Option<(Instant, oneshot::Sender<()>)>,
+    stats: Arc<EngineStats>,
+}
+
+impl<R: Runner> Engine<R> {
+    /// An engine without requests.
+    #[must_use]
+    pub fn new(runner: R, scheduler: Box<dyn Scheduler>, stats: Arc<EngineStats>) -> Self {
+        Self { runner, scheduler, requests: BTreeMap::new(), next_job: 0, stopping: None, stats }
+    }
+
+    /// Works until it is drained or every sender is gone and every request is answered.
+    pub fn work(mut self, mut commands: mpsc::Receiver<Command>) {
+        loop {
+            if self.requests.is_empty() {
+                if self.stopping.is_some() {
+                    break;
+                }
+                match commands.blocking_recv() {
+                    Some(command) => self.take(command, &mut commands),
+                    None => break,
+                }
+            }
+            while let Ok(command) = commands.try_recv() {
+                self.take(command, &mut commands);
+            }
+            if self.stopping.as_ref().is_some_and(|(deadline, _)| Instant::now() >= *deadline) {
+                break;
+            }
+            self.drop_abandoned();
+            self.step();
+            self.publish_stats();
+        }
+        self.stop();
+    }
+
+    fn take(&mut self, command: Command, commands: &mut mpsc::Receiver<Command>) {
+        match command {
+            Command::Sample(work) => self.admit(*work),
+            Command::Drain { deadline, done } => {
+                commands.close();
+                self.stopping = Some((deadline, done));
+            }
+        }
+    }
+
+    fn admit(&mut self, work: Work) {
+        let Work { tenant, request, adapter, answer } = work;
+        let id = self.next_job;
+        self.next_job += 1;
+        let job = Job {
+            id,
+            tenant,
+            prompt: request.prompt.len(),
+            max_new_tokens: request.max_new_tokens,
+            samples: request.samples,
+        };
+        match self.scheduler.submit(job) {
+            Ok(()) => {
+                self.requests.insert(id, Request::new(request, adapter, answer));
+            }
+            Err(refusal) => {
+                // The client may be gone; then nobody needs to know.
+                let _ = answer.send(Err(refusal));
+            }
+        }
+    }
+
+    /// Frees what belongs to clients that went away.
+    fn drop_abandoned(&mut self) {
+        let abandoned: Vec<JobId> =
+            self.requests.iter().filter(|(_, request)| request.answer.is_closed()).map(|(id, _)| *id).collect();
+        for id in abandoned {
+            debug!(request = id, "the client went away, its sampling request is aborted");
+            self.requests.remove(&id);
+            self.scheduler.abort(id);
+        }
+    }
+
+    fn step(&mut self) {
+        let plan = self.scheduler.plan();
+        for tile in plan.prefill {
+            self.prefill(&tile);
+        }
+        for start in plan.start {
+            self.start(start);
+        }
+        self.decode(&plan.decode);
+    }
+
+    fn prefill(&mut self, tile: &Tile) {
+        let Some(request) = self.requests.get_mut(&tile.job) else { return };
+        let prompt = &request.valid.prompt;
+        let is_last = tile.rows.end == prompt.len();
+        let scored = if request.valid.prompt_logprobs { tile.rows.start + 1..(tile.rows.end + 1).min(prompt.len()) } else { 0..0 };
+        let work = PromptTile {
+            tokens: prompt.get(tile.rows.clone()).unwrap_or_default(),
+            targets: prompt.get(scored).unwrap_or_default(),
+            wants_logits: is_last,
+        };
+        let runner = &mut self.runner;
+        let cache = request.prompt_cache.get_or_insert_with(|| runner.empty_cache());
+        let prefilled = guarded(|| runner.prefill(work, cache, request.adapter.as_ref()));
+        match prefilled {
+            Ok(prefilled) if prefilled.logprobs.iter().all(|logprob| logprob.is_finite()) => {
+                request.prompt_logprobs.extend(prefilled.logprobs);
+                request.first_logits = prefilled.last_logits;
+            }
+            Ok(_) => self.fail(tile.job, None),
+            Err(failure) => self.fail(tile.job, Some(failure)),
+        }
+    }
+
+    /// Draws a sample's first token; the prompt's cache is copied only if there will be a second.
+    fn start(&mut self, start: Start) {
+        let SampleRef { job, sample } = start.sample;
+        let Some(request) = self.requests.get_mut(&job) else { return };
+        let task = request.row_task(sample, 0);
+        let logits = request.first_logits.as_deref().unwrap_or_default();
+        let Ok(first) = draw(logits, &task.params, task.noise) else {
+            self.fail(job, None);
+            return;
+        };
+        self.stats.generated.fetch_add(1, Ordering::AcqRel);
+        let mut sequence = request.new_sequence();
+        let stopped = sequence.push(first, request.valid.max_new_tokens);
+        if stopped.is_none() {
+            sequence.cache =
+                if start.takes_prompt { request.prompt_cache.take() } else { request.prompt_cache.as_ref().map(|cache| self.runner.fork(cache)) };
+        }
+        if start.takes_prompt {
+            request.prompt_cache = None;
+            request.first_logits = None;
+        }
+        if let Some(place) = request.samples.get_mut(sample as usize) {
+            *place = Sample::Running(sequence);
+        }
+        if let Some(reason) = stopped {
+            self.finish(start.sample, reason);
+        }
+    }
+
+    fn decode(&mut self, samples: &[SampleRef]) {
+        let mut batch = Batch::gather(samples, &mut self.requests);
+        if batch.samples.is_empty() {
+            return;
+        }
+        let vocabulary = self.runner.vocabulary();
+        let mut draws = Vec::with_capacity(batch.samples.len());
+        let computed = guarded(|| {
+            let mut caches: Vec<&mut R::Cache> = batch.caches.iter_mut().collect();
+            let adapters: Vec<Option<&Arc<Adapter>>> = batch.adapters.iter().map(Option::as_ref).collect();
+            self.runner.decode(&batch.tokens, &mut caches, &adapters, &mut |first, logits| {
+                let tasks = batch.tasks.get(first..).unwrap_or_default();
+                let rows = (logits.len() / vocabulary.max(1)).min(tasks.len());
+                draws.extend(draw_rows(logits, vocabulary, &tasks[..rows]));
+            })
+        });
+        if let Err(failure) = computed {
+            // The caches may be half written: everyone in this step fails, everyone else goes on.
+            for sample in batch.samples {
+                self.fail(sample.job, Some(failure.clone()));
+            }
+            return;
+        }
+        self.stats.generated.fetch_add(draws.len() as u64, Ordering::AcqRel);
+        self.scatter(batch, draws);
+    }
+
+    fn scatter(&mut self, batch: Batch<R::Cache>, draws: Vec<Result<Draw, NonFinite>>) {
+        for ((sample, cache), draw) in batch.samples.into_iter().zip(batch.caches).zip(draws) {
+            let Some(request) = self.requests.get_mut(&sample.job) else { continue };
+            let max_new_tokens = request.valid.max_new_tokens;
+            let Some(sequence) = request.running(sample.sample) else { continue };
+            let Ok(draw) = draw else {
+                self.fail(sample.job, None);
+                continue;
+            };
+            sequence.cache = Some(cache);
+            if let Some(reason) = sequence.push(draw, max_new_tokens) {
+                self.finish(sample, reason);
+            }
+        }
+    }
+
+    fn finish(&mut self, sample: SampleRef, reason: StopReason) {
+        self.scheduler.finished(sample);
+        let Some(request) = self.requests.get_mut(&sample.job) else { return };
+        let Some(place) = request.samples.get_mut(sample.sample as usize) else { return };
+        if let Sample::Running(sequence) = std::mem::replace(place, Sample::Waiting) {
+            *place = Sample::Done(sequence.into_sampled(reason));
+        }
+        if !request.is_done() {
+            return;
+        }
+        if let Some(request) = self.requests.remove(&sample.job) {
+            debug!(
+                request = sample.job,
+                prompt = request.valid.prompt.len(),
+                samples = request.valid.samples,
+                milliseconds = request.arrived.elapsed().as_millis() as u64,
+                "sampled"
+            );
+            request.reply();
+        }
+    }
+
+    /// Fails one request; without a reason its logits were not finite.
+    fn fail(&mut self, job: JobId, reason: Option<Error>) {
+        self.scheduler.abort(job);
+        let Some(request) = self.requests.remove(&job) else { return };
+        let reason = reason.unwrap_or_else(|| not_finite(request.adapter.is_some()));
+        debug!(request = job, %reason, "a sampling request failed");
+        let _ = request.answer.send(Err(reason));
+    }
+
+    fn publish_stats(&self) {
+        let bytes = self.requests.values().flat_map(Request::caches).map(|cache| self.runner.cache_bytes(cache)).sum();
+        self.stats.cache_bytes.store(bytes, Ordering::Release);
+        self.stats.requests.store(self.requests.len(), Ordering::Release);
+    }
+
+    /// Answers what could not be finished.
+    fn stop(mut self) {
+        let parked = self.requests.len();
+        for request in std::mem::take(&mut self.requests).into_values() {
+            let _ = request.answer.send(Err(stopped()));
+        }
+        self.publish_stats();
+        info!(parked, "the sampling engine has stopped");
+        if let Some((_, done)) = self.stopping {
+            // Nobody waits any more when the node gave up on us.
+            let _ = done.send(());
+        }
+    }
+}
+
+/// The running samples of one step, with their caches taken out.
+struct Batch<Cache> {
+    samples: Vec<SampleRef>,
+    tokens: Vec<u32>,
+    caches: Vec<Cache>,
+    adapters: Vec<Option<Arc<Adapter>>>,
+    tasks: Vec<RowTask>,
+}
+
+impl<Cache> Batch<Cache> {
+    fn gather(samples: &[SampleRef], requests: &mut BTreeMap<JobId, Request<Cache>>) -> Self {
+        let mut batch = Self { samples: vec![], tokens: vec![], caches: vec![], adapters: vec![], tasks: vec![] };
+        for sample in samples {
+            let Some(request) = requests.get_mut(&sample.job) else { continue };
+            let Some(sequence) = request.running(sample.sample) else { continue };
+            let (Some(token), generated) = (sequence.last_token(), sequence.generated()) else { continue };
+            let Some(cache) = sequence.cache.take() else { continue };
+            batch.samples.push(*sample);
+            batch.tokens.push(token);
+            batch.caches.push(cache);
+            batch.adapters.push(request.adapter.clone());
+            batch.tasks.push(request.row_task(sample.sample, generated));
+        }
+        batch
+    }
+}
+
+/// Runs a part of a step; a panic becomes an error.
+fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let reason = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("unknown panic");
+        error!(reason, "a sampling step panicked");
+        Err(Error::internal(format!("the sampling engine failed: {reason}")))
+    })
+}
+
+fn not_finite(has_adapter: bool) -> Error {
+    if has_adapter {
+        return Error::invalid("the adapter makes the model's logits infinite or NaN")
+            .hint("its training has diverged; sample from an earlier checkpoint");
+    }
+    Error::internal("the base model's logits are infinite or NaN")
+}
+
+/// What a request gets when the engine no longer works; clients submit samples again.
+pub(crate) fn stopped() -> Error {
+    Error::new(ErrorCode::Draining, "the sampling engine is stopping").retry_after(std::time::Duration::from_secs(1))
+}
+
+#[cfg(test)]
+#[path = "engine_tests.rs"]
+mod tests;

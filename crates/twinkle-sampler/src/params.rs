@@ -1,0 +1,216 @@
+//! From a request to one the engine can trust: every limit is checked here, once.
+
+use std::hash::{BuildHasher, RandomState};
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use twinkle_core::call::{SampleRequest, SamplingParams};
+use twinkle_core::data::TokenIds;
+use twinkle_core::{Error, Result};
+use twinkle_nn::philox::Philox;
+
+use crate::logits::DrawParams;
+use crate::stop::StopRule;
+
+/// What requests are checked against.
+#[derive(Clone, Debug)]
+pub struct ModelLimits {
+    /// Rows of the output head; a token id is below it.
+    pub vocabulary: usize,
+    /// Most tokens of prompt and answer together.
+    pub max_model_len: usize,
+    /// Most samples in one request.
+    pub max_samples: u32,
+}
+
+/// A sampling request whose limits have been checked against the served model.
+#[derive(Clone, Debug)]
+pub struct ValidRequest {
+    /// Not empty, every id inside the vocabulary, leaves room for at least one new token.
+    pub prompt: TokenIds,
+    /// How many continuations, at least 1.
+    pub samples: u32,
+    /// Most new tokens per sample, at least 1; with the prompt inside the context.
+    pub max_new_tokens: usize,
+    /// The seed of the whole request; each sample has its own key.
+    pub seed: u64,
+    /// How tokens are drawn.
+    pub draw: DrawParams,
+    /// When a sample ends before `max_new_tokens`.
+    pub stop: StopRule,
+    /// Whether the logprob of every prompt token is wanted.
+    pub prompt_logprobs: bool,
+}
+
+impl ValidRequest {
+    /// The noise key of a sample: the samples of one request differ, and each can be drawn again.
+    #[must_use]
+    pub const fn sample_key(&self, sample: u32) -> u64 {
+        self.seed ^ sample as u64
+    }
+}
+
+/// Checks `request` against the model. `stop` has been read by [`StopRule::read`]; `seeds` serves requests without a seed.
+///
+/// # Errors
+/// `InvalidArgument`, naming the field and its limit.
+pub fn validate(request: SampleRequest, stop: StopRule, limits: &ModelLimits, seeds: &Seeds) -> Result<ValidRequest> {
+    let SampleRequest { prompt, num_samples, params, prompt_logprobs, .. } = request;
+    check_prompt(&prompt, limits)?;
+    if num_samples == 0 || num_samples > limits.max_samples {
+        return Err(Error::invalid(format!(
+            "`num_samples` is {num_samples}, it must be from 1 to {}",
+            limits.max_samples
+        )));
+    }
+    let draw = check_draw(&params)?;
+    let max_new_tokens = check_length(prompt.len(), params.max_tokens, limits)?;
+    let seed = params.seed.unwrap_or_else(|| seeds.draw());
+    Ok(ValidRequest { prompt, samples: num_samples, max_new_tokens, seed, draw, stop, prompt_logprobs })
+}
+
+fn check_prompt(prompt: &[u32], limits: &ModelLimits) -> Result<()> {
+    if prompt.is_empty() {
+        return Err(Error::invalid("the prompt is empty").hint("send at least one token"));
+    }
+    if prompt.len() >= limits.max_model_len {
+        return Err(Error::invalid(format!(
+            "the prompt has {} tokens, this leaves no room for an answer in a context of {}",
+            prompt.len(),
+            limits.max_model_len
+        )));
+    }
+    check_tokens("the prompt", prompt, limits.vocabulary)
+}
+
+/// Refuses ids outside the vocabulary.
+pub(crate) fn check_tokens(what: &str, tokens: &[u32], vocabulary: usize) -> Result<()> {
+    match tokens.iter().enumerate().find(|(_, token)| **token as usize >= vocabulary) {
+        Some((index, token)) => Err(Error::invalid(format!(
+            "token {index} of {what} is `{token}`, outside the vocabulary of {vocabulary} entries"
+        ))),
+        None => Ok(()),
+    }
+}
+
+fn check_draw(params: &SamplingParams) -> Result<DrawParams> {
+    let SamplingParams { temperature, top_k, top_p, .. } = *params;
+    if !temperature.is_finite() || temperature < 0.0 {
+        return Err(Error::invalid(format!("`temperature` is `{temperature}`, it must be 0 (greedy) or above")));
+    }
+    if !(top_p > 0.0 && top_p <= 1.0) {
+        return Err(Error::invalid(format!("`top_p` is `{top_p}`, it must be above 0 and at most 1 (off)")));
+    }
+    let top_k = top_k.and_then(|k| NonZeroUsize::new(k as usize));
+    Ok(DrawParams { temperature, top_k, top_p })
+}
+
+fn check_length(prompt: usize, max_tokens: Option<u32>, limits: &ModelLimits) -> Result<usize> {
+    let room = limits.max_model_len - prompt;
+    match max_tokens.map(|most| most as usize) {
+        None => Ok(room),
+        Some(0) => Err(Error::invalid("`max_tokens` is 0, it must be at least 1")),
+        Some(most) if most > room => Err(Error::invalid(format!(
+            "a prompt of {prompt} tokens and `max_tokens` {most} exceed the context of {} tokens",
+            limits.max_model_len
+        ))
+        .hint(format!("send `max_tokens` of at most {room}, or none to fill the context"))),
+        Some(most) => Ok(most),
+    }
+}
+
+/// Seeds for requests that name none.
+#[derive(Debug)]
+pub struct Seeds {
+    key: u64,
+    drawn: AtomicU64,
+}
+
+impl Seeds {
+    /// Seeds from `key`, or from the operating system's randomness.
+    #[must_use]
+    pub fn new(key: Option<u64>) -> Self {
+        let key = key.unwrap_or_else(|| RandomState::new().hash_one("sampler"));
+        Self { key, drawn: AtomicU64::new(0) }
+    }
+
+    /// The next seed.
+    pub fn draw(&self) -> u64 {
+        let [low, high, ..] = Philox::new(self.key, 0).block(self.drawn.fetch_add(1, Ordering::Relaxed));
+        u64::from(low) | u64::from(high) << 32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use twinkle_core::call::{SamplingSource, Stop};
+
+    use super::*;
+
+    fn request() -> SampleRequest {
+        SampleRequest {
+            source: SamplingSource::Base,
+            prompt: vec![1, 2, 3],
+            num_samples: 1,
+            params: SamplingParams {
+                max_tokens: Some(4),
+                seed: Some(9),
+                stop: Stop::EndOfSequence,
+                temperature: 1.0,
+                top_k: None,
+                top_p: 1.0,
+            },
+            prompt_logprobs: false,
+        }
+    }
+
+    fn check(change: impl FnOnce(&mut SampleRequest)) -> Result<ValidRequest> {
+        let mut request = request();
+        change(&mut request);
+        let limits = ModelLimits { vocabulary: 10, max_model_len: 8, max_samples: 4 };
+        validate(request, StopRule::default(), &limits, &Seeds::new(Some(1)))
+    }
+
+    fn refusal(change: impl FnOnce(&mut SampleRequest)) -> String {
+        check(change).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn each_limit_is_checked_and_named() {
+        assert!(check(|_| {}).is_ok());
+        assert!(refusal(|request| request.prompt.clear()).contains("empty"));
+        assert!(refusal(|request| request.prompt = vec![1, 10]).contains("token 1 of the prompt is `10`"));
+        assert!(refusal(|request| request.prompt = vec![1; 8]).contains("no room"));
+        assert!(refusal(|request| request.num_samples = 0).contains("num_samples"));
+        assert!(refusal(|request| request.num_samples = 5).contains("from 1 to 4"));
+        assert!(refusal(|request| request.params.max_tokens = Some(0)).contains("max_tokens"));
+        assert!(refusal(|request| request.params.max_tokens = Some(6)).contains("at most 5"));
+        for temperature in [-0.1, f32::NAN, f32::INFINITY] {
+            assert!(refusal(|request| request.params.temperature = temperature).contains("temperature"));
+        }
+        for top_p in [0.0, -1.0, 1.01, f32::NAN] {
+            assert!(refusal(|request| request.params.top_p = top_p).contains("top_p"));
+        }
+    }
+
+    #[test]
+    fn no_max_tokens_fills_the_context() {
+        assert_eq!(check(|request| request.params.max_tokens = None).unwrap().max_new_tokens, 5);
+    }
+
+    #[test]
+    fn top_k_of_zero_is_off() {
+        assert_eq!(check(|request| request.params.top_k = Some(0)).unwrap().draw.top_k, None);
+    }
+
+    #[test]
+    fn requests_without_a_seed_get_different_ones_and_a_configured_seed_repeats_them() {
+        let seeds = |key| {
+            let seeds = Seeds::new(key);
+            [seeds.draw(), seeds.draw()]
+        };
+        assert_ne!(seeds(None)[0], seeds(None)[1]);
+        assert_ne!(seeds(None), seeds(None));
+        assert_eq!(seeds(Some(3)), seeds(Some(3)));
+    }
+}
