@@ -283,8 +283,10 @@ impl Futures {
         request: &RequestId,
         deadline: tokio::time::Instant,
     ) -> Waited {
-        match tokio::time::timeout_at(deadline, receiver.wait_for(Option::is_some)).await {
-            Ok(Ok(result)) => result.clone().map_or(Waited::Pending, Waited::Done),
+        // The guard that `wait_for` gives must not be held across the look-up below.
+        let result = async { receiver.wait_for(Option::is_some).await.map(|result| result.clone()) };
+        match tokio::time::timeout_at(deadline, result).await {
+            Ok(Ok(result)) => result.map_or(Waited::Pending, Waited::Done),
             // The announcement was taken back.
             Ok(Err(_)) => Waited::Unknown,
             Err(_) if request.is_ephemeral() => Waited::Pending,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use twinkle_core::component::BoxComponent;
 use twinkle_core::error::{Error, Result, suggestion};
+use twinkle_core::middleware::journal::Journal;
 
 /// One base model and the components that train and sample it.
 #[derive(Clone, Debug)]
@@ -23,6 +24,8 @@ pub struct ServedModel {
     pub tokenizer: PathBuf,
     /// The training component inside its stack, when a `model` application serves this model.
     pub trainer: Option<BoxComponent>,
+    /// The journal inside that stack: a front tells it the numbers of requests that it refused.
+    pub journal: Option<Journal>,
     /// The sampling component inside its stack, when a `sampler` application serves this model.
     pub sampler: Option<BoxComponent>,
 }
@@ -90,6 +93,7 @@ mod tests {
             default_alpha: 32.0,
             tokenizer: PathBuf::from("models/tiny"),
             trainer: None,
+            journal: None,
             sampler: None,
         }
     }

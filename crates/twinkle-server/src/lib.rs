@@ -17,5 +17,6 @@ mod routes;
 mod server;
 pub mod server_component;
 pub mod stack;
+mod tinker;
 
 pub use launcher::{LaunchError, LaunchOptions, RunningServer, TwinkleServer};

@@ -63,6 +63,7 @@ async fn node() -> Node {
         default_alpha: 32.0,
         tokenizer: PathBuf::new(),
         trainer: None,
+        journal: None,
         sampler: Some(stand_in),
     };
     let server = ServerComponent::build(ServerArgs::default(), context(Directory::new(vec![served]))).await.unwrap();

@@ -38,10 +38,11 @@ impl<S: Sync> FromRequest<S> for RawBody {
     type Rejection = ErrorResponse;
 
     async fn from_request(request: Request, _: &S) -> std::result::Result<Self, ErrorResponse> {
-        let header = |name| request.headers().get(name).and_then(|value: &http::HeaderValue| value.to_str().ok());
+        let (head, body) = request.into_parts();
+        let header = |name| head.headers.get(name).and_then(|value| value.to_str().ok());
         let is_protobuf = header(CONTENT_TYPE).is_some_and(|media_type| media_type.contains(PROTOBUF));
         let encoding = header(CONTENT_ENCODING).map_or_else(|| "identity".to_owned(), str::to_ascii_lowercase);
-        let bytes = read(request.into_body()).await?;
+        let bytes = read(body).await?;
         let bytes = match encoding.trim() {
             "identity" => bytes,
             "zstd" => off_runtime(bytes.len(), move || unpack(&bytes)).await??,

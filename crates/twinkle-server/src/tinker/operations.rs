@@ -63,7 +63,7 @@ impl Front {
             Err(error) => {
                 // The client will not send this number again; on other errors it will.
                 if error.code.is_users_fault() {
-                    self.consume(base_model, &place).await;
+                    self.consume(tenant, base_model, &place).await;
                 }
                 Err(error)
             }
@@ -79,7 +79,7 @@ impl Front {
         name: &'static str,
         error: Error,
     ) -> Result<json::Future> {
-        self.consume(base_model, &place).await;
+        self.consume(tenant, base_model, &place).await;
         let request = self.context.futures.spawn(tenant, name, async move { Err(error) })?;
         Ok(future(&request, Some(&place.run)))
     }
@@ -104,16 +104,16 @@ impl Front {
         }
         // Not the tenant's run, or none: there is no order to keep.
         if let Ok(record) = self.run(tenant, place.run.clone()).await {
-            self.consume(&record.base_model, place).await;
+            self.consume(tenant, &record.base_model, place).await;
         }
     }
 
     /// Records a number as used, so that later operations do not wait for it.
-    async fn consume(&self, base_model: &str, place: &Place) {
+    async fn consume(&self, tenant: &TenantId, base_model: &str, place: &Place) {
         let Some(sequence) = place.sequence else { return };
         let journal = self.context.directory.model(base_model).ok().and_then(|model| model.journal.as_ref());
         let Some(journal) = journal else { return };
-        if let Err(error) = journal.consume(&place.run, sequence).await {
+        if let Err(error) = journal.consume(tenant, &place.run, sequence).await {
             // The run goes on after the grace period for gaps.
             tracing::warn!(run = %place.run, sequence, %error, "a refused number could not be recorded");
         }

@@ -8,7 +8,7 @@ use http::header::ACCEPT;
 use http::{HeaderMap, StatusCode};
 use twinkle_core::call::{RunOutcome, SamplerTarget};
 use twinkle_core::error::{Error, ErrorCode, Result};
-use twinkle_core::futures::{Outcome, Waited};
+use twinkle_core::futures::{Outcome, Waited, unknown};
 use twinkle_core::ids::RequestId;
 use twinkle_core::wire::tinker::json::{
     ModelCreated, ModelUnloaded, OptimStepOutput, Pending, RequestFailed, RetrieveFuture, Tag, WeightsLoaded,
@@ -23,9 +23,6 @@ use super::{Front, Tenant};
 /// How long a poll is held. The SDK gives up after 45 s and asks again at once.
 const HOLD: Duration = Duration::from_secs(25);
 
-/// How long a client waits that was told to slow down.
-const SLOW_DOWN: Duration = Duration::from_secs(1);
-
 /// `POST retrieve_future`
 pub(super) async fn retrieve(
     State(front): State<Front>,
@@ -36,7 +33,7 @@ pub(super) async fn retrieve(
     let wanted: RetrieveFuture = body.json().await?;
     let request = RequestId::new(wanted.request_id);
     let waited = tokio::select! {
-        waited = front.context.futures.wait(&tenant, &request, HOLD) => waited.map_err(unhurried)?,
+        waited = front.context.futures.wait(&tenant, &request, HOLD) => waited,
         () = front.context.stopping.cancelled() => Waited::Pending,
     };
     let outcome = match waited {
@@ -53,22 +50,6 @@ pub(super) async fn retrieve(
 /// The SDK asks again at once, silently.
 fn pending() -> Result<Response> {
     json(StatusCode::REQUEST_TIMEOUT, &Pending { queue_state: "active".to_owned(), queue_state_reason: None })
-}
-
-/// A lost sample is simply asked for again; a lost training result cannot be.
-fn unknown(request: &RequestId) -> Error {
-    if request.is_ephemeral() {
-        return Error::new(ErrorCode::Gone, format!("request `{request}` is not known any more")).hint("send it again");
-    }
-    Error::not_found(format!("there is no request `{request}`"))
-}
-
-/// The SDK repeats a poll that was answered 5xx at once, without end. Told to slow down, it waits.
-fn unhurried(error: Error) -> Error {
-    if error.code.is_users_fault() {
-        return error;
-    }
-    Error { code: ErrorCode::QuotaExceeded, ..error }.retry_after(SLOW_DOWN)
 }
 
 /// A failed request. A sample that was turned away for want of room is submitted again by the SDK on 410.

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use twinkle_core::call::{Call, Operation, Reply, SampleRequest, SamplingSource, ServeOutcome, ServeRequest};
 use twinkle_core::component::BoxComponent;
 use twinkle_core::error::{Error, ErrorCode, Result};
-use twinkle_core::futures::Outcome;
+use twinkle_core::futures::{Outcome, Waited};
 use twinkle_core::ids::{CheckpointPath, RequestId, SamplingSessionId, SessionId, TenantId};
 use twinkle_core::wire::tinker::json::{self, CreateSamplingSession, Sample, Sampler, SamplingSessionCreated, Tag};
 use twinkle_core::wire::tinker::sampling::params;
@@ -124,7 +124,7 @@ impl Front {
     async fn remembered(&self, tenant: &TenantId, key: Option<&Arc<SampleKey>>) -> Option<RequestId> {
         let request = self.samples.requests.get(key?)?;
         let waited = self.context.futures.wait(tenant, &request, Duration::ZERO).await;
-        waited.is_ok_and(|waited| !waited.is_unknown()).then_some(request)
+        (waited != Waited::Unknown).then_some(request)
     }
 
     /// Hands a request to the sampler. One that is turned away at once, because a queue is full or a quota
