@@ -76,3 +76,24 @@ async fn keep_alive(http: Http, session_id: String, interval: Duration) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::retry::RetryPolicy;
+
+    #[tokio::test]
+    async fn the_heartbeat_ends_with_the_last_client() {
+        let http = Http::new("http://127.0.0.1:9", "tml-test", RetryPolicy::default()).unwrap();
+        let session = Session::new(http, "s-1".to_owned(), ClientConfig::default(), Duration::from_hours(1));
+        let heartbeat = session.heartbeat.abort_handle();
+        let other_client = session.clone();
+        drop(session);
+        tokio::task::yield_now().await;
+        assert!(!heartbeat.is_finished());
+        drop(other_client);
+        while !heartbeat.is_finished() {
+            tokio::task::yield_now().await;
+        }
+    }
+}
