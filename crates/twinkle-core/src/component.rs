@@ -117,6 +117,7 @@ impl BoxComponent {
     }
 
     /// Stops taking work, finishes or parks what it has.
+    #[must_use]
     pub fn drain(&self, limit: Duration) -> BoxFuture<'static, ()> {
         self.lifecycle.drain(limit)
     }

@@ -51,8 +51,11 @@ fn check_datum(index: usize, datum: Datum, loss: &dyn Loss, limits: Limits) -> R
     check_vocabulary(index, "model_input", tokens.iter().map(|token| i64::from(*token)), limits.vocabulary)?;
     for name in loss_inputs.keys() {
         if !KNOWN_INPUTS.contains(&name.as_str()) {
-            return Err(Error::invalid(format!("datum {index} has an unknown loss input `{name}`"))
-                .hint(suggestion(name, "loss inputs", KNOWN_INPUTS)));
+            return Err(Error::invalid(format!("datum {index} has an unknown loss input `{name}`")).hint(suggestion(
+                name,
+                "loss inputs",
+                KNOWN_INPUTS,
+            )));
         }
     }
 

@@ -186,10 +186,7 @@ impl Engine {
     }
 
     fn snapshot_if_due(&mut self, run: &RunId) {
-        let due = self
-            .runs
-            .get(run)
-            .is_some_and(|resident| resident.unsaved >= self.context.limits.snapshot_after);
+        let due = self.runs.get(run).is_some_and(|resident| resident.unsaved >= self.context.limits.snapshot_after);
         if due {
             self.snapshot(run);
         }

@@ -46,13 +46,16 @@ pub fn write_adapter(directory: &Path, run: &Run) -> Result<()> {
 /// Writes adapter, optimizer and counters; with `with_gradients` also what has accumulated since the last step.
 pub fn write_run(directory: &Path, run: &Run, with_gradients: bool) -> Result<()> {
     write_adapter(directory, run)?;
-    let mut tensors = vec![("exp_avg", flat_values(&run.adam.exp_avg)?), ("exp_avg_sq", flat_values(&run.adam.exp_avg_sq)?)];
+    let mut tensors =
+        vec![("exp_avg", flat_values(&run.adam.exp_avg)?), ("exp_avg_sq", flat_values(&run.adam.exp_avg_sq)?)];
     if with_gradients {
         tensors.push(("gradients", flat_values(run.gradients.flat())?));
     }
     let views = tensors
         .iter()
-        .map(|(name, values)| Ok((*name, TensorView::new(Dtype::F32, vec![values.len()], bytemuck::cast_slice(values))?)))
+        .map(|(name, values)| {
+            Ok((*name, TensorView::new(Dtype::F32, vec![values.len()], bytemuck::cast_slice(values))?))
+        })
         .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
         .map_err(|error| Error::internal(format!("the optimizer state could not be laid out: {error}")))?;
     let bytes = safetensors::serialize(views, None)
@@ -136,7 +139,8 @@ fn read_flat(bytes: &[u8], length: usize, device: Device) -> Result<HashMap<Stri
                 view.shape()
             )));
         }
-        let values: Vec<f32> = bytemuck::pod_collect_to_vec(view.data());
+        let (numbers, _) = view.data().as_chunks::<4>();
+        let values: Vec<f32> = numbers.iter().map(|number| f32::from_le_bytes(*number)).collect();
         tensors.insert(name.clone(), Tensor::from_slice(&values).to_device(device));
     }
     Ok(tensors)

@@ -37,8 +37,7 @@ pub(crate) fn perform(
         RunOperation::ForwardBackward { data, loss, backward } => {
             let run = resident(runs, tenant, &id)?;
             let loss = losses::build(&loss)?;
-            let limits =
-                Limits { vocabulary: context.base.config().vocab_size, max_length: context.limits.max_length };
+            let limits = Limits { vocabulary: context.base.config().vocab_size, max_length: context.limits.max_length };
             let examples = batch::check(data, loss.as_ref(), limits)?;
             let rows = context.limits.rows_per_pass;
             let outcome = step::forward_backward(run, &context.base, &examples, loss.as_ref(), backward, rows)?;

@@ -83,7 +83,12 @@ pub fn validate(adam: &AdamParams) -> Result<()> {
     check("beta2", adam.beta2, (0.0..1.0).contains(&adam.beta2), "in [0, 1)")?;
     check("eps", adam.eps, adam.eps > 0.0, "a finite number above 0")?;
     check("weight_decay", adam.weight_decay, adam.weight_decay >= 0.0, "a finite number of at least 0")?;
-    check("grad_clip_norm", adam.grad_clip_norm, adam.grad_clip_norm >= 0.0, "a finite number of at least 0 (0 turns clipping off)")
+    check(
+        "grad_clip_norm",
+        adam.grad_clip_norm,
+        adam.grad_clip_norm >= 0.0,
+        "a finite number of at least 0 (0 turns clipping off)",
+    )
 }
 
 #[cfg(test)]

@@ -43,10 +43,7 @@ impl<Work> Schedule<Work> {
     pub fn push(&mut self, tenant: TenantId, cost: u64, work: Work) {
         self.arrivals += 1;
         let now = self.now;
-        let line = self
-            .tenants
-            .entry(tenant)
-            .or_insert_with(|| Line { virtual_time: now, waiting: VecDeque::new() });
+        let line = self.tenants.entry(tenant).or_insert_with(|| Line { virtual_time: now, waiting: VecDeque::new() });
         line.waiting.push_back(Waiting { arrival: self.arrivals, cost: cost.max(1), work });
     }
 

@@ -35,9 +35,8 @@ pub(crate) fn write(
     remove(&target);
     fs::rename(&aside, &target).map_err(|error| io_error("renamed", &aside, &error))?;
     sync(&folder)?;
-    runtime.block_on(
-        context.store.record_snapshot(id, SnapshotRecord { directory: target.clone(), through: position }),
-    )?;
+    let record = SnapshotRecord { directory: target.clone(), through: position };
+    runtime.block_on(context.store.record_snapshot(id, &record))?;
     remove_others(&folder, &target);
     Ok(())
 }

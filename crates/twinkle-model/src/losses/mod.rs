@@ -152,7 +152,10 @@ mod tests {
         let below = loss.token(logprob - step, inputs).value;
         let numeric = (above - below) / (2.0 * step);
         let exact = loss.token(logprob, inputs).derivative;
-        assert!((numeric - exact).abs() <= 1e-2 * exact.abs().max(1.0), "{numeric} against {exact} at {logprob} {inputs:?}");
+        assert!(
+            (numeric - exact).abs() <= 1e-2 * exact.abs().max(1.0),
+            "{numeric} against {exact} at {logprob} {inputs:?}"
+        );
     }
 
     #[test]
@@ -163,7 +166,9 @@ mod tests {
         }
         for name in ["importance_sampling", "ppo"] {
             let loss = build(&spec(name, &[])).unwrap();
-            for (logprob, sampled, advantage) in [(-1.0, -1.05, 1.5), (-1.0, -1.05, -1.5), (-1.0, -2.0, 1.0), (-1.0, -2.0, -1.0), (-3.0, -1.0, 1.0)] {
+            for (logprob, sampled, advantage) in
+                [(-1.0, -1.05, 1.5), (-1.0, -1.05, -1.5), (-1.0, -2.0, 1.0), (-1.0, -2.0, -1.0), (-3.0, -1.0, 1.0)]
+            {
                 check_derivative(loss.as_ref(), logprob, &[sampled, advantage]);
             }
         }
