@@ -246,11 +246,11 @@ fn read_replicas(entry: &mut Section<'_>) {
     if let Some(least) = least.as_ref().filter(|least| least.value > 1) {
         scaling.report().unavailable(least.place, format!("`min_replicas: {}`", least.value));
     }
-    if let (Some(least), Some(most)) = (&least, &most) {
-        if least.value > most.value {
-            let message = format!("`min_replicas` ({}) is above `max_replicas` ({})", least.value, most.value);
-            scaling.report().problem(most.place, message);
-        }
+    if let (Some(least), Some(most)) = (&least, &most)
+        && least.value > most.value
+    {
+        let message = format!("`min_replicas` ({}) is above `max_replicas` ({})", least.value, most.value);
+        scaling.report().problem(most.place, message);
     }
     if most.is_some_and(|most| most.value > 1) {
         scaling.inert("max_replicas", "one replica runs");

@@ -136,20 +136,21 @@ impl Devices {
             None => DeviceMesh { dp_size: u32::try_from(workers.max(1)).unwrap_or(1), ..DeviceMesh::default() },
         };
         let chosen_by_mesh = group.device_type == DeviceType::Cpu && workers == 0;
-        if let Some(place) = mesh_place {
-            if !chosen_by_mesh && mesh.world_size() != workers {
-                let message = format!(
-                    "`device_mesh` needs {} {}, but `device_group` `{}` has {workers}",
-                    mesh.world_size(),
-                    if mesh.world_size() == 1 { "worker" } else { "workers" },
-                    group.name,
-                );
-                args.report().problem_with_hint(
-                    place,
-                    message,
-                    "the product of dp, fsdp, tp, pp and cp sizes must equal the number of `ranks`",
-                );
-            }
+        if let Some(place) = mesh_place
+            && !chosen_by_mesh
+            && mesh.world_size() != workers
+        {
+            let message = format!(
+                "`device_mesh` needs {} {}, but `device_group` `{}` has {workers}",
+                mesh.world_size(),
+                if mesh.world_size() == 1 { "worker" } else { "workers" },
+                group.name,
+            );
+            args.report().problem_with_hint(
+                place,
+                message,
+                "the product of dp, fsdp, tp, pp and cp sizes must equal the number of `ranks`",
+            );
         }
         if mesh.world_size() == 0 {
             mesh = DeviceMesh::default();
@@ -180,17 +181,17 @@ fn read_group(mut section: Section<'_>) -> Option<DeviceGroup> {
     let gpus_per_worker: Option<Located<u32>> = section.integer("gpus_per_worker", 1..);
     section.inert("visible_devices", "set `CUDA_VISIBLE_DEVICES` for the node");
     let report = section.report();
-    if let (Some(ranks), Some(per_worker)) = (&ranks, &gpus_per_worker) {
-        if !ranks.count().is_multiple_of(per_worker.value) {
-            report.problem(
-                per_worker.place,
-                format!(
-                    "number of ranks ({}) must be divisible by `gpus_per_worker` ({})",
-                    ranks.count(),
-                    per_worker.value
-                ),
-            );
-        }
+    if let (Some(ranks), Some(per_worker)) = (&ranks, &gpus_per_worker)
+        && !ranks.count().is_multiple_of(per_worker.value)
+    {
+        report.problem(
+            per_worker.place,
+            format!(
+                "number of ranks ({}) must be divisible by `gpus_per_worker` ({})",
+                ranks.count(),
+                per_worker.value
+            ),
+        );
     }
     if device_type != DeviceType::Cpu && ranks.as_ref().is_some_and(|ranks| ranks.count() == 0) {
         report.problem(section.place(), format!("`device_group`{} has no ranks", section.suffix()));
@@ -258,11 +259,12 @@ fn read_mesh(mut section: Section<'_>) -> DeviceMesh {
         }
     }
     section.inert("sequence_parallel", "one device holds the whole sequence");
-    if let Some(world) = section.integer::<u64>("world_size", 1..) {
-        if world.value > 1 && world.value != mesh.world_size() {
-            let message = format!("`world_size` is {}, but the sizes multiply to {}", world.value, mesh.world_size());
-            section.report().problem(world.place, message);
-        }
+    if let Some(world) = section.integer::<u64>("world_size", 1..)
+        && world.value > 1
+        && world.value != mesh.world_size()
+    {
+        let message = format!("`world_size` is {}, but the sizes multiply to {}", world.value, mesh.world_size());
+        section.report().problem(world.place, message);
     }
     read_mesh_form(&mut section, &mut mesh);
     section.finish();

@@ -144,19 +144,19 @@ fn read_backend(args: &mut Section<'_>) -> Option<Backend> {
     let named = args.choice::<Backend>("backend");
     let is_misspelt = named.is_none() && args.node("backend").is_some();
     let from_older = older.as_ref().map(|flag| if flag.value { Backend::Megatron } else { Backend::Transformers });
-    if let (Some(named), Some(older), Some(from_older)) = (&named, &older, from_older) {
-        if named.value != from_older {
-            let word = if named.value == Backend::Mock {
-                "mock"
-            } else if older.value {
-                "transformers"
-            } else {
-                "megatron"
-            };
-            let message = format!("`use_megatron: {}` contradicts `backend: {word}`{}", older.value, args.suffix());
-            args.report().problem_with_hint(older.place, message, "keep `backend`; `use_megatron` is its older form");
-            return None;
-        }
+    if let (Some(named), Some(older), Some(from_older)) = (&named, &older, from_older)
+        && named.value != from_older
+    {
+        let word = if named.value == Backend::Mock {
+            "mock"
+        } else if older.value {
+            "transformers"
+        } else {
+            "megatron"
+        };
+        let message = format!("`use_megatron: {}` contradicts `backend: {word}`{}", older.value, args.suffix());
+        args.report().problem_with_hint(older.place, message, "keep `backend`; `use_megatron` is its older form");
+        return None;
     }
     if is_misspelt {
         return None;
@@ -175,11 +175,11 @@ fn read_backend(args: &mut Section<'_>) -> Option<Backend> {
 fn read_precision(args: &mut Section<'_>) -> Precision {
     let named = args.choice::<Precision>("torch_dtype");
     let older = args.choice::<Precision>("mixed_precision");
-    if let (Some(named), Some(older)) = (&named, &older) {
-        if named.value != older.value {
-            let message = format!("`mixed_precision` contradicts `torch_dtype`{}", args.suffix());
-            args.report().problem_with_hint(older.place, message, "keep `torch_dtype`");
-        }
+    if let (Some(named), Some(older)) = (&named, &older)
+        && named.value != older.value
+    {
+        let message = format!("`mixed_precision` contradicts `torch_dtype`{}", args.suffix());
+        args.report().problem_with_hint(older.place, message, "keep `torch_dtype`");
     }
     named.or(older).map_or(Precision::Auto, |precision| precision.value)
 }

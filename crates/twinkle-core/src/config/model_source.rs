@@ -73,10 +73,10 @@ impl ModelSource {
 /// model id without its scheme.
 pub(super) fn public_name(route_prefix: &str, marks: &[&str], source: &ModelSource) -> String {
     for mark in marks {
-        if let Some((_, name)) = route_prefix.split_once(mark) {
-            if !name.is_empty() {
-                return name.to_owned();
-            }
+        if let Some((_, name)) = route_prefix.split_once(mark)
+            && !name.is_empty()
+        {
+            return name.to_owned();
         }
     }
     source.without_scheme().to_owned()

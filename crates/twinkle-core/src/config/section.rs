@@ -81,7 +81,7 @@ impl<'a> Section<'a> {
         self
     }
 
-    /// ` in `device_group``, or nothing at the top.
+    /// The section's name with ` in ` before it; empty at the top.
     pub(super) fn suffix(&self) -> String {
         if self.name.is_empty() { String::new() } else { format!(" in `{}`", self.name) }
     }
@@ -127,18 +127,16 @@ impl<'a> Section<'a> {
     /// A text.
     pub(super) fn text(&mut self, key: &'static str) -> Option<Located<String>> {
         let node = self.node(key)?;
-        match &node.value {
-            Value::Text(text) => Some(Located { value: text.clone(), place: node.place }),
-            _ => {
-                self.wrong_type(key, node, "a text");
-                None
-            }
+        if let Value::Text(text) = &node.value {
+            return Some(Located { value: text.clone(), place: node.place });
         }
+        self.wrong_type(key, node, "a text");
+        None
     }
 
     /// A text that must be there and not be empty.
     pub(super) fn required_text(&mut self, key: &'static str) -> Option<Located<String>> {
-        let Some(text) = self.required(key, Self::text) else { return None };
+        let text = self.required(key, Self::text)?;
         if text.value.trim().is_empty() {
             self.report.problem(text.place, format!("`{key}`{} is empty", self.suffix()));
             return None;
@@ -153,11 +151,9 @@ impl<'a> Section<'a> {
         read: impl FnOnce(&mut Self, &'static str) -> Option<T>,
     ) -> Option<T> {
         if self.node(key).is_none() {
-            self.known.pop();
             let message = format!("`{key}` is missing{}", self.suffix());
             self.report.problem(self.place, message);
-        } else {
-            self.known.pop();
+            return None;
         }
         read(self, key)
     }
@@ -189,7 +185,7 @@ impl<'a> Section<'a> {
         };
         let value = if range.contains(&number) { T::try_from(number).ok() } else { None };
         if value.is_none() {
-            self.out_of_range(key, node, describe_range(&range));
+            self.wrong_type(key, node, &describe_range(&range));
         }
         value.map(|value| Located { value, place: node.place })
     }
@@ -208,7 +204,7 @@ impl<'a> Section<'a> {
             return None;
         };
         if number < minimum {
-            self.out_of_range(key, node, format!("at least {minimum}"));
+            self.wrong_type(key, node, &format!("at least {minimum}"));
             return None;
         }
         Some(Located { value: number, place: node.place })
@@ -279,10 +275,6 @@ impl<'a> Section<'a> {
     fn wrong_type(&self, key: &str, node: &Node, expected: &str) {
         let message = format!("`{key}`{} must be {expected}, got {}", self.suffix(), node.value.describe());
         self.report.problem(node.place, message);
-    }
-
-    fn out_of_range(&self, key: &str, node: &Node, expected: String) {
-        self.wrong_type(key, node, &expected);
     }
 }
 

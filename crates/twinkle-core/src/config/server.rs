@@ -31,8 +31,7 @@ impl Default for ServerArgs {
 
 impl ServerArgs {
     pub(super) fn read(mut args: Section<'_>) -> Self {
-        let mut server = Self::default();
-        server.supported_models = read_supported_models(&mut args);
+        let mut server = Self { supported_models: read_supported_models(&mut args), ..Self::default() };
         if let Some(mut section) = args.section("server_config") {
             if let Some(seconds) = section.number("expiration_timeout", 0.0) {
                 server.expiration_timeout = seconds.value;
