@@ -22,6 +22,7 @@ use twinkle_sampler::{SamplerComponent, SamplerContext};
 
 use super::base_models::BaseModels;
 use super::folders::Folders;
+use super::housekeeping;
 use super::running::Draining;
 use crate::directory::{Directory, ServedModel};
 use crate::front::FrontContext;
@@ -54,9 +55,11 @@ impl NodeState {
             Some(path) => StateStore::open(path).await?,
             None => StateStore::open_in_memory().await?,
         };
+        let checkpoints = CheckpointStore::new(folders.checkpoints.clone());
+        housekeeping::remove_leftovers(&checkpoints).await?;
         Ok(Self {
             futures: Futures::new(store.clone(), FuturesOptions::default()),
-            checkpoints: CheckpointStore::new(folders.checkpoints.clone()),
+            checkpoints,
             snapshots: folders.snapshots.clone(),
             published: PublishedAdapters::new(),
             store,
@@ -113,6 +116,13 @@ impl Applications {
     }
 }
 
+/// What an application tells about itself besides its configuration.
+#[derive(Default)]
+struct About {
+    base_model: Option<String>,
+    capabilities: Option<serde_json::Value>,
+}
+
 /// What has been built so far.
 struct Builder<'a> {
     state: &'a NodeState,
@@ -158,7 +168,8 @@ impl Builder<'_> {
             journal: Some(journal.clone()),
             sampler: None,
         })?;
-        self.mount(application, trainer, Some(journal), Some(args.public_name.clone()));
+        let about = About { base_model: Some(args.public_name.clone()), capabilities: None };
+        self.mount(application, trainer, Some(journal), about);
         Ok(())
     }
 
@@ -174,8 +185,9 @@ impl Builder<'_> {
             checkpoints: self.state.checkpoints.clone(),
             tokenizer: folder.clone(),
         };
-        let component = SamplerComponent::build(args.clone(), context).await?.boxed();
-        let sampler = stacked(application, component, None);
+        let component = SamplerComponent::build(args.clone(), context).await?;
+        let capabilities = serde_json::to_value(component.capabilities()).ok();
+        let sampler = stacked(application, component.boxed(), None);
         self.serve(ServedModel {
             name: args.public_name.clone(),
             max_context,
@@ -187,7 +199,7 @@ impl Builder<'_> {
             journal: None,
             sampler: Some(sampler.clone()),
         })?;
-        self.mount(application, sampler, None, Some(args.public_name.clone()));
+        self.mount(application, sampler, None, About { base_model: Some(args.public_name.clone()), capabilities });
         Ok(())
     }
 
@@ -198,7 +210,7 @@ impl Builder<'_> {
         models: BTreeMap<String, PathBuf>,
     ) -> Result<()> {
         let component = Processor::build(args.clone(), ProcessorContext { models }).await?.boxed();
-        self.mount(application, stacked(application, component, None), None, None);
+        self.mount(application, stacked(application, component, None), None, About::default());
         Ok(())
     }
 
@@ -210,7 +222,7 @@ impl Builder<'_> {
         };
         let component = ServerComponent::build(args.clone(), context).await?.boxed();
         let server = stacked(application, component, None);
-        self.mount(application, server.clone(), None, None);
+        self.mount(application, server.clone(), None, About::default());
         Ok(FrontContext {
             server,
             directory,
@@ -244,13 +256,14 @@ impl Builder<'_> {
         application: &Application,
         component: BoxComponent,
         journal: Option<Journal>,
-        base_model: Option<String>,
+        about: About,
     ) {
         let information = ApplicationInformation {
             name: application.name.clone(),
             import_path: application.args.kind(),
             route_prefix: application.route_prefix.clone(),
-            base_model,
+            base_model: about.base_model,
+            capabilities: about.capabilities,
         };
         let limit = Duration::try_from_secs_f64(application.deployment.graceful_shutdown_timeout_s);
         self.draining.push(Draining {

@@ -8,6 +8,7 @@ mod applications;
 mod base_models;
 mod error;
 mod folders;
+mod housekeeping;
 mod running;
 
 use std::path::Path;
@@ -18,9 +19,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
-use twinkle_core::config::ServerConfig;
+use twinkle_core::config::{ApplicationArgs, ServerConfig};
 use twinkle_core::error::{Error, Result};
 use twinkle_core::middleware::journal::Journal;
+use twinkle_core::state::Retention;
 
 pub use error::LaunchError;
 pub use running::RunningServer;
@@ -126,6 +128,7 @@ impl TwinkleServer {
         let limits = ConnectionLimits::default();
         let listener = tokio::spawn(listener::serve(listener, service, limits, stop.clone(), running::REQUEST_GRACE));
         info!("ready in {:.2} s, listening on http://{address}", began.elapsed().as_secs_f64());
+        let housekeeping = housekeeping::start(&state.store, &state.checkpoints, retention(&config));
         for draining in &applications.draining {
             if let Some(journal) = draining.journal.clone() {
                 tokio::spawn(recover(draining.mounted.information.name.clone(), journal));
@@ -138,9 +141,20 @@ impl TwinkleServer {
             applications: applications.draining,
             futures: state.futures,
             store: state.store,
+            housekeeping,
             _folders: folders,
         })
     }
+}
+
+/// How long records are kept: sessions as long as the first `server` application says.
+fn retention(config: &ServerConfig) -> Retention {
+    let timeout = config.applications.iter().find_map(|application| match &application.args {
+        ApplicationArgs::Server(args) => Duration::try_from_secs_f64(args.expiration_timeout).ok(),
+        _ => None,
+    });
+    let standard = Retention::default();
+    Retention { idle_sessions: timeout.unwrap_or(standard.idle_sessions), ..standard }
 }
 
 /// Takes up the runs that the last stop left with unfinished operations; requests are welcome meanwhile.

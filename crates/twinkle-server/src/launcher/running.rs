@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -43,6 +43,7 @@ pub struct RunningServer {
     pub(super) applications: Vec<Draining>,
     pub(super) futures: Futures,
     pub(super) store: StateStore,
+    pub(super) housekeeping: JoinSet<()>,
     pub(super) _folders: Folders,
 }
 
@@ -54,7 +55,7 @@ impl RunningServer {
     }
 
     /// Stops accepting, lets requests in progress finish, then every component: within a bound, and durably.
-    pub async fn shutdown(self) {
+    pub async fn shutdown(mut self) {
         let began = Instant::now();
         info!("stopping: no new requests are accepted");
         self.stop.cancel();
@@ -64,6 +65,7 @@ impl RunningServer {
         // All at once: each has its own thread or none, and the slowest decides.
         futures::future::join_all(self.applications.iter().map(Draining::drain)).await;
         self.futures.drain(REQUEST_GRACE).await;
+        self.housekeeping.shutdown().await;
         self.store.close().await;
         info!(elapsed_s = began.elapsed().as_secs_f64(), "stopped");
     }

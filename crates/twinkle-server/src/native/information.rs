@@ -20,6 +20,9 @@ pub(crate) struct ApplicationInformation {
     /// The public name of its base model, if it has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) base_model: Option<String>,
+    /// What its component says it can do.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) capabilities: Option<serde_json::Value>,
 }
 
 /// An application and whether it can work.

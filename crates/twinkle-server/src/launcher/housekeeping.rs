@@ -1,0 +1,115 @@
+//! What a node does now and then: forgets old records and deletes checkpoints whose lifetime is over.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval};
+use tracing::{debug, warn};
+use twinkle_core::checkpoint::CheckpointStore;
+use twinkle_core::error::{Error, ErrorCode, Result};
+use twinkle_core::state::{Retention, StateStore};
+
+/// The time between two looks for expired checkpoints.
+const EVERY: Duration = Duration::from_secs(60);
+
+/// Checkpoints deleted in one look: each is a folder to remove.
+const BATCH: u32 = 100;
+
+/// Starts the node's housekeeping; it ends when the returned set is dropped.
+pub(super) fn start(store: &StateStore, checkpoints: &CheckpointStore, retention: Retention) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    tasks.spawn(store.clone().sweep_periodically(retention));
+    tasks.spawn(delete_expired(store.clone(), checkpoints.clone()));
+    tasks
+}
+
+/// Removes what a process that died in the middle of a save left behind.
+pub(super) async fn remove_leftovers(checkpoints: &CheckpointStore) -> Result<()> {
+    let checkpoints = checkpoints.clone();
+    let removal = tokio::task::spawn_blocking(move || checkpoints.remove_leftovers()).await;
+    let removed = removal.map_err(|error| Error::internal(format!("tidying the checkpoints failed: {error}")))??;
+    if removed > 0 {
+        warn!(removed, "unfinished checkpoints of an earlier run of this server were removed");
+    }
+    Ok(())
+}
+
+async fn delete_expired(store: StateStore, checkpoints: CheckpointStore) {
+    let mut ticks = interval(EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        match delete_batch(&store, &checkpoints).await {
+            Ok(0) => {}
+            Ok(deleted) => debug!(deleted, "expired checkpoints deleted"),
+            Err(error) if error.code == ErrorCode::Draining => return,
+            Err(error) => warn!(%error, "expired checkpoints could not be deleted"),
+        }
+    }
+}
+
+/// Deletes files first: what an interruption leaves is found again by its record.
+async fn delete_batch(store: &StateStore, checkpoints: &CheckpointStore) -> Result<usize> {
+    let expired = store.expired_checkpoints(Timestamp::now(), BATCH).await?;
+    for record in &expired {
+        let (files, tenant, path) = (checkpoints.clone(), record.tenant.clone(), record.path.clone());
+        let deleted = tokio::task::spawn_blocking(move || files.delete(&tenant, &path)).await;
+        match deleted.map_err(|error| Error::internal(format!("deleting `{}` failed: {error}", record.path)))? {
+            Ok(()) => {}
+            Err(error) if error.code == ErrorCode::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        store.delete_checkpoint(&record.tenant, &record.path).await?;
+    }
+    Ok(expired.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use twinkle_core::call::{CheckpointRecord, LoraSpec};
+    use twinkle_core::checkpoint::CheckpointMeta;
+    use twinkle_core::ids::{CheckpointKind, CheckpointPath, RunId, TenantId};
+
+    use super::*;
+
+    fn record(name: &str, expires_at: Option<Timestamp>) -> CheckpointRecord {
+        CheckpointRecord {
+            path: CheckpointPath::new(RunId::new("s:train:0"), CheckpointKind::Weights, name).unwrap(),
+            tenant: TenantId::new("alice"),
+            base_model: "tiny".to_owned(),
+            lora: LoraSpec { rank: 4, alpha: 32.0, seed: 0, train_attn: true, train_mlp: true, train_unembed: false },
+            size_bytes: 4,
+            user_metadata: BTreeMap::new(),
+            created_at: Timestamp::UNIX_EPOCH,
+            expires_at,
+        }
+    }
+
+    #[tokio::test]
+    async fn an_expired_checkpoint_goes_with_its_files_and_others_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = StateStore::open_in_memory().await.unwrap();
+        let checkpoints = CheckpointStore::new(folder.path().to_path_buf());
+        let (old, lasting) = (record("old", Some(Timestamp::UNIX_EPOCH)), record("lasting", None));
+        for record in [&old, &lasting] {
+            let draft = checkpoints.draft(&record.tenant, &record.path).unwrap();
+            std::fs::write(draft.directory().join("a"), "data").unwrap();
+            let meta = CheckpointMeta {
+                base_model: record.base_model.clone(),
+                lora: record.lora.clone(),
+                user_metadata: BTreeMap::new(),
+                created_at: record.created_at,
+            };
+            draft.commit(&meta, false).unwrap();
+            store.insert_checkpoint(record).await.unwrap();
+        }
+
+        assert_eq!(delete_batch(&store, &checkpoints).await.unwrap(), 1);
+        assert_eq!(checkpoints.open(&old.tenant, &old.path).unwrap_err().code, ErrorCode::NotFound);
+        checkpoints.open(&lasting.tenant, &lasting.path).unwrap();
+        assert_eq!(delete_batch(&store, &checkpoints).await.unwrap(), 0);
+    }
+}
