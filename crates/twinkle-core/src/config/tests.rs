@@ -51,7 +51,11 @@ applications:
         rnaks: 1
         device_type: CPU
 ";
-    insta::assert_snapshot!(problems(text), @"");
+    insta::assert_snapshot!(problems(text), @r"
+    node.yaml:9:9: `ranks` is missing in `device_group`
+    node.yaml:10:9: unknown key `rnaks` in `device_group`
+    hint: did you mean `ranks`? known keys: `device_type`, `gpus_per_worker`, `name`, `ranks`, `visible_devices`
+    ");
 }
 
 #[test]
@@ -87,14 +91,45 @@ applications:
   - 7
 colour: blue
 ";
-    insta::assert_snapshot!(problems(text), @"");
+    insta::assert_snapshot!(problems(text), @r"
+    node.yaml:3:9: `port` in `http_options` must be a whole number, got the text `eighty`
+    node.yaml:5:9: unknown `mode` `fiel` in `persistence`
+    hint: did you mean `file`? known values: `memory`, `file`, `redis`
+    node.yaml:7:14: `rps_limit` in `task_queue` must be at least 0, got the number `-1`
+    node.yaml:8:21: `max_input_tokens` in `task_queue` must be at least 1, got the number `0`
+    node.yaml:11:19: route_prefix `api/v1` must start with `/`
+    node.yaml:12:18: unknown import_path `serverr`
+    hint: did you mean `server`? known import paths: `server`, `model`, `sampler`, `processor`
+    node.yaml:13:11: name `one` is used by another application
+    node.yaml:14:19: route_prefix `/x/` must not end with `/`
+    node.yaml:17:7: `model_id` is missing in `args of one`
+    node.yaml:17:7: `device_group` is missing in `args of one`
+    node.yaml:17:21: unknown `sampler_type` `vlm` in `args of one`
+    hint: did you mean `vllm`? known values: `vllm`, `torch`, `mock`
+    node.yaml:19:9: unknown key `max_model_length` in `engine_args`
+    hint: did you mean `max_model_len`? known keys: `dtype`, `enable_lora`, `enable_prefix_caching`, `enable_sleep_mode`, `enable_tower_connector_lora`, `enforce_eager`, `gpu_memory_utilization`, `load_format`, `logprobs_mode`, `max_lora_rank`, `max_loras`, `max_model_len`, `max_num_seqs`, `quantization`, `seed`, `tensor_parallel_size`, `trust_remote_code`
+    node.yaml:20:22: `enable_lora` in `engine_args` must be `true` or `false`, got the text `maybe`
+    node.yaml:21:5: `name` is missing in `applications[2]`
+    node.yaml:24:17: `model_id` in `args of applications[2]` is empty
+    node.yaml:25:16: unknown `backend` `megatorn` in `args of applications[2]`
+    hint: did you mean `megatron`? known values: `transformers`, `megatron`, `mock`
+    node.yaml:26:20: unknown `torch_dtype` `float15` in `args of applications[2]`
+    hint: did you mean `float32`? known values: `auto`, `float32`, `bfloat16`
+    node.yaml:27:42: rank `0` is listed twice in `ranks`
+    node.yaml:27:45: a rank in `ranks` must be a whole number, got the text `x`
+    node.yaml:27:62: unknown `device_type` `tpu` in `device_group`
+    hint: did you mean `npu`? known values: `cuda`, `npu`, `cpu`
+    node.yaml:28:5: `applications[3]` must be a mapping, got the number `7`
+    node.yaml:29:1: unknown key `colour`
+    hint: known keys: `applications`, `http_options`, `persistence`, `persistence_config`, `proxy_location`, `ray_namespace`, `server_type`, `task_queue`, `telemetry`, `telemetry_config`
+    ");
 }
 
 #[test]
 fn a_broken_file_says_where_it_breaks() {
-    insta::assert_snapshot!(problems("applications:\n  - name: [a\n    b: c\n"), @"");
-    insta::assert_snapshot!(problems("http_options: {host: a}\nhttp_options: {host: b}\n"), @"");
-    insta::assert_snapshot!(problems("- a\n- b\n"), @"");
+    insta::assert_snapshot!(problems("applications:\n  - name: [a\n    b: c\n"), @r"node.yaml:3:6: malformed YAML: illegal placement of ':' indicator");
+    insta::assert_snapshot!(problems("http_options: {host: a}\nhttp_options: {host: b}\n"), @r"node.yaml:2:1: key `http_options` is given twice");
+    insta::assert_snapshot!(problems("- a\n- b\n"), @r"node.yaml:1:1: the top level must be a mapping, got a list");
     let missing = ServerConfig::load(Path::new("no/such.yaml")).unwrap_err();
     assert_eq!(missing.to_string(), "no/such.yaml: config file not found");
 }
@@ -111,7 +146,10 @@ fn the_older_and_the_newer_word_for_a_backend_mean_the_same() {
     let newer = parse(&model_with("backend: transformers")).unwrap();
     let older = parse(&model_with("use_megatron: false")).unwrap();
     assert_eq!(newer, older);
-    insta::assert_snapshot!(problems(&model_with("use_megatron: true\nbackend: transformers")), @"");
+    insta::assert_snapshot!(problems(&model_with("use_megatron: true\nbackend: transformers")), @r"
+    node.yaml:8:21: `use_megatron: true` contradicts `backend: transformers` in `args of m`
+    hint: keep `backend`; `use_megatron` is its older form
+    ");
 }
 
 #[test]
@@ -132,7 +170,14 @@ applications:
       device_mesh: {device_type: cuda, tp_size: 2}
 ";
     let config = parse(text).unwrap();
-    insta::assert_snapshot!(config.check_supported().unwrap_err(), @"");
+    insta::assert_snapshot!(config.check_supported().unwrap_err(), @r"
+    node.yaml:1:14: `persistence` with `mode: redis` is understood but not available yet
+    node.yaml:2:22: `telemetry` with `enabled: true` is understood but not available yet
+    node.yaml:7:34: `num_replicas: 2` is understood but not available yet
+    node.yaml:9:7: more than one device (2) in `args of m` is understood but not available yet
+    node.yaml:9:16: backend `megatron` is understood but not available yet
+    node.yaml:10:19: `train_mode: full` is understood but not available yet
+    ");
 }
 
 #[test]
@@ -153,13 +198,23 @@ applications:
 ";
     let config = parse(text).unwrap();
     assert_eq!(config.check_supported(), Ok(()));
-    insta::assert_snapshot!(config.inert_keys().join("\n"), @"");
+    insta::assert_snapshot!(config.inert_keys().join("\n"), @r"
+    ray_namespace: everything runs in one process
+    proxy_location: there is one listener
+    http_options.keep_alive_timeout_s: a setting of Ray Serve's proxy
+    applications[0].deployments[0].autoscaling_config.target_ongoing_requests: one replica runs
+    applications[0].deployments[0].ray_actor_options.num_cpus: a hint for Ray's placement
+    applications[0].deployments[0].ray_actor_options.runtime_env.env_vars: one process has one environment: set variables for the node
+    ");
 }
 
 #[test]
 fn the_mesh_must_fit_the_group() {
-    insta::assert_snapshot!(problems(&model_with("device_mesh: {device_type: CPU, dp_size: 2, tp_size: 2}")), @"");
-    insta::assert_snapshot!(problems(&model_with("device_mesh: {mesh: [[0, 1]], mesh_dim_names: [dp]}")), @"");
+    insta::assert_snapshot!(problems(&model_with("device_mesh: {device_type: CPU, dp_size: 2, tp_size: 2}")), @r"
+    node.yaml:8:20: `device_mesh` needs 4 workers, but `device_group` `g` has 1
+    hint: the product of dp, fsdp, tp, pp and cp sizes must equal the number of `ranks`
+    ");
+    insta::assert_snapshot!(problems(&model_with("device_mesh: {mesh: [[0, 1]], mesh_dim_names: [dp]}")), @r"node.yaml:8:27: `mesh` has 2 axes, but `mesh_dim_names` names 1");
     assert!(parse(&model_with("device_mesh: {mesh: [0], mesh_dim_names: [dp]}")).is_ok());
 }
 
@@ -170,7 +225,10 @@ applications:
   - {name: a, route_prefix: /one/model/x/y, import_path: model, args: {model_id: ./m, device_group: {name: g, ranks: 1, device_type: cpu}}}
   - {name: b, route_prefix: /two/model/x/y, import_path: model, args: {model_id: ./m, device_group: {name: g, ranks: 1, device_type: cpu}}}
 ";
-    insta::assert_snapshot!(problems(twice), @"");
+    insta::assert_snapshot!(problems(twice), @r"
+    node.yaml:3:5: two `model` applications serve the model `x/y`
+    hint: give one of them another name in its `route_prefix`
+    ");
 }
 
 #[test]
@@ -191,12 +249,12 @@ fn a_model_that_is_no_folder_says_where_it_was_looked_for() {
         told.replace(&root.path().display().to_string(), "<here>")
     };
     std::fs::create_dir_all(root.path().join("org/present")).unwrap();
-    insta::assert_snapshot!(below("org/present"), @"");
-    insta::assert_snapshot!(below("./org/present"), @"");
-    insta::assert_snapshot!(below("org/absent"), @"");
-    insta::assert_snapshot!(below("./absent"), @"");
-    insta::assert_snapshot!(below("ms://org/name"), @"");
-    insta::assert_snapshot!(below("s3://bucket/name"), @"");
+    insta::assert_snapshot!(below("org/present"), @r"<here>/org/present");
+    insta::assert_snapshot!(below("./org/present"), @r"<here>/org/present");
+    insta::assert_snapshot!(below("org/absent"), @r"model_id `org/absent` is not a folder: looked at `<here>/org/absent` (hint: downloading from a hub is not available yet: download the model and give its folder)");
+    insta::assert_snapshot!(below("./absent"), @r"model_id `./absent` is not a folder: looked at `<here>/absent` (hint: give the folder that holds `config.json`)");
+    insta::assert_snapshot!(below("ms://org/name"), @r"`ms://org/name` is on a hub, and downloading is not available yet (hint: download the model and give its folder as `model_id`)");
+    insta::assert_snapshot!(below("s3://bucket/name"), @r"unknown scheme `s3://` in model_id `s3://bucket/name` (hint: known schemes: `ms://`, `hf://`, `file://`, or a folder)");
     let absolute = format!("file://{}", root.path().join("org/present").display());
     assert_eq!(below(&absolute), "<here>/org/present");
 }
@@ -209,7 +267,7 @@ fn state_is_kept_in_a_file_unless_the_operator_says_otherwise() {
     assert_eq!(directory("persistence: {mode: memory}"), Persistence::Memory);
     assert_eq!(directory("persistence: {mode: file, file_path: /var/lib/twinkle}"), file("/var/lib/twinkle"));
     assert_eq!(directory("persistence: {mode: file, file_path: data/state.json}"), file("data"));
-    insta::assert_snapshot!(problems("persistence: {mode: file}"), @"");
+    insta::assert_snapshot!(problems("persistence: {mode: file}"), @r"node.yaml:1:14: `file_path` is missing in `persistence`: `mode: file` needs it");
 }
 
 #[test]
@@ -222,7 +280,12 @@ http_options: {host: 'node-${ray_namespace}', port: '${oc.env:PORT}'}
     let lookup = |name: &str| environment.get(name).map(|value| (*value).to_owned());
     let config = ServerConfig::parse_with("node.yaml", text, &lookup).unwrap();
     assert_eq!((config.http.host.as_str(), config.http.port), ("node-blue", 9000));
-    insta::assert_snapshot!(problems("http_options: {host: '${oc.env:HOST}', port: '${a.b}'}\nray_namespace: ${ray_namespace}\n"), @"");
+    insta::assert_snapshot!(problems("http_options: {host: '${oc.env:HOST}', port: '${a.b}'}\nray_namespace: ${ray_namespace}\n"), @r"
+    node.yaml:1:22: environment variable `HOST` is not set
+    hint: set it, or write `${oc.env:HOST,default}`
+    node.yaml:1:46: `${a.b}` names nothing in this file
+    node.yaml:2:16: `${ray_namespace}` leads in a circle
+    ");
 }
 
 #[test]
