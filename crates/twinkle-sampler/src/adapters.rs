@@ -170,7 +170,8 @@ impl Inner {
             )));
         }
         let directory = checkpoint.directory().to_owned();
-        let stamp = Stamp::of(&directory).ok_or_else(|| Error::not_found(format!("there is no checkpoint `{path}`")))?;
+        let stamp =
+            Stamp::of(&directory).ok_or_else(|| Error::not_found(format!("there is no checkpoint `{path}`")))?;
         let (spec, parameters) = peft::read(&directory, self.base.config())?;
         let layout = Arc::new(AdapterLayout::new(self.base.config(), &spec)?);
         let adapter = Adapter::from_parameters(&layout, &parameters, self.base.kind(), self.base.device());

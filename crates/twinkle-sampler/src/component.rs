@@ -258,7 +258,10 @@ impl Lifecycle for SamplerComponent {
 
 fn announce(args: &SamplerArgs, capabilities: &SamplerCapabilities) {
     if args.sampler_type == SamplerType::Vllm {
-        info!(model = args.public_name, "`sampler_type: vllm` is served by the `torch` engine; the paged engine comes later");
+        info!(
+            model = args.public_name,
+            "`sampler_type: vllm` is served by the `torch` engine; the paged engine comes later"
+        );
     }
     if capabilities.kv_tokens < capabilities.max_model_len {
         warn!(

@@ -176,7 +176,11 @@ impl<R: Runner> Engine<R> {
         let Some(request) = self.requests.get_mut(&tile.job) else { return };
         let prompt = &request.valid.prompt;
         let is_last = tile.rows.end == prompt.len();
-        let scored = if request.valid.prompt_logprobs { tile.rows.start + 1..(tile.rows.end + 1).min(prompt.len()) } else { 0..0 };
+        let scored = if request.valid.prompt_logprobs {
+            tile.rows.start + 1..(tile.rows.end + 1).min(prompt.len())
+        } else {
+            0..0
+        };
         let work = PromptTile {
             tokens: prompt.get(tile.rows.clone()).unwrap_or_default(),
             targets: prompt.get(scored).unwrap_or_default(),
@@ -209,8 +213,11 @@ impl<R: Runner> Engine<R> {
         let mut sequence = request.new_sequence();
         let stopped = sequence.push(first, request.valid.max_new_tokens);
         if stopped.is_none() {
-            sequence.cache =
-                if start.takes_prompt { request.prompt_cache.take() } else { request.prompt_cache.as_ref().map(|cache| self.runner.fork(cache)) };
+            sequence.cache = if start.takes_prompt {
+                request.prompt_cache.take()
+            } else {
+                request.prompt_cache.as_ref().map(|cache| self.runner.fork(cache))
+            };
         }
         if start.takes_prompt {
             request.prompt_cache = None;

@@ -83,7 +83,6 @@ impl Runner for Scripted {
     }
 }
 
-
 struct House {
     line: mpsc::Sender<Command>,
     stats: Arc<EngineStats>,
@@ -142,7 +141,8 @@ fn a_request_gets_the_same_answer_alone_and_in_a_full_house() {
     let house = House::open();
     let mine = || ValidRequest { samples: 3, ..request(&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]) };
     let alone = house.sample(mine()).unwrap();
-    let noise: Vec<_> = (0..20).map(|n| house.ask(ValidRequest { samples: 1 + n % 3, ..request(&[n, 1 + n]) })).collect();
+    let noise: Vec<_> =
+        (0..20).map(|n| house.ask(ValidRequest { samples: 1 + n % 3, ..request(&[n, 1 + n]) })).collect();
     let crowded = house.ask(mine());
     assert_eq!(crowded.blocking_recv().unwrap().unwrap(), alone);
     assert_eq!(alone.sequences.len(), 3);
@@ -182,7 +182,7 @@ fn abandoned_requests_free_their_memory() {
     for _ in 0..20 {
         drop(house.ask(endless()));
     }
-    // Four of these fill the memory: without the aborts this would wait for all of them.
+    // Two of these fill the memory: without the aborts this would wait for all of them.
     let outcome = house.sample(ValidRequest { max_new_tokens: 1000, ..request(&[1, 2]) }).unwrap();
     assert_eq!(outcome.sequences[0].tokens.len(), 1000);
     assert!(house.stats.generated() < 20 * 2 * 400);

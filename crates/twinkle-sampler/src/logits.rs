@@ -124,7 +124,10 @@ pub fn draw_rows(logits: &[f32], vocabulary: usize, tasks: &[RowTask]) -> Vec<Re
             .zip(tasks.chunks(share))
             .map(|(logits, tasks)| (tasks.len(), scope.spawn(move || rows(logits, tasks))))
             .collect();
-        shares.into_iter().flat_map(|(count, share)| share.join().unwrap_or_else(|_| vec![Err(NonFinite); count])).collect()
+        shares
+            .into_iter()
+            .flat_map(|(count, share)| share.join().unwrap_or_else(|_| vec![Err(NonFinite); count]))
+            .collect()
     })
 }
 

@@ -86,7 +86,10 @@ fn a_bad_row_does_not_fail_its_neighbours() {
     let together = draw_rows(&logits, 50_000, &tasks);
     assert_eq!(together[1], Err(NonFinite));
     for row in [0, 2] {
-        assert_eq!(together[row], draw(&logits[row * 50_000..(row + 1) * 50_000], &tasks[row].params, tasks[row].noise));
+        assert_eq!(
+            together[row],
+            draw(&logits[row * 50_000..(row + 1) * 50_000], &tasks[row].params, tasks[row].noise)
+        );
     }
 }
 

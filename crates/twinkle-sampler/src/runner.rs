@@ -52,7 +52,12 @@ pub trait Runner: 'static {
     ///
     /// # Errors
     /// Whatever the device reports; the cache is then unusable.
-    fn prefill(&mut self, tile: PromptTile<'_>, cache: &mut Self::Cache, adapter: Option<&Arc<Adapter>>) -> Result<Prefilled>;
+    fn prefill(
+        &mut self,
+        tile: PromptTile<'_>,
+        cache: &mut Self::Cache,
+        adapter: Option<&Arc<Adapter>>,
+    ) -> Result<Prefilled>;
 
     /// Appends `tokens[i]` to `caches[i]`; hands over the logits `[rows, V]` of successive rows, with the first row's index.
     ///
@@ -102,7 +107,12 @@ impl Runner for TorchRunner {
         cache.bytes() as u64
     }
 
-    fn prefill(&mut self, tile: PromptTile<'_>, cache: &mut KvCache, adapter: Option<&Arc<Adapter>>) -> Result<Prefilled> {
+    fn prefill(
+        &mut self,
+        tile: PromptTile<'_>,
+        cache: &mut KvCache,
+        adapter: Option<&Arc<Adapter>>,
+    ) -> Result<Prefilled> {
         let hidden_th = self.base.prefill(tile.tokens, cache, adapter)?;
         let mut prefilled = Prefilled::default();
         if !tile.targets.is_empty() {

@@ -106,15 +106,15 @@ fn a_large_request_is_not_overtaken_for_ever() {
 
 #[test]
 fn a_full_house_still_prefills_a_tile() {
-    let limits = SchedulerLimits { step_tokens: 64, seats: 100, ..LIMITS };
-    let mut scheduler = FairScheduler::new(limits);
-    for id in 0..70 {
-        if id == 40 {
-            (0..60).for_each(|_| drop(scheduler.plan()));
-        }
-        let _ = scheduler.submit(job(id, "a", 1, 5, 1));
+    let mut scheduler = FairScheduler::new(SchedulerLimits { step_tokens: 64, seats: 100, ..LIMITS });
+    for id in 0..80 {
+        scheduler.submit(job(id, "a", 1, 5, 1)).unwrap();
+        scheduler.plan();
     }
-    assert!(!scheduler.plan().prefill.is_empty());
+    scheduler.submit(job(80, "a", 100, 5, 1)).unwrap();
+    let plan = scheduler.plan();
+    assert_eq!(plan.decode.len(), 80, "more than a step's tokens");
+    assert_eq!(plan.prefill, [Tile { job: 80, rows: 0..64 }]);
 }
 
 #[test]
@@ -192,8 +192,12 @@ impl Machine {
             .jobs
             .iter()
             .map(|(id, job)| {
-                let running: usize =
-                    self.generated.iter().filter(|(sample, _)| sample.job == *id).map(|(_, new)| job.prompt + new).sum();
+                let running: usize = self
+                    .generated
+                    .iter()
+                    .filter(|(sample, _)| sample.job == *id)
+                    .map(|(_, new)| job.prompt + new)
+                    .sum();
                 let shares = self.started.get(id).copied().unwrap_or(0) < job.samples;
                 running + if shares { self.prefilled.get(id).copied().unwrap_or(0) } else { 0 }
             })

@@ -55,8 +55,10 @@ impl StopRule {
                 check_count(given.len(), "texts")?;
                 check_texts(given)?;
                 let Some(tokenizer) = tokenizer else {
-                    return Err(Error::unsupported("stop texts need a tokenizer, and the model's folder has no `tokenizer.json`")
-                        .hint("send stop tokens instead"));
+                    return Err(Error::unsupported(
+                        "stop texts need a tokenizer, and the model's folder has no `tokenizer.json`",
+                    )
+                    .hint("send stop tokens instead"));
                 };
                 texts = Some(StopTexts { texts: given.clone().into(), tokenizer: Arc::clone(tokenizer) });
             }
@@ -137,7 +139,8 @@ impl StopWatch {
             return None;
         }
         // A decoder may rewrite the end of a broken text, so only what both have in common is old.
-        let common: usize = before.chars().zip(after.chars()).take_while(|(old, new)| old == new).map(|(old, _)| old.len_utf8()).sum();
+        let common: usize =
+            before.chars().zip(after.chars()).take_while(|(old, new)| old == new).map(|(old, _)| old.len_utf8()).sum();
         let text = after.get(common..).unwrap_or_default().to_owned();
         while self.pending.len() > CONTEXT_TOKENS {
             self.pending.pop_front();
