@@ -409,11 +409,12 @@ mod tests {
     async fn a_result_too_large_for_memory_still_reaches_its_waiter() {
         let futures = board(FuturesOptions { finished_bytes: 1, ..FuturesOptions::default() }).await;
         let request = RequestId::ephemeral();
-        futures.register(&request, &alice()).unwrap();
-        let waiting = futures.wait(&alice(), &request, LONG);
+        let alice = alice();
+        futures.register(&request, &alice).unwrap();
+        let waiting = futures.wait(&alice, &request, LONG);
         let completing = async {
             tokio::task::yield_now().await;
-            futures.complete(&request, &alice(), unloaded());
+            futures.complete(&request, &alice, unloaded());
         };
         let (waited, ()) = tokio::join!(waiting, completing);
         assert_eq!(waited, Waited::Done(Arc::new(unloaded())));
