@@ -60,14 +60,18 @@ impl RawBody {
     pub(super) async fn json<T: DeserializeOwned + Send + 'static>(&self) -> Result<T> {
         let bytes = self.bytes.clone();
         off_runtime(bytes.len(), move || {
-            serde_json::from_slice(&bytes).map_err(|error| Error::invalid(format!("the request body is not right: {error}")))
+            serde_json::from_slice(&bytes)
+                .map_err(|error| Error::invalid(format!("the request body is not right: {error}")))
         })
         .await?
     }
 }
 
 /// Runs `work` on a blocking thread when it is about many bytes, in place otherwise.
-pub(super) async fn off_runtime<T: Send + 'static>(size: usize, work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+pub(super) async fn off_runtime<T: Send + 'static>(
+    size: usize,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T> {
     if size < HEAVY_BYTES {
         return Ok(work());
     }
@@ -81,9 +85,10 @@ async fn read(body: Body) -> Result<Bytes> {
     let limit = usize::try_from(MAX_BODY_BYTES).unwrap_or(usize::MAX);
     match Limited::new(body, limit).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if is_over_limit(error.as_ref()) => {
-            Err(Error::new(ErrorCode::TooLarge, format!("the request body is over this server's limit of {limit} bytes")))
-        }
+        Err(error) if is_over_limit(error.as_ref()) => Err(Error::new(
+            ErrorCode::TooLarge,
+            format!("the request body is over this server's limit of {limit} bytes"),
+        )),
         Err(error) => Err(Error::invalid(format!("the request body could not be read: {error}"))),
     }
 }

@@ -41,7 +41,8 @@ use axum::routing::{delete, get, post};
 use http::Method;
 use http::request::Parts;
 use twinkle_core::call::{
-    Call, CheckpointRecord, Operation, Reply, RunRecord, SamplingSessionRecord, ServeOutcome, ServeRequest, SessionRecord,
+    Call, CheckpointRecord, Operation, Reply, RunRecord, SamplingSessionRecord, ServeOutcome, ServeRequest,
+    SessionRecord,
 };
 use twinkle_core::error::{Error, ErrorCode, Result};
 use twinkle_core::ids::{CheckpointPath, RequestId, RunId, SamplingSessionId, SessionId, TenantId};
@@ -53,7 +54,7 @@ use crate::front::FrontContext;
 const REMEMBERED_SAMPLES: u64 = 100_000;
 
 /// How long they are remembered: longer than any transport retries.
-const SAMPLE_MEMORY: Duration = Duration::from_secs(600);
+const SAMPLE_MEMORY: Duration = Duration::from_mins(10);
 
 /// The routes of the Tinker protocol, relative to the prefix they are mounted at.
 pub fn router(context: FrontContext) -> Router {
@@ -179,6 +180,8 @@ impl<S: Sync> FromRequestParts<S> for Tenant {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ErrorResponse> {
         let tenant = parts.extensions.get::<TenantId>().cloned();
-        tenant.map(Self).ok_or_else(|| ErrorResponse(Error::new(ErrorCode::Unauthenticated, "the request has no tenant")))
+        tenant
+            .map(Self)
+            .ok_or_else(|| ErrorResponse(Error::new(ErrorCode::Unauthenticated, "the request has no tenant")))
     }
 }

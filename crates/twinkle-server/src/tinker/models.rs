@@ -54,9 +54,8 @@ pub(super) fn check_optimizer(config: Option<&OptimizerConfig>) -> Result<()> {
     match config {
         None => Ok(()),
         Some(config) if config.kind == "adamw" => Ok(()),
-        Some(config) => {
-            Err(Error::unsupported(format!("optimizer `{}` is not supported", config.kind)).hint("known optimizers: `adamw`"))
-        }
+        Some(config) => Err(Error::unsupported(format!("optimizer `{}` is not supported", config.kind))
+            .hint("known optimizers: `adamw`")),
     }
 }
 

@@ -50,12 +50,8 @@ impl Front {
         operation: RunOperation,
     ) -> Result<json::Future> {
         let trainer = self.context.directory.trainer(base_model)?;
-        let call = RunCall {
-            run: place.run.clone(),
-            sequence: place.sequence,
-            position: Position::default(),
-            operation,
-        };
+        let call =
+            RunCall { run: place.run.clone(), sequence: place.sequence, position: Position::default(), operation };
         let answer = trainer.ask(Call { tenant: tenant.clone(), operation: Operation::Run(call) }).await;
         match answer {
             Ok(Reply::Accepted(request)) => Ok(future(&request, Some(&place.run))),
@@ -85,7 +81,11 @@ impl Front {
     }
 
     /// Parses the JSON body of a numbered operation; when it is wrong, its number is consumed.
-    pub(super) async fn parse<T: DeserializeOwned + Send + 'static>(&self, tenant: &TenantId, body: &RawBody) -> Result<T> {
+    pub(super) async fn parse<T: DeserializeOwned + Send + 'static>(
+        &self,
+        tenant: &TenantId,
+        body: &RawBody,
+    ) -> Result<T> {
         match body.json().await {
             Ok(parsed) => Ok(parsed),
             Err(error) => {
@@ -149,7 +149,8 @@ fn without_non_finite(bytes: &[u8]) -> Vec<u8> {
     let mut rest = bytes;
     let mut in_string = false;
     while let [first, after @ ..] = rest {
-        let word = [&b"-Infinity"[..], b"Infinity", b"NaN"].into_iter().find(|word| !in_string && rest.starts_with(word));
+        let word =
+            [&b"-Infinity"[..], b"Infinity", b"NaN"].into_iter().find(|word| !in_string && rest.starts_with(word));
         if let Some(word) = word {
             clean.extend_from_slice(b"null");
             rest = rest.get(word.len()..).unwrap_or_default();
@@ -181,7 +182,10 @@ mod tests {
             place(r#"{"adam_params":{"learning_rate":NaN,"eps":-Infinity},"model_id":"s:train:0","seq_id":4}"#),
             Some(expected.clone())
         );
-        assert_eq!(place(r#"{"model_id":"s:train:0","seq_id":4,"adam_params":{"learning_rate":"fast"}}"#), Some(expected));
+        assert_eq!(
+            place(r#"{"model_id":"s:train:0","seq_id":4,"adam_params":{"learning_rate":"fast"}}"#),
+            Some(expected)
+        );
         assert_eq!(place("{"), None);
         assert_eq!(place(r#"{"seq_id":4}"#), None);
     }

@@ -35,7 +35,8 @@ struct Bounds {
 
 impl Bounds {
     fn of(asked: Asked, default_limit: u32) -> Result<Self> {
-        let Query(page) = asked.map_err(|error| Error::invalid(format!("the query of the request is wrong: {error}")))?;
+        let Query(page) =
+            asked.map_err(|error| Error::invalid(format!("the query of the request is wrong: {error}")))?;
         if page.project_id.is_some() {
             return Err(Error::unsupported("`project_id` is not supported").hint("this server has no projects"));
         }
@@ -91,7 +92,11 @@ impl Front {
 }
 
 /// `GET training_runs/{run}/checkpoints`
-pub(super) async fn run_checkpoints(State(front): State<Front>, Tenant(tenant): Tenant, run: Captured<String>) -> Answer {
+pub(super) async fn run_checkpoints(
+    State(front): State<Front>,
+    Tenant(tenant): Tenant,
+    run: Captured<String>,
+) -> Answer {
     let record = front.run(&tenant, RunId::new(path(run)?)).await?;
     let saved = front.checkpoints(&tenant, Some(record.id)).await?;
     ok(&Checkpoints { checkpoints: saved.iter().map(checkpoint).collect(), cursor: None })

@@ -30,8 +30,8 @@ pub(super) async fn retrieve(
     headers: HeaderMap,
     body: RawBody,
 ) -> Answer {
-    let wanted: RetrieveFuture = body.json().await?;
-    let request = RequestId::new(wanted.request_id);
+    let poll: RetrieveFuture = body.json().await?;
+    let request = RequestId::new(poll.request_id);
     let waited = tokio::select! {
         waited = front.context.futures.wait(&tenant, &request, HOLD) => waited,
         () = front.context.stopping.cancelled() => Waited::Pending,
@@ -80,11 +80,8 @@ fn plain(outcome: &RunOutcome, headers: &HeaderMap) -> Result<Response> {
     match outcome {
         // A model made by loading a checkpoint is awaited as the result of a load.
         RunOutcome::Created { run } if header(headers, "x-tinker-request-type") == Some("LoadWeights") => {
-            let loaded = WeightsLoaded {
-                path: None,
-                model_id: Some(run.as_str().to_owned()),
-                kind: Tag::new("load_weights"),
-            };
+            let loaded =
+                WeightsLoaded { path: None, model_id: Some(run.as_str().to_owned()), kind: Tag::new("load_weights") };
             json(StatusCode::OK, &loaded)
         }
         RunOutcome::Created { run } => {

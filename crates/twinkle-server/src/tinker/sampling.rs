@@ -99,12 +99,7 @@ pub(super) async fn sample(State(front): State<Front>, Tenant(tenant): Tenant, b
     let sampler = front.context.directory.sampler(&record.base_model)?;
     let count = wanted.num_samples;
     let key = wanted.seq_id.map(|number| {
-        Arc::new(SampleKey {
-            tenant: tenant.clone(),
-            session: id,
-            number,
-            body: Sha256::digest(&body.bytes).into(),
-        })
+        Arc::new(SampleKey { tenant: tenant.clone(), session: id, number, body: Sha256::digest(&body.bytes).into() })
     });
     if let Some(request) = front.remembered(&tenant, key.as_ref()).await {
         return ok(&sampled(&request, count));

@@ -104,7 +104,8 @@ pub(super) async fn telemetry(body: RawBody) -> Answer {
 
 /// The captured part of a path.
 pub(super) fn path<T>(captured: std::result::Result<Path<T>, PathRejection>) -> Result<T> {
-    let Path(value) = captured.map_err(|error| Error::invalid(format!("the path of the request is broken: {error}")))?;
+    let Path(value) =
+        captured.map_err(|error| Error::invalid(format!("the path of the request is broken: {error}")))?;
     Ok(value)
 }
 

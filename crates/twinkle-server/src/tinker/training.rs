@@ -60,7 +60,9 @@ fn check_shapes(datum: &Datum) -> Result<()> {
     for (name, tensor) in &datum.loss_inputs {
         if tensor.shape.len() != 1 {
             let error = Error::unsupported(format!("loss input `{name}` has shape {:?}", tensor.shape));
-            return Err(error.hint("this server takes one number per position: several targets per position are not supported"));
+            return Err(
+                error.hint("this server takes one number per position: several targets per position are not supported")
+            );
         }
     }
     Ok(())
@@ -113,5 +115,6 @@ fn adam_params(params: AnyOptimizerParams) -> Result<AdamParams> {
             .hint("known optimizers: `adamw`"));
     }
     let settings = Value::Object(params.settings.into_iter().collect());
-    serde_json::from_value(settings).map_err(|error| Error::invalid(format!("the optimizer's settings are wrong: {error}")))
+    serde_json::from_value(settings)
+        .map_err(|error| Error::invalid(format!("the optimizer's settings are wrong: {error}")))
 }

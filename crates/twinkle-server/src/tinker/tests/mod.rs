@@ -27,8 +27,8 @@ use twinkle_core::call::{
 use twinkle_core::component::{Component, ComponentKind, Health, Lifecycle};
 use twinkle_core::error::{Error, Result};
 use twinkle_core::futures::{Futures, FuturesOptions};
-use twinkle_core::state::StateStore;
 use twinkle_core::ids::{CheckpointPath, RequestId, RunId, SamplingSessionId, SessionId, TenantId};
+use twinkle_core::state::StateStore;
 
 use super::router;
 use crate::directory::{Directory, ServedModel};
@@ -95,6 +95,7 @@ impl Component for Recorder {
 
 /// A front with recording components behind it.
 struct Fixture {
+    router: axum::Router,
     context: FrontContext,
     trainer: Recorder,
     sampler: Recorder,
@@ -130,13 +131,13 @@ impl Fixture {
             futures: Futures::new(StateStore::open_in_memory().await.unwrap(), FuturesOptions::default()),
             stopping: CancellationToken::new(),
         };
-        Self { context, trainer, sampler, server }
+        Self { router: router(context.clone()), context, trainer, sampler, server }
     }
 
     async fn send(&self, request: Request<Body>) -> Response {
         let mut request = request;
         request.extensions_mut().insert(alice());
-        let response = router(self.context.clone()).oneshot(request).await.unwrap();
+        let response = self.router.clone().oneshot(request).await.unwrap();
         let (head, body) = response.into_parts();
         Response { status: head.status, headers: head.headers, body: body.collect().await.unwrap().to_bytes() }
     }
@@ -297,4 +298,3 @@ fn asked(recorder: &Recorder) -> Vec<ServeRequest> {
         })
         .collect()
 }
-

@@ -8,18 +8,18 @@ use twinkle_core::wire::tinker::proto;
 use super::*;
 
 /// A model component that does nothing, successfully.
-fn train(call: Call) -> Result<Reply> {
+fn train(call: Call) -> Reply {
     let Operation::Run(call) = call.operation else { panic!("the trainer was sent {:?}", call.operation) };
-    Ok(Reply::Run(match call.operation {
+    Reply::Run(match call.operation {
         RunOperation::Create(_) => RunOutcome::Created { run: call.run },
         RunOperation::OptimStep(_) => RunOutcome::OptimStep { metrics: BTreeMap::new() },
         _ => RunOutcome::ForwardBackward(ForwardBackwardOutcome { logprobs: Vec::new(), metrics: BTreeMap::new() }),
-    }))
+    })
 }
 
 /// A front whose trainer is behind a journal, with the run `s:train:0` in it.
 async fn journaled() -> Fixture {
-    let mut fixture = Fixture::with(train, |_| Ok(Reply::Sample(sample_outcome()))).await;
+    let mut fixture = Fixture::with(|call| Ok(train(call)), |_| Ok(Reply::Sample(sample_outcome()))).await;
     let store = StateStore::open_in_memory().await.unwrap();
     let session = SessionRecord {
         id: SessionId::new("s"),
@@ -38,6 +38,7 @@ async fn journaled() -> Fixture {
     model.journal = Some(journal);
     fixture.context.directory = Directory::new(vec![model]);
     fixture.context.futures = futures;
+    fixture.router = router(fixture.context.clone());
     let create = json!({ "session_id": "s", "model_seq_id": 0, "base_model": MODEL, "lora_config": { "rank": 8 } });
     let created = fixture.post("/create_model", create.to_string()).await.ok();
     let created = fixture.retrieve(created["request_id"].as_str().unwrap(), "application/json").await.ok();
@@ -57,12 +58,14 @@ impl Fixture {
 #[tokio::test]
 async fn a_refused_number_holds_nobody_up() {
     let fixture = journaled().await;
-    let step = |number: u64, params: &str| format!(r#"{{"adam_params":{params},"model_id":"{RUN}","seq_id":{number}}}"#);
+    let step =
+        |number: u64, params: &str| format!(r#"{{"adam_params":{params},"model_id":"{RUN}","seq_id":{number}}}"#);
     fixture.post("/optim_step", step(1, r#"{"learning_rate":NaN}"#)).await.refused(StatusCode::BAD_REQUEST);
     assert_eq!(fixture.step(2).await, json!({ "metrics": {} }));
     fixture.post("/optim_step", step(3, r#"{"learning_rate":"fast"}"#)).await.refused(StatusCode::BAD_REQUEST);
     assert_eq!(fixture.step(4).await, json!({ "metrics": {} }));
-    let failed = fixture.post("/save_weights", json!({ "model_id": RUN, "seq_id": 5, "path": ".." }).to_string()).await.ok();
+    let failed =
+        fixture.post("/save_weights", json!({ "model_id": RUN, "seq_id": 5, "path": ".." }).to_string()).await.ok();
     let failed = fixture.retrieve(failed["request_id"].as_str().unwrap(), "application/json").await.ok();
     assert_eq!(failed["category"], "user");
     assert_eq!(fixture.step(6).await, json!({ "metrics": {} }));
@@ -80,7 +83,7 @@ async fn a_refused_number_holds_nobody_up() {
 async fn another_tenants_refusals_change_nothing() {
     let fixture = journaled().await;
     let body = format!(r#"{{"adam_params":{{"eps":"x"}},"model_id":"{RUN}","seq_id":1}}"#);
-    let foreign = format!(r#"{{"adam_params":{{"eps":"x"}},"model_id":"x:train:0","seq_id":1}}"#);
+    let foreign = r#"{"adam_params":{"eps":"x"},"model_id":"x:train:0","seq_id":1}"#;
     fixture.post("/optim_step", foreign).await.refused(StatusCode::BAD_REQUEST);
     fixture.post("/optim_step", body).await.refused(StatusCode::BAD_REQUEST);
     assert_eq!(fixture.step(2).await, json!({ "metrics": {} }));

@@ -24,7 +24,10 @@ async fn a_missing_route_is_named() {
 #[tokio::test]
 async fn bodies_that_are_not_json_are_refused_with_a_length() {
     let fixture = Fixture::new().await;
-    for path in ["/create_session", "/create_model", "/optim_step", "/asample", "/retrieve_future", "/save_weights"] {
+    for body in ["", "{", "null"] {
+        fixture.post("/create_session", body).await.refused(StatusCode::BAD_REQUEST);
+    }
+    for path in ["/create_model", "/optim_step", "/asample", "/retrieve_future", "/save_weights"] {
         for body in ["", "{", "[]", r#"{"model_id":1}"#] {
             fixture.post(path, body).await.refused(StatusCode::BAD_REQUEST);
         }
@@ -76,8 +79,7 @@ async fn wrong_content_fails_the_future_and_not_the_request() {
     let targets = json!({ "data": [2], "dtype": "int64" });
     let image = json!([{ "type": "image", "data": "AA==", "format": "png" }]);
     let many = json!({ "data": [2, 3], "dtype": "int64", "shape": [1, 2] });
-    let sparse =
-        json!({ "data": [2], "dtype": "int64", "shape": [1, 2], "sparse_crow_indices": [0, 1], "sparse_col_indices": [1] });
+    let sparse = json!({ "data": [2], "dtype": "int64", "shape": [1, 2], "sparse_crow_indices": [0, 1], "sparse_col_indices": [1] });
     let cases = [
         ("/forward_backward", forward_backward(image, targets.clone(), json!(null)), "`image`"),
         ("/forward_backward", forward_backward(text.clone(), many, json!(null)), "shape [1, 2]"),
@@ -88,7 +90,11 @@ async fn wrong_content_fails_the_future_and_not_the_request() {
         ("/save_weights", json!({ "model_id": RUN, "seq_id": 1, "path": "a/b" }), "`a/b`"),
         ("/save_weights", json!({ "model_id": RUN, "seq_id": 1, "path": "a", "ttl_seconds": 0 }), "`ttl_seconds`"),
         ("/save_weights_for_sampler", json!({ "model_id": RUN, "seq_id": 1, "kind": "inflight" }), "`inflight`"),
-        ("/load_weights", json!({ "model_id": RUN, "seq_id": 1, "path": "tinker://x/weights/y", "optimizer": true }), "not there"),
+        (
+            "/load_weights",
+            json!({ "model_id": RUN, "seq_id": 1, "path": "tinker://x/weights/y", "optimizer": true }),
+            "not there",
+        ),
     ];
     for (path, body, text) in cases {
         let request = fixture.post(path, body.to_string()).await.ok()["request_id"].as_str().unwrap().to_owned();
@@ -131,7 +137,8 @@ async fn samples_that_are_not_served_fail_by_name() {
 
 #[tokio::test]
 async fn a_full_sampler_pushes_back_with_429() {
-    let overloaded = |_| Err(Error::new(ErrorCode::Overloaded, "the queue is full").retry_after(Duration::from_secs(1)));
+    let overloaded =
+        |_| Err(Error::new(ErrorCode::Overloaded, "the queue is full").retry_after(Duration::from_secs(1)));
     let fixture = Fixture::with(overloaded, overloaded).await;
     let body = json!({ "sampling_session_id": "s:sample:0", "seq_id": 1, "prompt": { "chunks": [{ "tokens": [1] }] } });
     let answer = fixture.post("/asample", body.to_string()).await;
@@ -144,12 +151,14 @@ async fn a_full_sampler_pushes_back_with_429() {
 #[tokio::test]
 async fn protobuf_that_is_broken_or_far_too_large_is_refused() {
     let fixture = Fixture::new().await;
-    let request = proto::ForwardBackwardRequest { model_id: RUN.into(), seq_id: 2, ..proto::ForwardBackwardRequest::default() };
+    let request =
+        proto::ForwardBackwardRequest { model_id: RUN.into(), seq_id: 2, ..proto::ForwardBackwardRequest::default() };
     let mut broken = request.encode_to_vec();
     broken.extend_from_slice(b"\x1a\x7f\x00");
     fixture.post_protobuf("/forward_backward", broken).await.refused(StatusCode::BAD_REQUEST);
     let many = proto::ForwardBackwardRequest { data: vec![proto::Datum::default(); 1 << 16], ..request };
-    let detail = fixture.post_protobuf("/forward_backward", many.encode_to_vec()).await.refused(StatusCode::BAD_REQUEST);
+    let detail =
+        fixture.post_protobuf("/forward_backward", many.encode_to_vec()).await.refused(StatusCode::BAD_REQUEST);
     assert!(detail.contains("datums"), "{detail}");
     assert!(fixture.operations().is_empty());
 }

@@ -220,7 +220,10 @@ async fn a_sample_is_drawn_once_however_often_it_is_sent() {
     let calls = fixture.sampler.calls.lock();
     assert_eq!(calls.len(), 1);
     let Operation::Sample(request) = &calls[0].operation else { panic!("{calls:?}") };
-    assert_eq!((request.source.clone(), &request.prompt[..], request.num_samples), (SamplingSource::Base, &[1, 2][..], 2));
+    assert_eq!(
+        (request.source.clone(), &request.prompt[..], request.num_samples),
+        (SamplingSource::Base, &[1, 2][..], 2)
+    );
     assert_eq!((request.params.max_tokens, &request.params.stop), (Some(5), &Stop::Strings(vec!["x".into()])));
     assert!(request.prompt_logprobs);
 }

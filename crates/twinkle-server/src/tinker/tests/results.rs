@@ -67,7 +67,10 @@ async fn other_results_are_json_for_everyone() {
             RunOutcome::SavedForSampler { target: SamplerTarget::Checkpoint(path.clone()) },
             json!({ "path": CHECKPOINT, "type": "save_weights_for_sampler" }),
         ),
-        (RunOutcome::Loaded { run: run.clone(), path }, json!({ "path": CHECKPOINT, "model_id": RUN, "type": "load_weights" })),
+        (
+            RunOutcome::Loaded { run: run.clone(), path },
+            json!({ "path": CHECKPOINT, "model_id": RUN, "type": "load_weights" }),
+        ),
         (RunOutcome::Unloaded { run }, json!({ "model_id": RUN, "type": "unload_model" })),
     ];
     for (outcome, expected) in cases {
@@ -80,39 +83,47 @@ async fn other_results_are_json_for_everyone() {
 async fn a_model_made_by_loading_answers_a_load() {
     let (fixture, request) = finished(Ok(Outcome::Run(RunOutcome::Created { run: RunId::new(RUN) }))).await;
     let body = json!({ "request_id": request, "allow_metadata_only": true }).to_string();
-    let asked = Request::post("/retrieve_future").header("x-tinker-request-type", "LoadWeights").body(body.into()).unwrap();
+    let asked =
+        Request::post("/retrieve_future").header("x-tinker-request-type", "LoadWeights").body(body.into()).unwrap();
     let answer = fixture.send(asked).await.ok();
     assert_eq!(answer, json!({ "path": null, "model_id": RUN, "type": "load_weights" }));
 }
 
 #[tokio::test]
 async fn failures_say_whose_fault_it_was() {
-    for (code, category) in [(ErrorCode::InvalidArgument, "user"), (ErrorCode::Internal, "server"), (ErrorCode::ResourceExhausted, "server")] {
+    for (code, category) in [
+        (ErrorCode::InvalidArgument, "user"),
+        (ErrorCode::Internal, "server"),
+        (ErrorCode::ResourceExhausted, "server"),
+    ] {
         let (fixture, request) = finished(Err(Error::new(code, "no room").hint("make some"))).await;
         let answer = fixture.retrieve(request, PROTOBUF).await;
         assert_eq!(answer.ok(), json!({ "error": "no room (hint: make some)", "category": category }));
     }
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn an_unfinished_request_is_held_and_then_answered_408() {
     let fixture = Fixture::new().await;
-    fixture.context.futures.register(&RequestId::new("op-8"), &alice()).unwrap();
+    let request = fixture.context.futures.spawn(&alice(), "sample", std::future::pending()).unwrap();
+    // Only now: opening the store takes real time.
+    tokio::time::pause();
     let before = tokio::time::Instant::now();
-    let answer = fixture.retrieve("op-8", PROTOBUF).await;
+    let answer = fixture.retrieve(request.as_str(), PROTOBUF).await;
     assert_eq!(answer.status, StatusCode::REQUEST_TIMEOUT);
     assert_eq!(answer.json()["queue_state"], "active");
     let held = before.elapsed();
     assert!(held >= Duration::from_secs(20) && held < Duration::from_secs(45), "held for {held:?}");
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_stopping_node_lets_polls_go() {
     let fixture = Fixture::new().await;
-    fixture.context.futures.register(&RequestId::new("op-8"), &alice()).unwrap();
+    let request = fixture.context.futures.spawn(&alice(), "sample", std::future::pending()).unwrap();
     fixture.context.stopping.cancel();
+    tokio::time::pause();
     let before = tokio::time::Instant::now();
-    assert_eq!(fixture.retrieve("op-8", PROTOBUF).await.status, StatusCode::REQUEST_TIMEOUT);
+    assert_eq!(fixture.retrieve(request.as_str(), PROTOBUF).await.status, StatusCode::REQUEST_TIMEOUT);
     assert!(before.elapsed() < Duration::from_secs(1));
 }
 
@@ -124,6 +135,6 @@ async fn lost_samples_are_sent_again_and_unknown_requests_are_not() {
     let mut foreign = Request::post("/retrieve_future").body(Body::from(r#"{"request_id":"op-7"}"#)).unwrap();
     foreign.extensions_mut().insert(TenantId::new("bob"));
     let (owner, _) = finished(Ok(Outcome::Sample(sample_outcome()))).await;
-    let answer = router(owner.context.clone()).oneshot(foreign).await.unwrap();
+    let answer = owner.router.clone().oneshot(foreign).await.unwrap();
     assert_eq!(answer.status(), StatusCode::NOT_FOUND);
 }
