@@ -79,7 +79,6 @@ pub(super) fn parse(file: &str, text: &str) -> Result<Node, ConfigErrors> {
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "used as a function value over an `Option`")]
 fn place_of(location: serde_yaml::Location) -> Place {
     let number = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
     Place { line: number(location.line()), column: number(location.column()) }

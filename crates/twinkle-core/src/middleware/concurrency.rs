@@ -115,8 +115,12 @@ mod tests {
     }
 
     /// A stack of this layer over a mock whose errors are the node's own.
-    fn limited(limits: ConcurrencyLimits) -> (impl Service<Call, Response = Reply, Error = Error, Future = BoxFuture<'static, Result<Reply>>>, mock::Handle<Call, Reply>)
-    {
+    fn limited(
+        limits: ConcurrencyLimits,
+    ) -> (
+        impl Service<Call, Response = Reply, Error = Error, Future = BoxFuture<'static, Result<Reply>>>,
+        mock::Handle<Call, Reply>,
+    ) {
         let (inner, handle) = mock::pair::<Call, Reply>();
         let inner = tower::ServiceExt::<Call>::map_err(inner, |error| Error::internal(error.to_string()));
         (ConcurrencyLayer::new(limits).layer(inner), handle)
@@ -145,5 +149,19 @@ mod tests {
         assert_pending!(waits.poll());
         let (second, _respond) = backend.next_request().await.unwrap();
         assert!(format!("{second:?}").contains("waits"));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_leaves_gives_its_place_back() {
+        let (mut service, mut backend) = limited(ConcurrencyLimits { ongoing: 1, queued: 1 });
+        backend.allow(8);
+        for _ in 0..3 {
+            futures::future::poll_fn(|context| service.poll_ready(context)).await.unwrap();
+            let mut works = task::spawn(service.call(call("works")));
+            futures::future::poll_fn(|context| service.poll_ready(context)).await.unwrap();
+            let mut waits = task::spawn(service.call(call("waits")));
+            assert_pending!(works.poll());
+            assert_pending!(waits.poll());
+        }
     }
 }

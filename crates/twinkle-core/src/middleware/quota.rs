@@ -236,4 +236,33 @@ mod tests {
             assert_eq!(quota.admit(&sample("alice", 1_000_000)), Ok(()));
         }
     }
+
+    #[tokio::test]
+    async fn a_refused_call_never_reaches_the_component() {
+        let (inner, mut backend) = tower_test::mock::pair::<Call, Reply>();
+        let inner = tower::ServiceExt::<Call>::map_err(inner, |error| Error::internal(error.to_string()));
+        let limits =
+            QuotaLimits { requests: 0.0, input_tokens: 0.0, window: Duration::from_secs(1), max_input_tokens: 10 };
+        let mut service = QuotaLayer::new(limits).layer(inner);
+        backend.allow(1);
+        futures::future::poll_fn(|context| service.poll_ready(context)).await.unwrap();
+        assert_eq!(service.call(sample("alice", 11)).await.unwrap_err().code, ErrorCode::TooLarge);
+        let admitted = service.call(sample("alice", 10));
+        let (arrived, _respond) = backend.next_request().await.unwrap();
+        assert_eq!(arrived.operation.input_tokens(), 10);
+        drop(admitted);
+    }
+
+    #[test]
+    fn a_tenant_that_is_idle_again_is_forgotten() {
+        let (quota, clock) = quota(10.0, 0.0, 0);
+        for number in 0..SWEEP_EVERY - 1 {
+            assert_eq!(quota.admit(&sample(&number.to_string(), 1)), Ok(()));
+        }
+        let requests = quota.requests.as_ref().unwrap();
+        assert_eq!(requests.limiter.len(), SWEEP_EVERY as usize - 1);
+        clock.advance(Duration::from_secs(10));
+        assert_eq!(quota.admit(&sample("last", 1)), Ok(()));
+        assert!(requests.limiter.len() <= 1);
+    }
 }
