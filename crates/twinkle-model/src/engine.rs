@@ -120,7 +120,7 @@ impl Engine {
             while let Ok(command) = commands.try_recv() {
                 self.admit(command);
             }
-            if let Some(work) = self.schedule.next() {
+            if let Some(work) = self.schedule.take() {
                 self.execute(work);
             }
         }
@@ -142,7 +142,7 @@ impl Engine {
         commands.close();
         let Some((deadline, done)) = self.stopping.take() else { return };
         while Instant::now() < deadline {
-            let Some(work) = self.schedule.next() else { break };
+            let Some(work) = self.schedule.take() else { break };
             self.execute(work);
         }
         let parked = self.schedule.len();

@@ -112,18 +112,17 @@ fn create_run(
         return Err(Error::invalid(format!("all {limit} adapter slots of `{}` are in use", context.base_model))
             .hint("unload a model, or ask the operator to raise `max_loras`"));
     }
-    let run = match &create.from {
-        Some(start) => load(context, tenant, &start.path, start.with_optimizer)?,
-        None => {
-            let rank = create.lora.rank;
-            if rank == 0 || rank > context.limits.max_rank {
-                return Err(Error::invalid(format!(
-                    "LoRA rank {rank} is not between 1 and {}, this server's limit",
-                    context.limits.max_rank
-                )));
-            }
-            Run::fresh(tenant.clone(), &context.base_model, create.lora, &context.base)?
+    let run = if let Some(start) = &create.from {
+        load(context, tenant, &start.path, start.with_optimizer)?
+    } else {
+        let rank = create.lora.rank;
+        if rank == 0 || rank > context.limits.max_rank {
+            return Err(Error::invalid(format!(
+                "LoRA rank {rank} is not between 1 and {}, this server's limit",
+                context.limits.max_rank
+            )));
         }
+        Run::fresh(tenant.clone(), &context.base_model, create.lora, &context.base)?
     };
     insert(runs, id.clone(), run);
     Ok(RunOutcome::Created { run: id })

@@ -9,7 +9,7 @@ use std::collections::{HashMap, VecDeque};
 
 use twinkle_core::ids::TenantId;
 
-/// Work waiting for the device. `push` and `next` take time linear in the tenants that wait.
+/// Work waiting for the device. `push` and `take` take time linear in the tenants that wait.
 #[derive(Debug)]
 pub struct Schedule<Work> {
     tenants: HashMap<TenantId, Line<Work>>,
@@ -48,7 +48,7 @@ impl<Work> Schedule<Work> {
     }
 
     /// Takes the next work: of the least served tenant, its oldest; ties go to the older arrival.
-    pub fn next(&mut self) -> Option<Work> {
+    pub fn take(&mut self) -> Option<Work> {
         let tenant = self
             .tenants
             .iter()
@@ -94,10 +94,10 @@ mod tests {
         for number in 0..100 {
             schedule.push(tenant("busy"), 1000, ("busy", number));
         }
-        assert_eq!(schedule.next(), Some(("busy", 0)));
+        assert_eq!(schedule.take(), Some(("busy", 0)));
         schedule.push(tenant("new"), 10, ("new", 0));
-        assert_eq!(schedule.next(), Some(("new", 0)));
-        assert_eq!(schedule.next(), Some(("busy", 1)));
+        assert_eq!(schedule.take(), Some(("new", 0)));
+        assert_eq!(schedule.take(), Some(("busy", 1)));
     }
 
     #[test]
@@ -107,7 +107,7 @@ mod tests {
             schedule.push(tenant("large"), 400, "large");
             schedule.push(tenant("small"), 100, "small");
         }
-        let served: Vec<_> = (0..50).filter_map(|_| schedule.next()).collect();
+        let served: Vec<_> = (0..50).filter_map(|_| schedule.take()).collect();
         let small = served.iter().filter(|name| **name == "small").count();
         assert_eq!(small, 40, "four small pieces of work for each large one");
     }
@@ -119,16 +119,16 @@ mod tests {
         ) {
             let mut schedule = Schedule::default();
             let mut served: HashMap<u8, Vec<usize>> = HashMap::new();
-            let mut take = |schedule: &mut Schedule<(u8, usize)>| {
-                if let Some((name, number)) = schedule.next() {
+            let mut serve = |schedule: &mut Schedule<(u8, usize)>| {
+                if let Some((name, number)) = schedule.take() {
                     served.entry(name).or_default().push(number);
                 }
             };
             for (number, (name, cost, take_one)) in work.iter().enumerate() {
                 schedule.push(tenant(&name.to_string()), *cost, (*name, number));
-                if *take_one { take(&mut schedule); }
+                if *take_one { serve(&mut schedule); }
             }
-            while !schedule.is_empty() { take(&mut schedule); }
+            while !schedule.is_empty() { serve(&mut schedule); }
             prop_assert_eq!(served.values().map(Vec::len).sum::<usize>(), work.len());
             for numbers in served.values() {
                 prop_assert!(numbers.is_sorted());

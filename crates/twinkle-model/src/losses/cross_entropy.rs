@@ -3,15 +3,9 @@
 //! The weights are real numbers, not a mask: fractions and negative values count as they are
 //! (client-side custom losses send `−∂C/∂t` as weights).
 
-use twinkle_core::Result;
+use super::{Column, Loss, TokenLoss};
 
-use super::{Column, Loss, Settings, TokenLoss};
-
-struct CrossEntropy;
-
-pub(super) fn build(_settings: &Settings) -> Result<Box<dyn Loss>> {
-    Ok(Box::new(CrossEntropy))
-}
+pub(super) struct CrossEntropy;
 
 impl Loss for CrossEntropy {
     fn columns(&self) -> &'static [Column] {

@@ -1,15 +1,9 @@
 //! `importance_sampling`: `L = −Σ r a` with `r = exp(t − q)`, the policy gradient corrected for
 //! the policy that sampled (q) not being the one that trains (t).
 
-use twinkle_core::Result;
+use super::{Column, Loss, POLICY_COLUMNS, TokenLoss};
 
-use super::{Column, Loss, POLICY_COLUMNS, Settings, TokenLoss};
-
-struct ImportanceSampling;
-
-pub(super) fn build(_settings: &Settings) -> Result<Box<dyn Loss>> {
-    Ok(Box::new(ImportanceSampling))
-}
+pub(super) struct ImportanceSampling;
 
 impl Loss for ImportanceSampling {
     fn columns(&self) -> &'static [Column] {

@@ -50,13 +50,18 @@ pub trait Loss: Send + Sync {
 /// How a loss is found by name and built from its settings.
 struct Entry {
     name: &'static str,
+    /// The settings it has; others are mistakes.
     settings: &'static [&'static str],
     build: fn(&Settings) -> Result<Box<dyn Loss>>,
 }
 
 const LOSSES: &[Entry] = &[
-    Entry { name: "cross_entropy", settings: &[], build: cross_entropy::build },
-    Entry { name: "importance_sampling", settings: &[], build: importance_sampling::build },
+    Entry { name: "cross_entropy", settings: &[], build: |_| Ok(Box::new(cross_entropy::CrossEntropy)) },
+    Entry {
+        name: "importance_sampling",
+        settings: &[],
+        build: |_| Ok(Box::new(importance_sampling::ImportanceSampling)),
+    },
     Entry { name: "ppo", settings: &["clip_low_threshold", "clip_high_threshold"], build: ppo::build },
     Entry { name: "cispo", settings: &["clip_low_threshold", "clip_high_threshold"], build: cispo::build },
 ];
