@@ -57,7 +57,7 @@ const REMEMBERED_SAMPLES: u64 = 100_000;
 const SAMPLE_MEMORY: Duration = Duration::from_mins(10);
 
 /// The routes of the Tinker protocol, relative to the prefix they are mounted at.
-pub fn router(context: FrontContext) -> Router {
+pub(crate) fn router(context: FrontContext) -> Router {
     let samples = moka::sync::Cache::builder().max_capacity(REMEMBERED_SAMPLES).time_to_live(SAMPLE_MEMORY).build();
     Router::new()
         .route("/healthz", get(session::health))
