@@ -6,8 +6,10 @@ use super::linear::{Linear, Routing, Shrunk};
 use crate::lora::Gradients;
 use crate::torch::TorchResult;
 
-/// Rows handled at once in the element-wise parts, so that they stay in the processor's cache.
-const BLOCK: i64 = 128;
+/// Below this many elements libtorch does not split an element-wise call between threads.
+const UNSPLIT: i64 = 32_767;
+/// libtorch's element-wise loops take whole vectors, at most this many elements at once.
+const VECTORS: i64 = 64;
 
 /// The three linear maps of an MLP.
 #[derive(Debug)]
@@ -65,7 +67,7 @@ impl Mlp {
 /// `silu(gate) ⊙ up`, both factors rounded to the model's dtype.
 fn activate(gate: &Tensor, up: &Tensor) -> TorchResult<Tensor> {
     let activated = Tensor::f_empty_like(gate)?;
-    for_blocks(gate.size()[0], |start, rows| {
+    for_blocks(gate, |start, rows| {
         let mut target = activated.f_narrow(0, start, rows)?;
         let _ = gate.f_narrow(0, start, rows)?.f_silu_out(&target)?;
         let _ = target.f_mul_(&up.f_narrow(0, start, rows)?)?;
@@ -76,7 +78,7 @@ fn activate(gate: &Tensor, up: &Tensor) -> TorchResult<Tensor> {
 
 /// Replaces `gate` and `up` by their gradients, given that of `silu(gate) ⊙ up`.
 fn differentiate(gate: &Tensor, up: &Tensor, d_activated: &Tensor) -> TorchResult<()> {
-    for_blocks(gate.size()[0], |start, rows| {
+    for_blocks(gate, |start, rows| {
         let (mut gate, up) = (gate.f_narrow(0, start, rows)?, up.f_narrow(0, start, rows)?);
         let d_activated = d_activated.f_narrow(0, start, rows)?;
         let d_silu = d_activated.f_mul(&up)?;
@@ -87,10 +89,16 @@ fn differentiate(gate: &Tensor, up: &Tensor, d_activated: &Tensor) -> TorchResul
     })
 }
 
-fn for_blocks(rows: i64, mut work: impl FnMut(i64, i64) -> TorchResult<()>) -> TorchResult<()> {
+/// Blocks that stay in the processor's cache and in which every row gets the same bits.
+///
+/// What is left of a call, or of a thread's share of it, after the whole vectors is computed one by one, and `silu` rounds
+/// differently there. So no call is large enough to be shared, and rows that do not end with a vector come one by one.
+fn for_blocks(x: &Tensor, mut work: impl FnMut(i64, i64) -> TorchResult<()>) -> TorchResult<()> {
+    let (rows, width) = (x.size()[0], x.size()[1]);
+    let block = if width % VECTORS == 0 { (UNSPLIT / width).max(1) } else { 1 };
     let mut start = 0;
     while start < rows {
-        let count = BLOCK.min(rows - start);
+        let count = block.min(rows - start);
         work(start, count)?;
         start += count;
     }
