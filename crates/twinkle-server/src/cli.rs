@@ -18,8 +18,8 @@ const FAILURE: u8 = 1;
 
 const EXAMPLES: &str = "\
 Examples:
-  twinkle-server --config configs/quickstart.yaml          start a node; Ctrl-C stops it
-  twinkle-server check --config configs/quickstart.yaml    print what the file means, with every default, and stop
+  twinkle-server --config configs/quickstart.yaml         start a node; Ctrl-C stops it
+  twinkle-server check --config configs/quickstart.yaml   print what the file means
   twinkle-server -c configs/quickstart.yaml --log-level debug
 
 A node that is up answers on its address:
@@ -47,7 +47,7 @@ enum Command {
 #[derive(Debug, Args)]
 struct LaunchArgs {
     /// The YAML that says what to serve
-    #[arg(short, long, value_name = "FILE", env = "TWINKLE_SERVER_CONFIG")]
+    #[arg(short, long, value_name = "FILE", env = "TWINKLE_SERVER_CONFIG", hide_env_values = true)]
     config: Option<PathBuf>,
     /// How much to log on stderr
     #[arg(long, value_name = "LEVEL", value_enum, ignore_case = true, default_value = "info")]
@@ -63,7 +63,7 @@ struct LaunchArgs {
 #[derive(Debug, Args)]
 struct CheckArgs {
     /// The YAML to check
-    #[arg(short, long, value_name = "FILE", env = "TWINKLE_SERVER_CONFIG")]
+    #[arg(short, long, value_name = "FILE", env = "TWINKLE_SERVER_CONFIG", hide_env_values = true)]
     config: Option<PathBuf>,
 }
 

@@ -27,7 +27,9 @@ impl LogLevel {
         match self {
             Self::Trace => "trace",
             // Libraries at debug would drown our own lines.
-            Self::Debug => "info,twinkle=debug,twinkle_core=debug,twinkle_nn=debug,twinkle_model=debug,twinkle_sampler=debug,twinkle_processor=debug,twinkle_server=debug",
+            Self::Debug => {
+                "info,twinkle=debug,twinkle_core=debug,twinkle_nn=debug,twinkle_model=debug,twinkle_sampler=debug,twinkle_processor=debug,twinkle_server=debug"
+            }
             Self::Info => "info",
             Self::Warning => "warn",
             Self::Error => "error",

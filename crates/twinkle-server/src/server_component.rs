@@ -107,9 +107,7 @@ async fn serve(context: &ServerContext, tenant: TenantId, request: ServeRequest)
         ServeRequest::DescribeRun(run) => store.run(&tenant, &run).await.map(ServeOutcome::Run),
         ServeRequest::ListRuns { limit, offset } => runs::list(store, &tenant, limit, offset).await,
         ServeRequest::ListCheckpoints { run } => checkpoints::list(store, &tenant, run.as_ref()).await,
-        ServeRequest::DescribeCheckpoint(path) => {
-            store.checkpoint(&tenant, &path).await.map(ServeOutcome::Checkpoint)
-        }
+        ServeRequest::DescribeCheckpoint(path) => store.checkpoint(&tenant, &path).await.map(ServeOutcome::Checkpoint),
         ServeRequest::DeleteCheckpoint(path) => checkpoints::delete(store, files, tenant, path).await,
     }
 }

@@ -92,7 +92,10 @@ async fn every_application_is_ready_and_describes_itself() {
     assert_eq!(ready["ready"], true);
     assert_eq!(ready["applications"].as_array().unwrap().len(), 4);
     let model = json_of(node.get(&format!("/api/v1/model/{MODEL}")).await).await;
-    assert_eq!((&model["import_path"], &model["base_model"], &model["health"]), (&json!("model"), &json!(MODEL), &json!("ready")));
+    assert_eq!(
+        (&model["import_path"], &model["base_model"], &model["health"]),
+        (&json!("model"), &json!(MODEL), &json!("ready"))
+    );
     let capabilities = json_of(node.get("/api/v1/get_server_capabilities").await).await;
     assert_eq!(capabilities["supported_models"][0]["model_name"], MODEL);
     assert_eq!(json_of(node.get("/api/v1/healthz").await).await, json!({"status": "ok"}));
@@ -120,7 +123,8 @@ async fn the_processor_encodes_and_decodes_at_its_prefix() {
 async fn a_session_outlives_the_node_that_made_it() {
     let folder = TempDir::new().unwrap();
     let node = Node::start(folder.path()).await;
-    let created = json_of(node.post("/api/v1/create_session", &json!({"tags": [], "sdk_version": "0.38.0"})).await).await;
+    let created =
+        json_of(node.post("/api/v1/create_session", &json!({"tags": [], "sdk_version": "0.38.0"})).await).await;
     let session = created["session_id"].clone();
     node.server.shutdown().await;
 

@@ -8,7 +8,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 use twinkle_core::checkpoint::CheckpointStore;
 use twinkle_core::component::{BoxComponent, Component};
-use twinkle_core::config::{Application, ApplicationArgs, ModelArgs, ProcessorArgs, SamplerArgs, ServerArgs, ServerConfig};
+use twinkle_core::config::{
+    Application, ApplicationArgs, ModelArgs, ProcessorArgs, SamplerArgs, ServerArgs, ServerConfig,
+};
 use twinkle_core::error::{Error, Result};
 use twinkle_core::futures::{Futures, FuturesOptions};
 use twinkle_core::middleware::concurrency::ConcurrencyLimits;
@@ -61,7 +63,7 @@ impl NodeState {
             futures: Futures::new(store.clone(), FuturesOptions::default()),
             checkpoints,
             snapshots: folders.snapshots.clone(),
-            published: PublishedAdapters::new(),
+            published: PublishedAdapters::new(folders.live.clone()),
             store,
             stopping,
         })
@@ -214,7 +216,12 @@ impl Builder<'_> {
         Ok(())
     }
 
-    async fn server(&mut self, application: &Application, args: &ServerArgs, directory: Directory) -> Result<FrontContext> {
+    async fn server(
+        &mut self,
+        application: &Application,
+        args: &ServerArgs,
+        directory: Directory,
+    ) -> Result<FrontContext> {
         let context = ServerContext {
             store: self.state.store.clone(),
             checkpoints: self.state.checkpoints.clone(),
@@ -242,7 +249,9 @@ impl Builder<'_> {
             return Err(Error::invalid(format!("base model `{name}` is served from two different folders"))
                 .hint("give both applications the same `model_id`, or different names in their `route_prefix`"));
         }
-        if (model.trainer.is_some() && served.trainer.is_some()) || (model.sampler.is_some() && served.sampler.is_some()) {
+        if (model.trainer.is_some() && served.trainer.is_some())
+            || (model.sampler.is_some() && served.sampler.is_some())
+        {
             return Err(Error::unsupported(format!("base model `{name}` is served by two applications of one kind")));
         }
         model.trainer = model.trainer.take().or(served.trainer);
@@ -251,13 +260,7 @@ impl Builder<'_> {
         Ok(())
     }
 
-    fn mount(
-        &mut self,
-        application: &Application,
-        component: BoxComponent,
-        journal: Option<Journal>,
-        about: About,
-    ) {
+    fn mount(&mut self, application: &Application, component: BoxComponent, journal: Option<Journal>, about: About) {
         let information = ApplicationInformation {
             name: application.name.clone(),
             import_path: application.args.kind(),

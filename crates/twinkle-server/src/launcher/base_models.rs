@@ -47,7 +47,8 @@ async fn load(folder: PathBuf, precision: Precision, device: Device) -> Result<B
     let began = Instant::now();
     let shown = folder.display().to_string();
     let loading = tokio::task::spawn_blocking(move || {
-        let options = LoadOptions { precision: precision_of(precision), device: device_of(device)?, ..LoadOptions::default() };
+        let options =
+            LoadOptions { precision: precision_of(precision), device: device_of(device)?, ..LoadOptions::default() };
         BaseModel::load(&folder, &options)
     });
     let model = loading.await.map_err(|error| Error::internal(format!("loading `{shown}` failed: {error}")))??;

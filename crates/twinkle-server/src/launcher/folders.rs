@@ -17,6 +17,8 @@ pub(super) struct Folders {
     pub(super) database: Option<PathBuf>,
     /// Snapshots of training runs.
     pub(super) snapshots: PathBuf,
+    /// Adapters of live sampling sessions.
+    pub(super) live: PathBuf,
     /// Checkpoints, by tenant.
     pub(super) checkpoints: PathBuf,
     /// Removed with everything in it when the node stops.
@@ -30,7 +32,9 @@ impl Folders {
         match persistence {
             Persistence::File { directory } => Self::lasting(directory, given),
             Persistence::Memory => Self::passing(given),
-            Persistence::Redis { .. } => Err(Error::unsupported("`persistence` with `mode: redis` is not available yet")),
+            Persistence::Redis { .. } => {
+                Err(Error::unsupported("`persistence` with `mode: redis` is not available yet"))
+            }
         }
     }
 
@@ -39,6 +43,7 @@ impl Folders {
         Ok(Self {
             database: Some(directory.join("state.sqlite")),
             snapshots: make(&directory.join("snapshots"))?,
+            live: make(&directory.join("live"))?,
             checkpoints: make(&checkpoints.unwrap_or_else(|| directory.join("checkpoints")))?,
             _temporary: None,
         })
@@ -52,6 +57,7 @@ impl Folders {
         Ok(Self {
             database: None,
             snapshots: make(&temporary.path().join("snapshots"))?,
+            live: make(&temporary.path().join("live"))?,
             checkpoints: make(&checkpoints.unwrap_or_else(|| temporary.path().join("checkpoints")))?,
             _temporary: Some(temporary),
         })

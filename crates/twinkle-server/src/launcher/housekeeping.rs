@@ -69,7 +69,7 @@ async fn delete_batch(store: &StateStore, checkpoints: &CheckpointStore) -> Resu
 mod tests {
     use std::collections::BTreeMap;
 
-    use twinkle_core::call::{CheckpointRecord, LoraSpec};
+    use twinkle_core::call::{CheckpointRecord, LoraSpec, Position};
     use twinkle_core::checkpoint::CheckpointMeta;
     use twinkle_core::ids::{CheckpointKind, CheckpointPath, RunId, TenantId};
 
@@ -102,6 +102,7 @@ mod tests {
                 lora: record.lora.clone(),
                 user_metadata: BTreeMap::new(),
                 created_at: record.created_at,
+                position: Position::default(),
             };
             draft.commit(&meta, false).unwrap();
             store.insert_checkpoint(record).await.unwrap();

@@ -162,7 +162,9 @@ async fn recover(application: String, journal: Journal) {
     match journal.recover().await {
         Ok(0) => {}
         Ok(runs) => info!(application, runs, "runs with unfinished operations were taken up again"),
-        Err(error) => error!(application, %error, "unfinished runs could not be taken up; each is tried again when used"),
+        Err(error) => {
+            error!(application, %error, "unfinished runs could not be taken up; each is tried again when used")
+        }
     }
 }
 

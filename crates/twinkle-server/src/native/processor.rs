@@ -7,9 +7,7 @@ use twinkle_core::call::{Call, Operation, ProcessOutcome, ProcessRequest, Reply}
 use twinkle_core::component::BoxComponent;
 use twinkle_core::error::{Error, Result};
 use twinkle_core::ids::TenantId;
-use twinkle_core::wire::native::{
-    DecodeRequest, DecodedResponse, EncodeChatRequest, EncodeRequest, EncodedResponse,
-};
+use twinkle_core::wire::native::{DecodeRequest, DecodedResponse, EncodeChatRequest, EncodeRequest, EncodedResponse};
 
 use super::json::Json;
 use crate::error_response::ErrorResponse;
