@@ -83,7 +83,7 @@ def training(run, longest):
     refused("a negative token", passing({"target_tokens": [-5, *targets[1:]]}), ["vocabulary", "negative", "-5"])
     refused("an empty sequence", passing({"target_tokens": []}, []), ["empty", "token"])
     over_long = [good[0]] * (longest + 1)
-    refused("an over-long sequence", passing({"target_tokens": over_long}, over_long), ["long", "exceed", "at most", "context"])
+    refused("an over-long sequence", passing({"target_tokens": over_long}, over_long), ["long", "exceed", "at most", "limit of", "context"])
     negative = blackbox.adam(-1.0)
     refused("a negative learning rate", lambda: run.optim_step(negative).result(timeout=TIMEOUT), ["learning_rate", "learning rate"])
 
@@ -108,13 +108,13 @@ def checkpoints(client, stranger, run, model):
     sampler_path = other.save_weights_for_sampler("mine").result(timeout=TIMEOUT).path
     absent = path.replace("/mine", "/absent")
 
-    foreign = refused("a foreign checkpoint", lambda: blackbox.restore_run(client, path), ["not found", "no checkpoint", "no such", "unknown"])
-    missing = refused("an absent checkpoint", lambda: blackbox.restore_run(client, absent), ["not found", "no checkpoint", "no such", "unknown"])
+    foreign = refused("a foreign checkpoint", lambda: blackbox.restore_run(client, path), ["not found", "no checkpoint", "does not exist", "unknown"])
+    missing = refused("an absent checkpoint", lambda: blackbox.restore_run(client, absent), ["not found", "no checkpoint", "does not exist", "unknown"])
     expect(
         foreign.replace("/mine", "/absent") == missing,
         f"a foreign checkpoint can be told from an absent one: `{foreign}` against `{missing}`",
     )
-    refused("a foreign sampler checkpoint", lambda: blackbox.ready(client.create_sampling_client(model_path=sampler_path)), ["not found", "no checkpoint", "no such", "unknown"])
+    refused("a foreign sampler checkpoint", lambda: blackbox.ready(client.create_sampling_client(model_path=sampler_path)), ["not found", "no checkpoint", "does not exist", "unknown"])
     for name in ("../evil", "", "a/b"):
         refused(f"the checkpoint name `{name}`", lambda: run.save_state(name).result(timeout=TIMEOUT), ["name"])
     run.save_state("twice").result(timeout=TIMEOUT)
@@ -132,7 +132,7 @@ def sampling(client, model, longest):
 
     refused("a prompt outside the vocabulary", sample([5, BEYOND_VOCABULARY]), ["vocabulary"])
     refused("an empty prompt", sample([]), ["empty", "prompt"])
-    refused("an over-long prompt", sample([5] * (longest + 1)), ["long", "exceed", "at most", "context"])
+    refused("an over-long prompt", sample([5] * (longest + 1)), ["long", "exceed", "at most", "limit of", "context"])
     refused("a negative temperature", sample(temperature=-1.0), ["temperature"])
     refused("a top_p above one", sample(top_p=1.5), ["top_p"])
     refused("no samples at all", sample(count=0), ["num_samples", "sample"])
@@ -200,12 +200,12 @@ def raw(url, client, model, run_id):
     refused_post("JSON of another shape", "forward_backward", [], ["expected", "missing", "invalid"])
     refused_post("JSON nested without end", "forward_backward", b"[" * 200_000, ["json", "recursion", "expected", "depth", "eof"])
     refused_post("broken protobuf", "forward_backward", b"\xff\xff\xff\xff\x00garbage", ["protobuf"], headers=PROTOBUF)
-    refused_post("an unknown run", "optim_step", {**step, "model_id": "nobody:train:0"}, ["not found", "no run", "no such", "unknown"])
-    refused_post("a foreign run", "get_info", {"model_id": run_id}, ["not found", "no run", "no such", "unknown"], (404,), key=MALLORY)
+    refused_post("an unknown run", "optim_step", {**step, "model_id": "nobody:train:0"}, ["not found", "no run", "does not exist", "unknown"])
+    refused_post("a foreign run", "get_info", {"model_id": run_id}, ["not found", "no run", "does not exist", "unknown"], (404,), key=MALLORY)
     refused_post("an unknown sampling session", "asample", {
         "sampling_session_id": "nobody:sample:0", "seq_id": 0, "num_samples": 1, "prompt": {"chunks": [{"tokens": [5]}]},
         "sampling_params": {"max_tokens": 1},
-    }, ["not found", "no sampling", "no such", "unknown"], (404,))
+    }, ["not found", "no sampling", "does not exist", "unknown"], (404,))
     refused_post("no key", "create_session", {"tags": [], "user_metadata": None, "sdk_version": "0"}, ["key", "credential", "auth"], (401,), key=None)
 
     zstd = {**PROTOBUF, "Content-Encoding": "zstd"}

@@ -48,7 +48,10 @@ def main():
             difference = max(blackbox.largest_difference(a, b) for a, b in zip(left[1], right[1]))
             expect(difference == 0.0, f"{name}, step {step}: logprobs together differ from alone by up to {difference:.2e}")
             expect(left[0] == right[0], f"{name}, step {step}: the loss together is {right[0]!r}, alone {left[0]!r}")
-        expect(alone[name]["sampled"] == together[name]["sampled"], f"{name}: samples together are not those alone")
+        for (tokens, logprobs), (tokens_together, logprobs_together) in zip(alone[name]["sampled"], together[name]["sampled"]):
+            expect(tokens == tokens_together, f"{name}: sampled {tokens_together} together, {tokens} alone")
+            difference = blackbox.largest_difference(logprobs, logprobs_together)
+            expect(difference == 0.0, f"{name}: logprobs of samples together differ from alone by {difference:.2e}")
     curves = [tuple(loss for loss, _ in alone[name]["steps"]) for name in TENANTS]
     expect(len(set(curves)) == len(curves), "tenants with different data have the same losses")
 

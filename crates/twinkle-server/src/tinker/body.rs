@@ -59,12 +59,23 @@ impl RawBody {
     /// Parses JSON.
     pub(super) async fn json<T: DeserializeOwned + Send + 'static>(&self) -> Result<T> {
         let bytes = self.bytes.clone();
-        off_runtime(bytes.len(), move || {
-            serde_json::from_slice(&bytes)
-                .map_err(|error| Error::invalid(format!("the request body is not right: {error}")))
-        })
-        .await?
+        off_runtime(bytes.len(), move || serde_json::from_slice(&bytes).map_err(|_| misfit::<T>(&bytes))).await?
     }
+}
+
+/// Why these bytes are not a `T`, with the field's name. They are parsed again, since keeping track of names is slow.
+fn misfit<T: DeserializeOwned>(bytes: &[u8]) -> Error {
+    let mut parser = serde_json::Deserializer::from_slice(bytes);
+    let (path, reason) = match serde_path_to_error::deserialize::<_, T>(&mut parser) {
+        Err(error) => (error.path().to_string(), error.into_inner().to_string()),
+        Ok(_) => (".".to_owned(), "something follows it".to_owned()),
+    };
+    let text = match path.as_str() {
+        "." | "?" => format!("the request body is not right: {reason}"),
+        field => format!("the request body is not right: `{field}`: {reason}"),
+    };
+    let error = Error::invalid(text);
+    if reason.contains("type: null") { error.hint("the Python SDK sends null for a NaN or an infinity") } else { error }
 }
 
 /// Runs `work` on a blocking thread when it is about many bytes, in place otherwise.
