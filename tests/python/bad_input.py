@@ -200,7 +200,7 @@ def raw(url, client, model, run_id):
     refused_post("JSON of another shape", "forward_backward", [], ["expected", "missing", "invalid"])
     refused_post("JSON nested without end", "forward_backward", b"[" * 200_000, ["json", "recursion", "expected", "depth", "eof"])
     refused_post("broken protobuf", "forward_backward", b"\xff\xff\xff\xff\x00garbage", ["protobuf"], headers=PROTOBUF)
-    refused_post("an unknown run", "optim_step", {**step, "model_id": "nobody:train:0"}, ["not found", "no run", "does not exist", "unknown"])
+    refused_post("an unknown run", "optim_step", {"adam_params": {}, "model_id": "nobody:train:0", "seq_id": 1}, ["not found", "no run", "does not exist", "unknown"])
     refused_post("a foreign run", "get_info", {"model_id": run_id}, ["not found", "no run", "does not exist", "unknown"], (404,), key=MALLORY)
     refused_post("an unknown sampling session", "asample", {
         "sampling_session_id": "nobody:sample:0", "seq_id": 0, "num_samples": 1, "prompt": {"chunks": [{"tokens": [5]}]},
