@@ -68,12 +68,17 @@ impl TinkerHttp {
 
     /// Opens a session and a LoRA run in it: the run's id. `number` is its number in the session.
     pub async fn create_run(&self, base_model: &str, rank: u32, seed: u64) -> Result<String> {
+        self.create_run_of(base_model, &json!({ "rank": rank, "seed": seed })).await
+    }
+
+    /// The same with a whole `lora_config`.
+    pub async fn create_run_of(&self, base_model: &str, lora_config: &Value) -> Result<String> {
         let session = self.ask("create_session", &json!({ "tags": [], "sdk_version": "0.16.1" })).await?;
         let body = json!({
             "session_id": session["session_id"],
             "model_seq_id": 0,
             "base_model": base_model,
-            "lora_config": { "rank": rank, "seed": seed },
+            "lora_config": lora_config,
         });
         let created = self.result(&self.submit("create_model", &body).await?).await?;
         let run = created["model_id"].as_str().with_context(|| format!("no model id: {created}"))?;

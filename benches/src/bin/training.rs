@@ -111,7 +111,9 @@ async fn measure_reference(arguments: &Arguments) -> Result<Value> {
 /// Tokens per second of each measured step, seen by a client: transport, journal and all.
 async fn measure_node(node: &Node, arguments: &Arguments) -> Result<Vec<f64>> {
     let client = TinkerHttp::new(&node.base_url(), "tml-bench");
-    let run = client.create_run(node.model(), arguments.rank, 0).await?;
+    // Attention and MLP, as `hf_peft.py` trains.
+    let adapter = json!({ "rank": arguments.rank, "seed": 0, "train_unembed": false });
+    let run = client.create_run_of(node.model(), &adapter).await?;
     let data = batch(arguments);
     let mut speeds = Vec::new();
     for step in 0..=arguments.steps as u64 {
