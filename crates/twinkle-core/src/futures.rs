@@ -360,6 +360,7 @@ mod tests {
         TenantId::new("alice")
     }
 
+    #[expect(clippy::unnecessary_wraps, reason = "it is compared with results")]
     fn unloaded() -> Result<Outcome> {
         Ok(Outcome::Run(RunOutcome::Unloaded { run: RunId::new("r") }))
     }

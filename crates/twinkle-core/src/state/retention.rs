@@ -30,7 +30,7 @@ impl Default for Retention {
             results: Duration::from_hours(2),
             idle_sessions: Duration::from_hours(30 * 24),
             batch: 1000,
-            every: Duration::from_secs(60),
+            every: Duration::from_mins(1),
         }
     }
 }

@@ -79,6 +79,7 @@ async fn with_run() -> StateStore {
     store
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "it is compared with results")]
 fn stepped() -> Result<RunOutcome> {
     Ok(RunOutcome::OptimStep { metrics: BTreeMap::from([("grad_norm".to_owned(), 0.1 + 0.2)]) })
 }

@@ -152,11 +152,23 @@ async fn commit_group(connection: &mut SqliteConnection, mut group: Vec<Box<dyn 
     }
 }
 
+/// The statements are our own, not sqlx's transaction object: `SQLite` ends a transaction by itself when
+/// the disk is full, and sqlx would count it as open for ever.
 async fn commit(connection: &mut SqliteConnection, group: &mut [Box<dyn PendingWrite>]) -> Result<(), sqlx::Error> {
-    let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
-    for write in group {
-        // An early return drops the transaction, which rolls it back.
-        write.apply(&mut transaction).await?;
+    let outcome = apply_all(connection, group).await;
+    if outcome.is_err()
+        && let Err(error) = sqlx::query("ROLLBACK").execute(connection).await
+    {
+        tracing::debug!(%error, "nothing to roll back");
     }
-    transaction.commit().await
+    outcome
+}
+
+async fn apply_all(connection: &mut SqliteConnection, group: &mut [Box<dyn PendingWrite>]) -> Result<(), sqlx::Error> {
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await?;
+    for write in group {
+        write.apply(connection).await?;
+    }
+    sqlx::query("COMMIT").execute(connection).await?;
+    Ok(())
 }

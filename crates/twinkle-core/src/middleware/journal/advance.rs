@@ -30,7 +30,7 @@ pub(super) fn place(state: &mut LineState, work: Work) {
     match state.turns.offer(number, work) {
         Ok(released) => release(state, released),
         Err((standing, work)) => {
-            tracing::error!(request = %work.request, ?standing, "an accepted operation found no place")
+            tracing::error!(request = %work.request, ?standing, "an accepted operation found no place");
         }
     }
 }

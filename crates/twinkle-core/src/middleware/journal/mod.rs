@@ -51,7 +51,7 @@ pub struct JournalOptions {
 
 impl Default for JournalOptions {
     fn default() -> Self {
-        Self { gap_grace: Duration::from_secs(60), waiting_per_run: 1024, waiting_mebibytes: 1024 }
+        Self { gap_grace: Duration::from_mins(1), waiting_per_run: 1024, waiting_mebibytes: 1024 }
     }
 }
 

@@ -30,13 +30,14 @@ pub(super) async fn recover(shared: &Arc<Shared>) -> Result<usize> {
                 continue;
             }
         };
-        match ensure(shared, &line).await {
-            Ok(()) => taken_up += 1,
-            Err(error) => {
-                tracing::warn!(%run, %error, "the run cannot be rebuilt now, trying again on its next operation")
-            }
+        if let Err(error) = ensure(shared, &line).await {
+            tracing::warn!(%run, %error, "the run cannot be rebuilt now, trying again");
         }
-        wake(shared, &line, &mut *line.state.lock().await);
+        let mut state = line.state.lock().await;
+        if state.closed.is_none() {
+            taken_up += 1;
+            wake(shared, &line, &mut state);
+        }
     }
     Ok(taken_up)
 }
@@ -116,13 +117,13 @@ async fn execute_again(shared: &Shared, line: &Line, journaled: JournaledOperati
         return Ok(());
     }
     let outcome = perform(shared, line, journaled.position, operation).await?;
-    compare(line, &journaled, Ok(outcome))
+    compare(line, &journaled, &Ok(outcome))
 }
 
 /// A finished operation that is executed again must end in the same bits; its first result stays the answer.
-fn compare(line: &Line, journaled: &JournaledOperation, again: Result<RunOutcome>) -> Result<()> {
+fn compare(line: &Line, journaled: &JournaledOperation, again: &Result<RunOutcome>) -> Result<()> {
     let Some(first) = &journaled.outcome else { return Ok(()) };
-    if *first != to_blob(&again)? {
+    if *first != to_blob(again)? {
         tracing::error!(run = %line.run, request = %journaled.request, position = ?journaled.position, "an operation gave another result than before the restart");
     }
     Ok(())

@@ -20,7 +20,7 @@ use super::{Journal, JournalOptions};
 use crate::call::{
     AdamParams, Call, CreateRun, LoraSpec, Operation, Position, Reply, RunCall, RunOperation, RunOutcome, SessionRecord,
 };
-use crate::component::{BoxComponent, Component, ComponentKind, Health, Lifecycle};
+use crate::component::{Component, ComponentKind, Health, Lifecycle};
 use crate::error::{Error, Result};
 use crate::futures::{Futures, FuturesOptions, Outcome, Waited};
 use crate::ids::{RequestId, RunId, SessionId, TenantId};
@@ -31,10 +31,13 @@ const REFUSED_RATE: f64 = -1.0;
 /// A learning rate at which the recorder panics.
 const PANICKING_RATE: f64 = 666.0;
 
+/// What reached the component.
+type Seen = (RunId, Position, &'static str);
+
 /// A component whose "training" adds the learning rate to a sum, so that order and repetition show in its bits.
 #[derive(Clone)]
 struct Recorder {
-    seen: Arc<Mutex<Vec<(RunId, Position, &'static str)>>>,
+    seen: Arc<Mutex<Vec<Seen>>>,
     sums: Arc<Mutex<HashMap<RunId, f64>>>,
     /// Each answer takes a permit.
     gate: Arc<Semaphore>,
