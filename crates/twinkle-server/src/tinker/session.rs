@@ -5,17 +5,24 @@ use std::collections::BTreeMap;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use serde_json::{Value, json};
-use twinkle_core::call::{ServeOutcome, ServeRequest};
+use twinkle_core::call::{RunOperation, ServeOutcome, ServeRequest};
 use twinkle_core::error::{Error, Result};
-use twinkle_core::ids::SessionId;
+use twinkle_core::ids::{SessionId, TenantId};
 use twinkle_core::wire::tinker::json::{
     ClientConfig, CreateSession, DynamicConfig, FinishSession, Health, Heartbeat, ServerCapabilities, SessionCreated,
     SupportedModel, Tag, TelemetryAnswer,
 };
 
 use super::body::RawBody;
+use super::operations::Place;
 use super::reply::{Answer, done, ok};
 use super::{Front, Tenant, unexpected};
+
+/// How many runs are looked at in one go when a session ends.
+const PAGE: u32 = 100;
+
+/// How often: a session's runs are among the tenant's newest.
+const MAX_PAGES: u32 = 10;
 
 /// `GET healthz`
 pub(super) async fn health() -> Answer {
@@ -92,8 +99,33 @@ pub(super) async fn finish(
         let reason = end.reason.map_or_else(|| "unknown".to_owned(), |reason| reason.kind);
         tracing::info!(%session, reason, detail = end.detail, "the client finished its session");
     }
-    front.serve(&tenant, ServeRequest::FinishSession(session)).await?;
+    front.serve(&tenant, ServeRequest::FinishSession(session.clone())).await?;
+    front.unload_runs(&tenant, &session).await?;
     Ok(done())
+}
+
+impl Front {
+    /// Frees the memory of a finished session's runs: nobody will train them again. Their checkpoints stay.
+    async fn unload_runs(&self, tenant: &TenantId, session: &SessionId) -> Result<()> {
+        for page in 0..MAX_PAGES {
+            let request = ServeRequest::ListRuns { limit: PAGE, offset: page * PAGE };
+            let runs = match self.serve(tenant, request).await? {
+                ServeOutcome::Runs { runs, .. } => runs,
+                other => return Err(unexpected("the server component", &other)),
+            };
+            let is_last = runs.len() < PAGE as usize;
+            for run in runs.into_iter().filter(|run| run.session == *session && !run.closed) {
+                let place = Place { run: run.id, sequence: None };
+                if let Err(error) = self.accept(tenant, &run.base_model, place.clone(), RunOperation::Unload).await {
+                    tracing::warn!(run = %place.run, %error, "a finished session's run was not unloaded");
+                }
+            }
+            if is_last {
+                break;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// `POST telemetry`: always answered at once, for a client's errors wait for it. Nothing is kept.

@@ -84,6 +84,10 @@ async fn sessions_open_live_and_end() {
     fixture.post("/session_heartbeat", r#"{"session_id":"other"}"#).await.refused(StatusCode::NOT_FOUND);
     let finished = fixture.post("/sessions/s/finish", r#"{"reason":{"type":"success"},"detail":null}"#).await;
     assert_eq!(finished.status, StatusCode::NO_CONTENT);
+    let calls = fixture.operations();
+    let [unload] = &calls[..] else { panic!("{calls:?}") };
+    assert_eq!((&unload.run, unload.sequence), (&RunId::new(RUN), None));
+    assert_eq!(unload.operation, RunOperation::Unload, "a finished session keeps no run in memory");
 }
 
 #[tokio::test]
