@@ -3,7 +3,6 @@
 //! It takes commands from a bounded channel, asks the [`Schedule`] whose turn it is, executes one
 //! operation, answers, and now and then writes a snapshot so that a restart has little to replay.
 
-use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,17 +12,17 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
-use twinkle_core::call::{Position, RunCall, RunOutcome};
+use twinkle_core::call::{RunCall, RunOutcome, SamplerTarget};
 use twinkle_core::checkpoint::CheckpointStore;
-use twinkle_core::ids::{RunId, TenantId};
+use twinkle_core::ids::{RunId, SamplingSessionId, TenantId};
 use twinkle_core::state::StateStore;
 use twinkle_core::{Error, Result};
 use twinkle_nn::{BaseModel, PublishedAdapters};
 
 use crate::operations;
-use crate::run::Run;
+use crate::residents::{Disk, ResidentRun, Residents};
 use crate::schedule::Schedule;
-use crate::snapshot;
+use crate::snapshot::Snapshots;
 
 /// What the engine needs to know and to reach.
 #[derive(Clone)]
@@ -51,7 +50,7 @@ pub struct EngineLimits {
     pub max_length: usize,
     /// Most packed rows in one pass.
     pub rows_per_pass: usize,
-    /// Most runs in memory; `None`: as many as fit.
+    /// Most runs in memory, the others wait on disk; `None`: all of them.
     pub max_runs: Option<usize>,
     /// Largest LoRA rank.
     pub max_rank: u32,
@@ -82,21 +81,11 @@ pub struct Work {
     pub answer: oneshot::Sender<Result<RunOutcome>>,
 }
 
-/// A run with what the engine must remember about it.
-pub struct ResidentRun {
-    /// Its tensors.
-    pub run: Run,
-    /// The last operation it contains.
-    pub position: Position,
-    /// Computing time since the last snapshot: what a replay would take.
-    pub unsaved: Duration,
-}
-
 /// The engine's state; lives on its thread.
 pub struct Engine {
     context: EngineContext,
     runtime: Handle,
-    runs: HashMap<RunId, ResidentRun>,
+    runs: Residents,
     schedule: Schedule<Work>,
     stopping: Option<(Instant, oneshot::Sender<()>)>,
 }
@@ -105,7 +94,8 @@ impl Engine {
     /// An engine without runs. `runtime` is used to wait for the store.
     #[must_use]
     pub fn new(context: EngineContext, runtime: Handle) -> Self {
-        Self { context, runtime, runs: HashMap::new(), schedule: Schedule::default(), stopping: None }
+        let runs = Residents::new(context.limits.max_runs.unwrap_or(usize::MAX));
+        Self { context, runtime, runs, schedule: Schedule::default(), stopping: None }
     }
 
     /// Works until it is drained or every sender is gone.
@@ -146,7 +136,7 @@ impl Engine {
             self.execute(work);
         }
         let parked = self.schedule.len();
-        let runs: Vec<RunId> = self.runs.keys().cloned().collect();
+        let runs = self.runs.names();
         for run in &runs {
             self.snapshot(run);
         }
@@ -165,13 +155,17 @@ impl Engine {
             let reason = panic_text(panic.as_ref());
             error!(%run, reason, "an operation panicked");
             Err(Error::internal(format!("the engine failed: {reason}"))
-                .hint("the run was unloaded; it is rebuilt from its journal when the server restarts"))
+                .hint("the run is rebuilt from its journal when the server restarts"))
         });
-        if let Some(resident) = self.runs.get_mut(&run) {
+        if let Some(resident) = self.runs.in_memory(&run) {
             resident.unsaved += started.elapsed();
         }
+        let published = published_session(&outcome);
         // The journal may be gone while the node stops; the operation is durable, so nothing is lost.
         let _ = answer.send(outcome);
+        if let Some(session) = published {
+            self.save_published(&run, &session);
+        }
         self.snapshot_if_due(&run);
     }
 
@@ -179,14 +173,27 @@ impl Engine {
         let position = call.position;
         let run = call.run.clone();
         let outcome = operations::perform(&self.context, &self.runtime, &mut self.runs, tenant, call);
-        if let Some(resident) = self.runs.get_mut(&run) {
-            resident.position = resident.position.max(position);
+        if let Some(resident) = self.runs.in_memory(&run)
+            && resident.position < position
+        {
+            resident.position = position;
+            resident.saved = None;
         }
         outcome
     }
 
+    /// The sampler has the adapter already; the copy on disk is for after a restart, so nobody waits for it.
+    fn save_published(&mut self, run: &RunId, session: &SamplingSessionId) {
+        let Some(ResidentRun { run, .. }) = self.runs.in_memory(run) else { return };
+        let saved = self.context.published.save(session, &run.layout, &run.parameters, &run.base_model);
+        if let Err(reason) = saved {
+            warn!(%session, %reason, "a live adapter could not be saved and will be gone after a restart");
+        }
+    }
+
     fn snapshot_if_due(&mut self, run: &RunId) {
-        let due = self.runs.get(run).is_some_and(|resident| resident.unsaved >= self.context.limits.snapshot_after);
+        let due =
+            self.runs.in_memory(run).is_some_and(|resident| resident.unsaved >= self.context.limits.snapshot_after);
         if due {
             self.snapshot(run);
         }
@@ -194,14 +201,26 @@ impl Engine {
 
     /// A failed snapshot costs time at the next restart, never data: the journal still has everything.
     fn snapshot(&mut self, id: &RunId) {
-        let Some(resident) = self.runs.get_mut(id) else { return };
-        if resident.unsaved.is_zero() {
+        let Some(resident) = self.runs.in_memory(id) else { return };
+        if resident.saved.is_some() {
             return;
         }
-        match snapshot::write(&self.context, &self.runtime, id, &resident.run, resident.position) {
-            Ok(()) => resident.unsaved = Duration::ZERO,
+        let disk = Snapshots { context: &self.context, runtime: &self.runtime };
+        match disk.write(id, &resident.run, resident.position) {
+            Ok(snapshot) => {
+                resident.saved = Some(snapshot);
+                resident.unsaved = Duration::ZERO;
+            }
             Err(reason) => warn!(run = %id, %reason, "a snapshot could not be written"),
         }
+    }
+}
+
+/// The live sampling session an operation opened.
+fn published_session(outcome: &Result<RunOutcome>) -> Option<SamplingSessionId> {
+    match outcome {
+        Ok(RunOutcome::SavedForSampler { target: SamplerTarget::Live(session) }) => Some(session.clone()),
+        _ => None,
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A call travels [`component`] → [`engine`] → [`schedule`] → `operations` → [`run`]; a run's step goes through
 //! [`batch`] (what was sent, checked and packed), [`losses`] (one small page each), [`step`] (forward,
-//! loss, backward) and [`optimizer`]. [`files`] is how a run looks on disk, as a checkpoint or a snapshot.
+//! loss, backward) and [`optimizer`]. [`files`] is how a run looks on disk, as a checkpoint or a snapshot; [`residents`] says which runs are in memory.
 #![forbid(unsafe_code)]
 
 pub mod batch;
@@ -12,6 +12,7 @@ pub mod files;
 pub mod losses;
 pub(crate) mod operations;
 pub mod optimizer;
+pub mod residents;
 pub mod run;
 pub mod schedule;
 pub(crate) mod snapshot;

@@ -1,41 +1,45 @@
 //! What each operation does to a run. Everything is checked before anything changes.
 
-use std::collections::{BTreeMap, HashMap};
-use std::time::Duration;
+use std::collections::BTreeMap;
 
 use tokio::runtime::Handle;
 use twinkle_core::call::{
     AdamParams, CheckpointRecord, CreateRun, Position, RunCall, RunOperation, RunOutcome, SamplerTarget,
 };
 use twinkle_core::checkpoint::CheckpointMeta;
-use twinkle_core::ids::{CheckpointKind, CheckpointPath, RunId, TenantId};
+use twinkle_core::ids::{CheckpointKind, CheckpointPath, TenantId};
 use twinkle_core::{Error, Result};
 
 use crate::batch::{self, Limits};
-use crate::engine::{EngineContext, ResidentRun};
+use crate::engine::EngineContext;
+use crate::residents::{Disk, Residents};
 use crate::run::Run;
+use crate::snapshot::Snapshots;
 use crate::{files, losses, snapshot, step};
-
-type Runs = HashMap<RunId, ResidentRun>;
 
 /// Executes one operation. On an error the run is as it was before.
 pub(crate) fn perform(
     context: &EngineContext,
     runtime: &Handle,
-    runs: &mut Runs,
+    runs: &mut Residents,
     tenant: &TenantId,
     call: RunCall,
 ) -> Result<RunOutcome> {
     let RunCall { run: id, position, operation, .. } = call;
+    let disk = Snapshots { context, runtime };
     match operation {
-        RunOperation::Create(create) => create_run(context, runs, tenant, id, create),
+        RunOperation::Create(create) => {
+            let run = create_run(context, tenant, create)?;
+            runs.insert(&disk, &id, run, position, None);
+            Ok(RunOutcome::Created { run: id })
+        }
         RunOperation::Restore { directory } => {
-            let run = files::read_run(&directory, tenant.clone(), &context.base_model, &context.base, true)?;
-            insert(runs, id.clone(), run);
+            let run = disk.read(&directory, tenant)?;
+            runs.insert(&disk, &id, run, position, Some(directory));
             Ok(RunOutcome::Restored { run: id })
         }
         RunOperation::ForwardBackward { data, loss, backward } => {
-            let run = resident(runs, tenant, &id)?;
+            let run = runs.get(&disk, tenant, &id)?;
             let loss = losses::build(&loss)?;
             let limits = Limits { vocabulary: context.base.config().vocab_size, max_length: context.limits.max_length };
             let examples = batch::check(data, loss.as_ref(), limits)?;
@@ -43,15 +47,15 @@ pub(crate) fn perform(
             let outcome = step::forward_backward(run, &context.base, &examples, loss.as_ref(), backward, rows)?;
             Ok(RunOutcome::ForwardBackward(outcome))
         }
-        RunOperation::OptimStep(settings) => optimizer_step(resident(runs, tenant, &id)?, &settings),
+        RunOperation::OptimStep(settings) => optimizer_step(runs.get(&disk, tenant, &id)?, &settings),
         RunOperation::SaveState { path, ttl_seconds, overwrite, user_metadata } => {
-            let run = resident(runs, tenant, &id)?;
+            let run = runs.get(&disk, tenant, &id)?;
             let saving = Saving { path: &path, ttl_seconds, overwrite, user_metadata, position };
             save(context, runtime, run, saving)?;
             Ok(RunOutcome::Saved { path })
         }
         RunOperation::SaveForSampler { target, ttl_seconds, user_metadata } => {
-            let run = resident(runs, tenant, &id)?;
+            let run = runs.get(&disk, tenant, &id)?;
             match &target {
                 SamplerTarget::Checkpoint(path) => {
                     let saving = Saving { path, ttl_seconds, overwrite: false, user_metadata, position };
@@ -63,7 +67,7 @@ pub(crate) fn perform(
         }
         RunOperation::LoadState { path, with_optimizer } => {
             let loaded = load(context, tenant, &path, with_optimizer)?;
-            let run = resident(runs, tenant, &id)?;
+            let run = runs.get(&disk, tenant, &id)?;
             if loaded.lora.rank != run.lora.rank || loaded.layout.parameter_count() != run.layout.parameter_count() {
                 return Err(Error::invalid(format!(
                     "checkpoint `{path}` has another adapter shape (rank {}) than this run (rank {})",
@@ -74,7 +78,7 @@ pub(crate) fn perform(
             Ok(RunOutcome::Loaded { run: id, path })
         }
         RunOperation::Unload => {
-            resident(runs, tenant, &id)?;
+            runs.get(&disk, tenant, &id)?;
             runs.remove(&id);
             snapshot::remove_all(context, &id);
             Ok(RunOutcome::Unloaded { run: id })
@@ -82,50 +86,24 @@ pub(crate) fn perform(
     }
 }
 
-fn resident<'a>(runs: &'a mut Runs, tenant: &TenantId, id: &RunId) -> Result<&'a mut Run> {
-    match runs.get_mut(id) {
-        Some(resident) if resident.run.tenant == *tenant => Ok(&mut resident.run),
-        _ => Err(Error::not_found(format!("model `{id}` does not exist"))),
-    }
-}
-
-fn insert(runs: &mut Runs, id: RunId, run: Run) {
-    runs.insert(id, ResidentRun { run, position: Position::default(), unsaved: Duration::ZERO });
-}
-
-fn create_run(
-    context: &EngineContext,
-    runs: &mut Runs,
-    tenant: &TenantId,
-    id: RunId,
-    create: CreateRun,
-) -> Result<RunOutcome> {
+fn create_run(context: &EngineContext, tenant: &TenantId, create: CreateRun) -> Result<Run> {
     if create.base_model != context.base_model {
         return Err(Error::invalid(format!(
             "this application serves base model `{}`, not `{}`",
             context.base_model, create.base_model
         )));
     }
-    if let Some(limit) = context.limits.max_runs
-        && runs.len() >= limit
-    {
-        return Err(Error::invalid(format!("all {limit} adapter slots of `{}` are in use", context.base_model))
-            .hint("unload a model, or ask the operator to raise `max_loras`"));
+    if let Some(start) = &create.from {
+        return load(context, tenant, &start.path, start.with_optimizer);
     }
-    let run = if let Some(start) = &create.from {
-        load(context, tenant, &start.path, start.with_optimizer)?
-    } else {
-        let rank = create.lora.rank;
-        if rank == 0 || rank > context.limits.max_rank {
-            return Err(Error::invalid(format!(
-                "LoRA rank {rank} is not between 1 and {}, this server's limit",
-                context.limits.max_rank
-            )));
-        }
-        Run::fresh(tenant.clone(), &context.base_model, create.lora, &context.base)?
-    };
-    insert(runs, id.clone(), run);
-    Ok(RunOutcome::Created { run: id })
+    let rank = create.lora.rank;
+    if rank == 0 || rank > context.limits.max_rank {
+        return Err(Error::invalid(format!(
+            "LoRA rank {rank} is not between 1 and {}, this server's limit",
+            context.limits.max_rank
+        )));
+    }
+    Run::fresh(tenant.clone(), &context.base_model, create.lora, &context.base)
 }
 
 /// Loads a training checkpoint of this tenant; accumulated gradients are not part of it.

@@ -10,21 +10,32 @@ use tokio::runtime::Handle;
 use tracing::warn;
 use twinkle_core::Result;
 use twinkle_core::call::Position;
-use twinkle_core::ids::RunId;
+use twinkle_core::ids::{RunId, TenantId};
 use twinkle_core::state::SnapshotRecord;
 
 use crate::engine::EngineContext;
 use crate::files::{self, io_error};
+use crate::residents::Disk;
 use crate::run::Run;
 
+/// Snapshots of one application, on disk and in the store.
+pub(crate) struct Snapshots<'a> {
+    pub(crate) context: &'a EngineContext,
+    pub(crate) runtime: &'a Handle,
+}
+
+impl Disk for Snapshots<'_> {
+    fn write(&self, id: &RunId, run: &Run, position: Position) -> Result<PathBuf> {
+        write(self.context, self.runtime, id, run, position)
+    }
+
+    fn read(&self, snapshot: &Path, tenant: &TenantId) -> Result<Run> {
+        files::read_run(snapshot, tenant.clone(), &self.context.base_model, &self.context.base, true)
+    }
+}
+
 /// Writes a snapshot of `run` as it is after `position` and registers it.
-pub(crate) fn write(
-    context: &EngineContext,
-    runtime: &Handle,
-    id: &RunId,
-    run: &Run,
-    position: Position,
-) -> Result<()> {
+fn write(context: &EngineContext, runtime: &Handle, id: &RunId, run: &Run, position: Position) -> Result<PathBuf> {
     let folder = folder(context, id);
     let target = folder.join(format!("{}-{}", position.after, position.arrival));
     let aside = folder.join(".writing");
@@ -38,7 +49,7 @@ pub(crate) fn write(
     let record = SnapshotRecord { directory: target.clone(), through: position };
     runtime.block_on(context.store.record_snapshot(id, &record))?;
     remove_others(&folder, &target);
-    Ok(())
+    Ok(target)
 }
 
 /// Removes every snapshot of a run that no longer exists.

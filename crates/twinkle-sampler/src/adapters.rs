@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::task::spawn_blocking;
 use twinkle_core::call::SamplingSource;
 use twinkle_core::checkpoint::CheckpointStore;
-use twinkle_core::ids::{CheckpointPath, TenantId};
+use twinkle_core::ids::{CheckpointPath, SamplingSessionId, TenantId};
 use twinkle_core::{Error, Result};
 use twinkle_nn::{Adapter, AdapterLayout, BaseModel, PublishedAdapters, peft};
 
@@ -96,11 +96,7 @@ impl Adapters {
                 return Err(Error::unsupported("this sampler serves the base model only")
                     .hint("set `engine_args.enable_lora: true`"));
             }
-            SamplingSource::Live(session) => self
-                .0
-                .published
-                .get(session)
-                .ok_or_else(|| Error::not_found(format!("sampling session `{session}` holds no weights")))?,
+            SamplingSource::Live(session) => self.live(session).await?,
             SamplingSource::Checkpoint(path) => self.load(tenant, path).await?,
         };
         let rank = adapter.layout().spec().rank;
@@ -110,6 +106,21 @@ impl Adapters {
                 .hint("raise `engine_args.max_lora_rank`"));
         }
         Ok(Some(adapter))
+    }
+
+    /// A live adapter: usually in memory, else read back from where the trainer saved it.
+    async fn live(&self, session: &SamplingSessionId) -> Result<Arc<Adapter>> {
+        if let Some(adapter) = self.0.published.get(session) {
+            return Ok(adapter);
+        }
+        let _turn = self.0.loading.lock().await;
+        let (inner, session) = (Arc::clone(&self.0), session.clone());
+        spawn_blocking(move || {
+            let base = &inner.base;
+            inner.published.get_or_load(&session, base.config(), base.kind(), base.device())
+        })
+        .await
+        .map_err(|_| Error::internal("loading an adapter was interrupted"))?
     }
 
     async fn load(&self, tenant: &TenantId, path: &CheckpointPath) -> Result<Arc<Adapter>> {

@@ -8,6 +8,9 @@ use super::model_source::{ModelSource, public_name};
 use super::queue::QueueConfig;
 use super::section::{Located, Section};
 
+/// Idle runs beyond this many wait on disk: enough that a team's runs stay in memory.
+const DEFAULT_MAX_LORAS: u32 = 64;
+
 /// Which engine trains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -85,7 +88,7 @@ pub struct ModelArgs {
     pub adapter: AdapterConfig,
     /// What a tenant may send.
     pub queue: QueueConfig,
-    /// Most adapters in memory at once.
+    /// Most runs in memory at once; idle ones beyond it wait on disk and come back with their next operation.
     pub max_loras: u32,
     /// Largest LoRA rank.
     pub max_rank: u32,
@@ -130,7 +133,7 @@ impl ModelArgs {
             devices: devices?,
             adapter,
             queue,
-            max_loras: max_loras.map_or(5, |most| most.value),
+            max_loras: max_loras.map_or(DEFAULT_MAX_LORAS, |most| most.value),
             max_rank,
             lora_alpha,
             max_length,

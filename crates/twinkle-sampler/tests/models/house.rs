@@ -43,7 +43,7 @@ impl House {
         let folder = tempfile::tempdir().unwrap();
         let context = SamplerContext {
             base: Arc::clone(&base),
-            published: PublishedAdapters::new(),
+            published: PublishedAdapters::new(folder.path().join("live")),
             checkpoints: CheckpointStore::new(folder.path().join("checkpoints")),
             tokenizer: fixture(variant),
         };
