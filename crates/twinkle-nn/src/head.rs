@@ -67,7 +67,7 @@ impl BaseModel {
                 let (start, count) = (rows.start as i64, (rows.end - rows.start) as i64);
                 let mut pieces = pieces(&spans, &rows, adapters);
                 let chunk = Chunk { base: self, hidden: hidden.f_narrow(0, start, count)?, tile: self.row_tile };
-                let (found, log_softmax) = chunk.forward(&targets[rows.clone()], &mut pieces)?;
+                let (found, normalised) = chunk.forward(&targets[rows.clone()], &mut pieces)?;
                 let mut derivatives = vec![0.0; found.len()];
                 loss(rows.clone(), &found, &mut derivatives);
                 logprobs.extend_from_slice(&found);
@@ -78,7 +78,7 @@ impl BaseModel {
                     continue;
                 }
                 let d_rows = d_hidden.f_narrow(0, start, count)?;
-                chunk.backward(&targets[rows], log_softmax, &derivatives, &pieces, &d_rows, gradients)?;
+                chunk.backward(&targets[rows], normalised, &derivatives, &pieces, &d_rows, gradients)?;
             }
             Ok(HeadOutcome { logprobs, d_hidden })
         })
@@ -149,10 +149,20 @@ struct Chunk<'a> {
     tile: i64,
 }
 
+/// A chunk's logits, in the model's dtype `[rows, V]`, and what normalises them, fp32 `[rows, 1]`.
+struct Normalised {
+    logits: Tensor,
+    log_sum_exp: Tensor,
+}
+
+/// Rows whose logits are in fp32 at the same time; few, so that they stay in the processor's cache.
+const BLOCK: i64 = 16;
+/// Rows whose products for the gradient of the head's `B` are summed at once.
+const HEAD_GRADIENT_ROWS: i64 = 64;
+
 impl Chunk<'_> {
-    /// The targets' logprobs, and the log-softmax of all logits, fp32 `[rows, V]`.
-    fn forward(&self, targets: &[u32], pieces: &mut [Piece]) -> TorchResult<(Vec<f32>, Tensor)> {
-        let rows = targets.len() as i64;
+    /// The targets' logprobs, and what the backward needs.
+    fn forward(&self, targets: &[u32], pieces: &mut [Piece]) -> TorchResult<(Vec<f32>, Normalised)> {
         let head = self.base.head_weight().f_tr()?;
         let logits = multiply_rows(&self.hidden, &head, None, Some(self.tile))?;
         for piece in pieces {
@@ -163,42 +173,61 @@ impl Chunk<'_> {
             add_product(&mut target, &shrunk, &pair.b.tensor().f_tr()?, None)?;
             piece.shrunk = Some(shrunk);
         }
-        let log_softmax = logits.f_to_kind(Kind::Float)?.f_log_softmax(-1, Kind::Float)?;
-        let picked = log_softmax.f_gather(1, &self.column(targets)?, false)?;
-        Ok((to_floats(&picked.f_view([rows])?)?, log_softmax))
+        let targets = self.column(targets)?;
+        let (mut picked, mut normalisers) = (Vec::new(), Vec::new());
+        for (start, count) in blocks(logits.size()[0]) {
+            let logits32 = logits.f_narrow(0, start, count)?.f_to_kind(Kind::Float)?;
+            let targets = targets.f_narrow(0, start, count)?;
+            let log_softmax = logits32.f_log_softmax(-1, Kind::Float)?;
+            let logprobs = log_softmax.f_gather(1, &targets, false)?;
+            normalisers.push(logits32.f_gather(1, &targets, false)?.f_sub(&logprobs)?);
+            picked.push(logprobs);
+        }
+        let logprobs = to_floats(&Tensor::f_cat(&picked, 0)?.f_view([-1])?)?;
+        Ok((logprobs, Normalised { logits, log_sum_exp: Tensor::f_cat(&normalisers, 0)? }))
     }
 
-    /// Adds the gradient of the hidden rows to `d_rows` and those of the head's adapters to theirs.
+    /// Writes the gradient of the hidden rows to `d_rows` and adds those of the head's adapters to theirs.
     fn backward(
         &self,
         targets: &[u32],
-        log_softmax: Tensor,
+        normalised: Normalised,
         derivatives: &[f32],
         pieces: &[Piece],
         d_rows: &Tensor,
         gradients: &mut [&mut Gradients],
     ) -> TorchResult<()> {
-        // dL/dlogit_j = c (1[j = target] − softmax_j), in place of the log-softmax.
+        // dL/dlogit_j = c (1[j = target] − softmax_j), rounded to the model's dtype in place of the logits.
         let c = Tensor::f_from_slice(derivatives)?.f_to_device(self.base.device)?.f_unsqueeze(1)?;
-        let mut d_logits = log_softmax;
-        let _ = d_logits.f_exp_()?;
-        let _ = d_logits.f_mul_(&c.f_neg()?)?;
-        let _ = d_logits.f_scatter_add_(1, &self.column(targets)?, &c)?;
+        let targets = self.column(targets)?;
+        let Normalised { logits: d_logits, log_sum_exp } = normalised;
+        for (start, count) in blocks(d_logits.size()[0]) {
+            let rows = |tensor: &Tensor| tensor.f_narrow(0, start, count);
+            let mut block = rows(&d_logits)?.f_to_kind(Kind::Float)?.f_sub(&rows(&log_sum_exp)?)?;
+            let _ = block.f_exp_()?;
+            let _ = block.f_mul_(&rows(&c)?.f_neg()?)?;
+            let _ = block.f_scatter_add_(1, &rows(&targets)?, &rows(&c)?)?;
+            rows(&d_logits)?.f_copy_(&block)?;
+        }
 
-        let rounded = d_logits.f_to_kind(self.base.kind)?;
         let mut d_rows = d_rows.shallow_clone();
-        d_rows.f_copy_(&multiply_rows(&rounded, self.base.head_weight(), None, Some(self.tile))?)?;
+        d_rows.f_copy_(&multiply_rows(&d_logits, self.base.head_weight(), None, Some(self.tile))?)?;
         for piece in pieces {
             let (Some((pair, index)), Some(shrunk)) = (piece.pair, &piece.shrunk) else { continue };
-            let rows = |tensor: &Tensor| tensor.f_narrow(0, piece.rows.start, piece.rows.end - piece.rows.start);
-            let mut d_shrunk = rows(&rounded)?.f_mm(pair.b.tensor())?;
+            let length = piece.rows.end - piece.rows.start;
+            let rows = |tensor: &Tensor| tensor.f_narrow(0, piece.rows.start, length);
+            let d_logits = rows(&d_logits)?;
+            let mut d_shrunk = d_logits.f_mm(pair.b.tensor())?;
             let _ = d_shrunk.f_mul_scalar_(pair.scale)?;
             let _ = rows(&d_rows)?.f_addmm_(&d_shrunk, pair.a.tensor())?;
             let gradients = &gradients[index];
             let Some(module) = gradients.layout().module_at(Site::Head) else { continue };
             let (mut da, mut db) = gradients.module(module)?;
             accumulate_product(&mut da, &d_shrunk, &rows(&self.hidden)?)?;
-            accumulate_product(&mut db, &rows(&d_logits)?, shrunk)?;
+            for start in (0..length).step_by(HEAD_GRADIENT_ROWS as usize) {
+                let count = HEAD_GRADIENT_ROWS.min(length - start);
+                accumulate_product(&mut db, &d_logits.f_narrow(0, start, count)?, &shrunk.f_narrow(0, start, count)?)?;
+            }
         }
         Ok(())
     }
@@ -207,6 +236,10 @@ impl Chunk<'_> {
         let targets: Vec<i64> = targets.iter().map(|target| i64::from(*target)).collect();
         Tensor::f_from_slice(&targets)?.f_to_device(self.base.device)?.f_unsqueeze(1)
     }
+}
+
+fn blocks(rows: i64) -> impl Iterator<Item = (i64, i64)> {
+    (0..rows).step_by(BLOCK as usize).map(move |start| (start, BLOCK.min(rows - start)))
 }
 
 /// `s · A h`, `[rows, r]`.

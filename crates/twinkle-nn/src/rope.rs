@@ -1,9 +1,13 @@
 //! Rotary position embedding (Su et al. 2021) and its long-context variants.
 
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 use serde_json::{Map, Value};
 use tch::{Device, Kind, Tensor};
 use twinkle_core::error::suggestion;
 use twinkle_core::{Error, Result};
+use twinkle_torch::Frozen;
 
 use crate::torch::TorchResult;
 
@@ -233,28 +237,69 @@ pub(crate) struct Rotation {
     pub(crate) sin: Tensor,
 }
 
-/// Turns positions into rotations.
+/// Turns positions into rotations, by a table that grows with the longest sequence seen.
 #[derive(Debug)]
 pub(crate) struct RotaryEmbedding {
     /// Angular frequencies, fp32 `[d / 2]`.
-    frequencies: twinkle_torch::Frozen,
+    frequencies: Frozen,
     magnitude: f64,
     kind: Kind,
+    table: Mutex<Arc<Table>>,
+}
+
+/// Positions computed at once. A vector unit rounds the rest of a row that does not fill it differently, so for a
+/// position's bits not to depend on the others asked for, blocks of a constant size are computed and looked up.
+const BLOCK: i64 = 1024;
+
+/// Cos and sin of the positions from 0 up, `[positions, d / 2]`.
+#[derive(Debug)]
+struct Table {
+    cos: Frozen,
+    sin: Frozen,
 }
 
 impl RotaryEmbedding {
     pub(crate) fn new(config: &RopeConfig, head_dim: usize, kind: Kind, device: Device) -> TorchResult<Self> {
         let (frequencies, magnitude) = config.frequencies(head_dim)?;
-        Ok(Self { frequencies: twinkle_torch::Frozen::new(frequencies.f_to_device(device)?), magnitude, kind })
+        let empty = || Tensor::f_empty([0, head_dim as i64 / 2], (kind, device)).map(Frozen::new);
+        let table = Table { cos: empty()?, sin: empty()? };
+        let frequencies = Frozen::new(frequencies.f_to_device(device)?);
+        Ok(Self { frequencies, magnitude, kind, table: Mutex::new(Arc::new(table)) })
     }
 
-    /// The rotation at each of these positions: angles in fp32, cos and sin cast to the model's dtype.
+    /// The rotation at each of these positions.
     pub(crate) fn at(&self, positions: &[i64]) -> TorchResult<Rotation> {
+        let table = self.table(positions.iter().copied().max().unwrap_or(0) + 1)?;
+        let positions = Tensor::f_from_slice(positions)?.f_to_device(self.frequencies.tensor().device())?;
+        let pick = |values: &Frozen| values.tensor().f_index_select(0, &positions)?.f_unsqueeze(1);
+        Ok(Rotation { cos: pick(&table.cos)?, sin: pick(&table.sin)? })
+    }
+
+    /// The table, grown to at least this many positions.
+    fn table(&self, positions: i64) -> TorchResult<Arc<Table>> {
+        let mut current = self.table.lock();
+        let known = current.cos.tensor().size()[0];
+        if known < positions {
+            let mut cos = vec![current.cos.tensor().shallow_clone()];
+            let mut sin = vec![current.sin.tensor().shallow_clone()];
+            for start in (known..positions).step_by(BLOCK as usize) {
+                let angles = self.angles(start)?;
+                // Angles in fp32; cos and sin are cast to the model's dtype before use.
+                let table = |values: Tensor| values.f_mul_scalar(self.magnitude)?.f_to_kind(self.kind);
+                cos.push(table(angles.f_cos()?)?);
+                sin.push(table(angles.f_sin()?)?);
+            }
+            let join = |blocks: &[Tensor]| Tensor::f_cat(blocks, 0).map(Frozen::new);
+            *current = Arc::new(Table { cos: join(&cos)?, sin: join(&sin)? });
+        }
+        Ok(Arc::clone(&current))
+    }
+
+    /// The angles of one block of positions, fp32 `[BLOCK, d / 2]`.
+    fn angles(&self, start: i64) -> TorchResult<Tensor> {
         let frequencies = self.frequencies.tensor();
-        let positions = Tensor::f_from_slice(positions)?.f_to_device(frequencies.device())?.f_to_kind(Kind::Float)?;
-        let angles = positions.f_unsqueeze(-1)?.f_mul(frequencies)?;
-        let table = |values: Tensor| values.f_mul_scalar(self.magnitude)?.f_to_kind(self.kind)?.f_unsqueeze(1);
-        Ok(Rotation { cos: table(angles.f_cos()?)?, sin: table(angles.f_sin()?)? })
+        let positions = Tensor::f_arange_start(start, start + BLOCK, (Kind::Float, frequencies.device()))?;
+        positions.f_unsqueeze(-1)?.f_mul(frequencies)
     }
 }
 

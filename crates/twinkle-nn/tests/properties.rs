@@ -78,7 +78,8 @@ fn in_pack(
     let hidden = base.forward(&pack, adapters).unwrap().narrow(0, start as i64, own.len() as i64);
     let mut sums: Vec<Gradients> = layouts.iter().map(|layout| Gradients::zeros(layout, base.device())).collect();
     let mut borrowed: Vec<&mut Gradients> = sums.iter_mut().collect();
-    let loss = |row: usize, logprob: f32| (f64::from(logprob), -0.5 - 0.1 * ((row + own.len() * 64 - start) % 3) as f32);
+    let loss =
+        |row: usize, logprob: f32| (f64::from(logprob), -0.5 - 0.1 * ((row + own.len() * 64 - start) % 3) as f32);
     let (_, logprobs) = forward_backward(base, &pack, adapters, &targets, &loss, &mut borrowed);
     let own_logprobs = logprobs[start..start + own.len()].iter().map(|value| value.to_bits()).collect();
     (bits(&hidden), own_logprobs, bits(sums[0].flat()))
@@ -190,7 +191,7 @@ fn forks_and_truncated_caches_continue_on_their_own() {
     let base = load("qwen3", Precision::Float32);
     let tokens = tokens(&base, 30, 4);
     let mut cache = KvCache::new(&base);
-    base.prefill(&tokens, &mut cache, None).unwrap();
+    let _ = base.prefill(&tokens, &mut cache, None).unwrap();
     let mut fork = cache.fork();
     let other = base.decode(&[9], &mut [&mut fork], &[None]).unwrap();
     let own = base.decode(&[7], &mut [&mut cache], &[None]).unwrap();
@@ -212,7 +213,8 @@ fn the_derivative_along_any_direction_is_the_slope_of_the_loss() {
         let loss_at = |flat: &Tensor| {
             let adapter = Arc::new(Adapter::from_parameters(&loaded.layout, flat, base.kind(), base.device()));
             let hidden = base.forward(&data.pack, &[Arc::clone(&adapter)]).unwrap();
-            let outcome = base.head_loss(&hidden, &data.pack, &[adapter], &data.targets, &mut |_, _, _| {}, None).unwrap();
+            let outcome =
+                base.head_loss(&hidden, &data.pack, &[adapter], &data.targets, &mut |_, _, _| {}, None).unwrap();
             outcome.logprobs.iter().enumerate().map(|(row, logprob)| row_loss(row, *logprob).0).sum::<f64>()
         };
         let mut gradients = Gradients::zeros(&loaded.layout, base.device());
@@ -223,7 +225,8 @@ fn the_derivative_along_any_direction_is_the_slope_of_the_loss() {
             let direction = AdapterLayout::new(base.config(), &spec).unwrap().initialise(base.device()).roll(11, 0);
             let direction = &direction / direction.norm();
             let step = 0.02;
-            let slope = (loss_at(&(&loaded.flat + &direction * step)) - loss_at(&(&loaded.flat - &direction * step))) / (2.0 * step);
+            let slope = (loss_at(&(&loaded.flat + &direction * step)) - loss_at(&(&loaded.flat - &direction * step)))
+                / (2.0 * step);
             let expected = (gradients.flat() * &direction).sum(tch::Kind::Double).double_value(&[]);
             let scale = expected.abs().max(0.02 * gradients.flat().norm().double_value(&[]));
             assert!((slope - expected).abs() <= 5e-3 * scale, "{variant}: slope {slope}, derivative {expected}");
@@ -267,7 +270,7 @@ proptest! {
 
         let own = tokens(&base, 21, 77);
         let mut alone = KvCache::new(&base);
-        base.prefill(&own, &mut alone, Some(&first)).unwrap();
+        let _ = base.prefill(&own, &mut alone, Some(&first)).unwrap();
         let mut batched = alone.fork();
         let expected = base.decode(&[5], &mut [&mut alone], &[Some(&first)]).unwrap();
         let expected_logits = base.logits(&expected, &[Some(&first)]).unwrap();
@@ -277,7 +280,7 @@ proptest! {
             .zip(100..)
             .map(|((length, choice), seed)| {
                 let mut cache = KvCache::new(&base);
-                base.prefill(&tokens(&base, *length, seed), &mut cache, choices[*choice]).unwrap();
+                let _ = base.prefill(&tokens(&base, *length, seed), &mut cache, choices[*choice]).unwrap();
                 (cache, choices[*choice])
             })
             .collect();

@@ -1,15 +1,13 @@
 //! The gated MLP: `down(silu(gate(x)) ⊙ up(x))` (Shazeer 2020).
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::linear::{Linear, Routing, Shrunk};
 use crate::lora::Gradients;
 use crate::torch::TorchResult;
 
-/// Below this many elements libtorch does not split an element-wise call between threads.
-const UNSPLIT: i64 = 32_767;
-/// libtorch's element-wise loops take whole vectors, at most this many elements at once.
-const VECTORS: i64 = 64;
+/// Rows handled at once in the element-wise parts, so that they stay in the processor's cache.
+const BLOCK: i64 = 64;
 
 /// The three linear maps of an MLP.
 #[derive(Debug)]
@@ -67,10 +65,12 @@ impl Mlp {
 /// `silu(gate) ⊙ up`, both factors rounded to the model's dtype.
 fn activate(gate: &Tensor, up: &Tensor) -> TorchResult<Tensor> {
     let activated = Tensor::f_empty_like(gate)?;
-    for_blocks(gate, |start, rows| {
-        let mut target = activated.f_narrow(0, start, rows)?;
-        let _ = gate.f_narrow(0, start, rows)?.f_silu_out(&target)?;
-        let _ = target.f_mul_(&up.f_narrow(0, start, rows)?)?;
+    for_blocks(gate.size()[0], |start, rows| {
+        let gate = gate.f_narrow(0, start, rows)?;
+        let mut silu = sigmoid(&gate)?;
+        let _ = silu.f_mul_(&gate)?;
+        let silu = silu.f_to_kind(gate.kind())?;
+        let _ = silu.f_mul_out(&activated.f_narrow(0, start, rows)?, &up.f_narrow(0, start, rows)?)?;
         Ok(())
     })?;
     Ok(activated)
@@ -78,27 +78,39 @@ fn activate(gate: &Tensor, up: &Tensor) -> TorchResult<Tensor> {
 
 /// Replaces `gate` and `up` by their gradients, given that of `silu(gate) ⊙ up`.
 fn differentiate(gate: &Tensor, up: &Tensor, d_activated: &Tensor) -> TorchResult<()> {
-    for_blocks(gate, |start, rows| {
+    for_blocks(gate.size()[0], |start, rows| {
         let (mut gate, up) = (gate.f_narrow(0, start, rows)?, up.f_narrow(0, start, rows)?);
         let d_activated = d_activated.f_narrow(0, start, rows)?;
         let d_silu = d_activated.f_mul(&up)?;
-        let silu = gate.f_silu()?;
-        let _ = d_activated.f_mul_out(&up, &silu)?;
-        let d_gate = gate.f_silu_backward(&d_silu)?;
-        gate.f_copy_(&d_gate)
+        let sigmoid = sigmoid(&gate)?;
+        let gate32 = gate.f_to_kind(Kind::Float)?;
+        let silu = gate32.f_mul(&sigmoid)?;
+        let _ = d_activated.f_mul_out(&up, &silu.f_to_kind(up.kind())?)?;
+        // silu'(x) = σ(x) (1 + x (1 − σ(x))) = σ(x) (1 + x − silu(x))
+        let mut slope = gate32.f_sub(&silu)?;
+        let _ = slope.f_add_scalar_(1.0)?;
+        let _ = slope.f_mul_(&sigmoid)?;
+        let _ = slope.f_mul_(&d_silu)?;
+        gate.f_copy_(&slope)
     })
 }
 
-/// Blocks that stay in the processor's cache and in which every row gets the same bits.
+/// `1 / (1 + e⁻ˣ)`, fp32.
 ///
-/// What is left of a call, or of a thread's share of it, after the whole vectors is computed one by one, and `silu` rounds
-/// differently there. So no call is large enough to be shared, and rows that do not end with a vector come one by one.
-fn for_blocks(x: &Tensor, mut work: impl FnMut(i64, i64) -> TorchResult<()>) -> TorchResult<()> {
-    let (rows, width) = (x.size()[0], x.size()[1]);
-    let block = if width % VECTORS == 0 { (UNSPLIT / width).max(1) } else { 1 };
+/// Not libtorch's own `silu` or `sigmoid`: they round the numbers at the end of a thread's share, which do not fill a
+/// vector register, differently, and then a row's bits would depend on how many rows came before it. `exp` does not.
+fn sigmoid(x: &Tensor) -> TorchResult<Tensor> {
+    let mut result = x.f_to_kind(Kind::Float)?.f_neg()?;
+    let _ = result.f_exp_()?;
+    let _ = result.f_add_scalar_(1.0)?;
+    let _ = result.f_reciprocal_()?;
+    Ok(result)
+}
+
+fn for_blocks(rows: i64, mut work: impl FnMut(i64, i64) -> TorchResult<()>) -> TorchResult<()> {
     let mut start = 0;
     while start < rows {
-        let count = block.min(rows - start);
+        let count = BLOCK.min(rows - start);
         work(start, count)?;
         start += count;
     }

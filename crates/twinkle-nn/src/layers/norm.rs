@@ -62,7 +62,7 @@ impl RmsNorm {
             let normal = x32.f_mul(&inverse)?;
             let mut g = dy.f_narrow(0, start, rows)?.f_mul(self.weight.tensor())?.f_to_kind(Kind::Float)?;
             let mean = g.f_mul(&normal)?.f_mean_dim(-1, true, Kind::Float)?;
-            let _ = g.f_addcmul_(&normal, &mean.f_neg()?)?;
+            let _ = g.f_sub_(&normal.f_mul(&mean)?)?;
             let _ = g.f_mul_(&inverse)?;
             receive(start, rows, g)
         })

@@ -1,5 +1,5 @@
 //! Reading the golden fixtures, and small comparisons.
-#![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its own part")]
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -80,7 +80,9 @@ impl Golden {
     }
 
     pub fn sequences(&self) -> Vec<Vec<u32>> {
-        (0..).map_while(|i| self.tensors.contains_key(&format!("tokens.{i}")).then(|| self.ids(&format!("tokens.{i}")))).collect()
+        (0..)
+            .map_while(|i| self.tensors.contains_key(&format!("tokens.{i}")).then(|| self.ids(&format!("tokens.{i}"))))
+            .collect()
     }
 }
 
