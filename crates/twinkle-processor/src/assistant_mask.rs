@@ -3,7 +3,8 @@
 //! A turn's tokens begin where the prompt ends that was there when the assistant began: the turns before it, rendered
 //! with a generation prompt. They end with the turn's end-of-turn token, because a model must learn to stop. Both are
 //! found by character offsets, so the mask is exact or there is none: a template that writes earlier turns differently
-//! once more turns follow is answered with an error.
+//! once more turns follow is answered with an error. A token that begins in the prompt and ends in the answer, such as
+//! two line breaks in one, is not learned: when the answer is sampled, the prompt's part of it is already there.
 
 use std::ops::Range;
 
@@ -102,4 +103,63 @@ pub(crate) fn mask(
 fn unclear(number: usize, why: &str) -> Error {
     Error::invalid(format!("it cannot be told which tokens message {number} wrote: {why}"))
         .hint("end the conversation with the assistant's turn to learn, as its only one, or render it yourself")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn message(role: &str, content: &str) -> ChatMessage {
+        ChatMessage { role: role.to_owned(), content: content.to_owned() }
+    }
+
+    /// An encoding with tokens at these offsets; token 9 is special.
+    fn encoding(tokens: &[(u32, (usize, usize))]) -> Encoding {
+        let ids: Vec<u32> = tokens.iter().map(|(id, _)| *id).collect();
+        let offsets = tokens.iter().map(|(_, offsets)| *offsets).collect();
+        let zeros = vec![0; ids.len()];
+        let no_ranges = std::iter::empty().collect();
+        let texts = vec![String::new(); ids.len()];
+        let words = vec![None; ids.len()];
+        Encoding::new(ids, zeros.clone(), texts, words, offsets, zeros.clone(), zeros, Vec::new(), no_ranges)
+    }
+
+    #[test]
+    fn a_token_that_begins_in_the_prompt_is_not_learned() {
+        let rendered = "H\n\nab<e>\n";
+        let turns = [AssistantTurn { message: 1, written: 2..5, content_start: 3 }];
+        let encoding = encoding(&[(1, (0, 1)), (2, (1, 3)), (3, (3, 5)), (9, (5, 8)), (1, (8, 9))]);
+        assert_eq!(mask(&turns, rendered, &encoding, |id| id == 9).unwrap(), [0, 0, 1, 1, 0]);
+    }
+
+    #[test]
+    fn without_an_end_of_turn_token_the_content_alone_is_learned() {
+        let rendered = "H:ab\nU:<e>";
+        let turns = [AssistantTurn { message: 1, written: 2..4, content_start: 2 }];
+        let encoding = encoding(&[(1, (0, 2)), (2, (2, 4)), (3, (4, 7)), (9, (7, 10))]);
+        assert_eq!(mask(&turns, rendered, &encoding, |id| id == 9).unwrap(), [0, 1, 0, 0]);
+    }
+
+    #[test]
+    fn content_that_is_only_found_in_a_later_turn_is_an_error() {
+        let rendered = "H:<e>U:ab<e>";
+        let turns = [AssistantTurn { message: 1, written: 2..9, content_start: 7 }];
+        let encoding = encoding(&[(1, (0, 2)), (9, (2, 5)), (3, (5, 7)), (4, (7, 9)), (9, (9, 12))]);
+        assert!(mask(&turns, rendered, &encoding, |id| id == 9).is_err());
+    }
+
+    #[test]
+    fn a_template_that_rewrites_earlier_turns_is_an_error() {
+        let source = "{{ messages | length }}{% for message in messages %}{{ message.content }}{% endfor %}";
+        let template = ChatTemplate::compile(source, BTreeMap::new(), "test").unwrap();
+        let messages = [message("user", "a"), message("assistant", "b")];
+        let rendered = template.render(&messages, false).unwrap();
+        let error = assistant_turns(&template, &messages, &rendered).unwrap_err();
+        assert_eq!(
+            error.message,
+            "it cannot be told which tokens message 1 wrote: the chat template writes the turns before it differently when it follows"
+        );
+    }
 }

@@ -152,6 +152,73 @@ fn the_older_and_the_newer_word_for_a_backend_mean_the_same() {
     ");
 }
 
+/// The unified generation (0.2–0.3), with all it had.
+const UNIFIED: &str = "\
+proxy_location: EveryNode
+http_options: {host: 0.0.0.0, port: '8000'}
+applications:
+  - name: server
+    route_prefix: /api/v1
+    import_path: build_server_app
+    args:
+      server_config: {per_token_model_limit: 3}
+      supported_models: [Qwen/Qwen3-4B, {model_name: Qwen/Qwen3-8B}]
+  - name: model
+    route_prefix: /api/v1/model/Qwen/Qwen3-4B
+    import_path: twinkle.server:build_model_app
+    args:
+      use_megatron: false
+      model_id: ms://Qwen/Qwen3-4B
+      max_length: 10240
+      nproc_per_node: 1
+      mixed_precision: bf16
+      device_group: {name: model, ranks: 1, device_type: cuda}
+      device_mesh: {device_type: cuda, dp_size: 1}
+      queue_config: {rps_limit: 20, tps_limit: 0, window_seconds: 2}
+      adapter_config: {adapter_timeout: 30, adapter_max_lifetime: 36000, max_loras: 7}
+    deployments:
+      - name: ModelManagement
+        max_queued_requests: -1
+        autoscaling_config: {min_replicas: 1, max_replicas: 1, target_ongoing_requests: 16}
+        ray_actor_options: {num_cpus: 0.1}
+";
+
+/// The typed generation (0.4–0.5) of the same node.
+const TYPED: &str = "\
+http_options: {host: 0.0.0.0, port: 8000}
+task_queue: {rps_limit: 20, tps_limit: 0, window_seconds: 2.0}
+applications:
+  - name: server
+    route_prefix: /api/v1
+    import_path: server
+    args:
+      server_config:
+        per_token_model_limit: 3
+        supported_models: [Qwen/Qwen3-4B, Qwen/Qwen3-8B]
+  - name: model
+    route_prefix: /api/v1/model/Qwen/Qwen3-4B
+    import_path: model
+    args:
+      backend: transformers
+      train_mode: lora
+      model_id: ms://Qwen/Qwen3-4B
+      torch_dtype: bfloat16
+      max_loras: 7
+      max_length: 10240
+      device_group: {name: model, ranks: 1, device_type: GPU}
+      device_mesh: {device_type: cuda, world_size: 1}
+      adapter_config: {adapter_timeout: 30}
+";
+
+#[test]
+fn both_generations_end_in_the_same_normal_form() {
+    let unified = parse(UNIFIED).unwrap();
+    let typed = parse(TYPED).unwrap();
+    assert_eq!(unified.applications, typed.applications);
+    assert_eq!(unified.check_supported(), Ok(()));
+    insta::assert_yaml_snapshot!("generations", typed);
+}
+
 #[test]
 fn what_is_not_available_yet_is_refused_and_never_ignored() {
     let text = "\
