@@ -115,7 +115,7 @@ impl Drop for House {
     /// Every test ends with an empty house: the engine answers everything and holds nothing.
     fn drop(&mut self) {
         let (done, stopped) = oneshot::channel();
-        let deadline = Instant::now() + std::time::Duration::from_secs(60);
+        let deadline = Instant::now() + std::time::Duration::from_mins(1);
         assert!(self.line.blocking_send(Command::Drain { deadline, done }).is_ok());
         stopped.blocking_recv().unwrap();
         self.thread.take().unwrap().join().unwrap();

@@ -116,11 +116,13 @@ impl Runner for TorchRunner {
         let hidden_th = self.base.prefill(tile.tokens, cache, adapter)?;
         let mut prefilled = Prefilled::default();
         if !tile.targets.is_empty() {
-            let scored_th = hidden_th.f_narrow(0, 0, tile.targets.len() as i64).map_err(tensor_error)?;
+            let scored_th =
+                hidden_th.f_narrow(0, 0, tile.targets.len() as i64).map_err(|error| tensor_error(&error))?;
             prefilled.logprobs = self.base.prompt_logprobs(&scored_th, tile.targets, adapter)?;
         }
         if tile.wants_logits {
-            let last_1h = hidden_th.f_narrow(0, tile.tokens.len() as i64 - 1, 1).map_err(tensor_error)?;
+            let last_1h =
+                hidden_th.f_narrow(0, tile.tokens.len() as i64 - 1, 1).map_err(|error| tensor_error(&error))?;
             let logits_1v = self.base.logits(&last_1h, &[adapter])?;
             let mut logits = Vec::new();
             copy_out(&logits_1v, &mut logits)?;
@@ -139,7 +141,8 @@ impl Runner for TorchRunner {
         let hidden_bh = self.base.decode(tokens, caches, adapters)?;
         for (part, adapters) in adapters.chunks(HEAD_ROWS).enumerate() {
             let first = part * HEAD_ROWS;
-            let part_bh = hidden_bh.f_narrow(0, first as i64, adapters.len() as i64).map_err(tensor_error)?;
+            let part_bh =
+                hidden_bh.f_narrow(0, first as i64, adapters.len() as i64).map_err(|error| tensor_error(&error))?;
             let logits_bv = self.base.logits(&part_bh, adapters)?;
             copy_out(&logits_bv, &mut self.logits)?;
             on_logits(first, &self.logits);
@@ -156,10 +159,10 @@ fn copy_out(tensor: &Tensor, room: &mut Vec<f32>) -> Result<()> {
         room.resize(count, 0.0);
         tensor.f_copy_data(room, count)
     };
-    copy().map_err(tensor_error)
+    copy().map_err(|error| tensor_error(&error))
 }
 
-fn tensor_error(error: tch::TchError) -> Error {
+fn tensor_error(error: &tch::TchError) -> Error {
     let text = error.to_string();
     Error::internal(format!("a tensor operation failed: {}", text.lines().next().unwrap_or_default()))
 }

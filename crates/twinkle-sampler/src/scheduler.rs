@@ -219,7 +219,7 @@ impl FairScheduler {
                 }
                 Claim::Admission { .. } => self.admit(&tenant),
             }
-            self.seat_turns.to_back(&tenant);
+            self.seat_turns.move_to_back(&tenant);
         }
     }
 
@@ -246,7 +246,7 @@ impl FairScheduler {
                 jobs.find(|job| !job.is_prefilled()).map(|job| job.job.id)
             });
             let Some((tenant, job)) = next else { break };
-            self.tile_turns.to_back(&tenant);
+            self.tile_turns.move_to_back(&tenant);
             let Some(admitted) = self.admitted.get_mut(&job) else { break };
             let start = admitted.prefilled;
             admitted.prefilled = (start + self.limits.tile).min(admitted.job.prompt);
@@ -422,7 +422,7 @@ impl Turns {
         self.0.iter().find_map(|tenant| something(tenant).map(|found| (tenant.clone(), found)))
     }
 
-    fn to_back(&mut self, tenant: &TenantId) {
+    fn move_to_back(&mut self, tenant: &TenantId) {
         if let Some(place) = self.0.iter().position(|present| present == tenant)
             && let Some(tenant) = self.0.remove(place)
         {

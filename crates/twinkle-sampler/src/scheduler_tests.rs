@@ -90,11 +90,9 @@ fn a_tenant_with_many_requests_does_not_keep_another_waiting() {
 #[test]
 fn a_large_request_is_not_overtaken_for_ever() {
     let mut scheduler = scheduler(vec![job(0, "a", 10, 300, 1), job(1, "b", 10, 900, 1)]);
-    let mut next = 2;
-    for _ in 0..50 {
+    for small in 2..52 {
         // A stream of small requests that would always fit.
-        scheduler.submit(job(next, "c", 1, 1, 1)).unwrap();
-        next += 1;
+        scheduler.submit(job(small, "c", 1, 1, 1)).unwrap();
         let plan = scheduler.plan();
         if plan.start.iter().any(|start| start.sample.job == 1) {
             return;

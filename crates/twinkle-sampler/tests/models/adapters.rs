@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tch::{Device, Kind};
 use twinkle_core::ErrorCode;
-use twinkle_core::call::{Position, SamplingSource};
+use twinkle_core::call::{Position, SampleRequest, SamplingSource};
 use twinkle_core::checkpoint::CheckpointMeta;
 use twinkle_core::ids::{CheckpointKind, CheckpointPath, RunId, SamplingSessionId, TenantId};
 use twinkle_nn::{Adapter, AdapterLayout, peft};
@@ -42,7 +42,7 @@ fn publish(house: &House, adapter: &str, session: &SamplingSessionId) {
 async fn a_live_adapter_samples_like_the_saved_one_and_is_pinned_when_a_request_begins() {
     let house = House::open("qwen3").await;
     let session = SamplingSessionId::new("session:sample:1");
-    let ask = |source| house.ask(twinkle_core::call::SampleRequest { source, ..greedy(&prompt(70, 3)) });
+    let ask = |source| house.ask(SampleRequest { source, ..greedy(&prompt(70, 3)) });
     let first = ask(SamplingSource::Checkpoint(save_fixture_adapter(&house, "attn_mlp", "a"))).await.unwrap();
     let second = ask(SamplingSource::Checkpoint(save_fixture_adapter(&house, "attn_mlp_unembed", "b"))).await.unwrap();
     assert_ne!(first, second);
@@ -55,7 +55,7 @@ async fn a_live_adapter_samples_like_the_saved_one_and_is_pinned_when_a_request_
     assert_eq!(running.await.unwrap(), first);
     assert_eq!(ask(SamplingSource::Live(session.clone())).await.unwrap(), second);
 
-    house.published.remove(&session);
+    house.published.remove(&session).unwrap();
     let error = ask(SamplingSource::Live(session)).await.unwrap_err();
     assert_eq!(error.code, ErrorCode::NotFound);
 }
@@ -66,7 +66,7 @@ async fn a_replaced_checkpoint_is_read_again_and_a_deleted_one_is_gone() {
     let path = save_fixture_adapter(&house, "attn_mlp", "latest");
     let ask = || {
         let source = SamplingSource::Checkpoint(path.clone());
-        house.ask(twinkle_core::call::SampleRequest { source, ..greedy(&prompt(9, 1)) })
+        house.ask(SampleRequest { source, ..greedy(&prompt(9, 1)) })
     };
     let first = ask().await.unwrap();
     assert_eq!(ask().await.unwrap(), first);
@@ -81,7 +81,7 @@ async fn foreign_damaged_and_unfit_adapters_are_refused() {
     let house = House::open_with("qwen2", "enable_lora: true, max_lora_rank: 5").await;
     let ask = |tenant, path: &CheckpointPath| {
         let source = SamplingSource::Checkpoint(path.clone());
-        house.ask_as(tenant, twinkle_core::call::SampleRequest { source, ..greedy(&prompt(9, 1)) })
+        house.ask_as(tenant, SampleRequest { source, ..greedy(&prompt(9, 1)) })
     };
     let path = save_fixture_adapter(&house, "attn_mlp", "mine");
     assert!(ask("tenant", &path).await.is_ok());
@@ -107,7 +107,7 @@ async fn foreign_damaged_and_unfit_adapters_are_refused() {
 async fn a_sampler_without_adapters_says_so() {
     let house = House::open_with("qwen2", "").await;
     let path = save_fixture_adapter(&house, "attn_mlp", "mine");
-    let request = twinkle_core::call::SampleRequest { source: SamplingSource::Checkpoint(path), ..greedy(&[1, 2]) };
+    let request = SampleRequest { source: SamplingSource::Checkpoint(path), ..greedy(&[1, 2]) };
     let error = house.ask(request).await.unwrap_err();
     assert_eq!(error.code, ErrorCode::Unsupported);
     assert_eq!(house.sampler.capabilities().max_lora_rank, 0);

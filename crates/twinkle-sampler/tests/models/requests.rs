@@ -42,10 +42,12 @@ async fn no_max_tokens_fills_the_context() {
     assert_eq!((sequence.tokens.len(), sequence.stop_reason), (30, StopReason::Length));
 }
 
+type Change = Box<dyn Fn(&mut SampleRequest)>;
+
 #[tokio::test]
 async fn bad_requests_are_refused_with_their_reason() {
     let house = House::open_with("llama3", "max_model_len: 100").await;
-    let cases: [(&str, Box<dyn Fn(&mut SampleRequest)>); 5] = [
+    let cases: [(&str, Change); 5] = [
         ("vocabulary", Box::new(|request| request.prompt.push(100_000))),
         ("empty", Box::new(|request| request.prompt.clear())),
         ("no room", Box::new(|request| request.prompt = prompt(100, 0))),
@@ -77,7 +79,7 @@ async fn dropping_a_request_frees_its_memory() {
     }
     // Answered behind them, so the engine has seen that they are gone.
     house.ask(request(&prompt(3, 4))).await.unwrap();
-    house.sampler.drain(Duration::from_secs(60)).await;
+    house.sampler.drain(Duration::from_mins(1)).await;
     assert_eq!((house.sampler.stats().requests(), house.sampler.stats().cache_bytes()), (0, 0));
     let all_of_them = 4 * 8 * 400;
     assert!(house.sampler.stats().generated() < all_of_them, "{}", house.sampler.stats().generated());
@@ -89,7 +91,7 @@ async fn a_drained_sampler_finishes_its_work_and_takes_no_more() {
     let mut running = house.ask(greedy(&prompt(30, 4)));
     assert!(futures::poll!(&mut running).is_pending());
     assert_eq!(house.sampler.health(), Health::Ready);
-    house.sampler.drain(Duration::from_secs(60)).await;
+    house.sampler.drain(Duration::from_mins(1)).await;
     assert_eq!(running.await.unwrap().sequences[0].tokens.len(), 16);
     assert_eq!(house.sampler.health(), Health::Draining);
     assert_eq!(house.ask(greedy(&prompt(3, 4))).await.unwrap_err().code, ErrorCode::Draining);

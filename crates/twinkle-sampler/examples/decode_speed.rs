@@ -1,0 +1,69 @@
+//! Decode tokens per second at 1 and 16 streams: `cargo run -p twinkle-sampler --example decode_speed -- <model folder>`.
+//!
+//! Every request has its own 64-token prompt and draws 64 tokens at temperature 1; prefill is counted in.
+#![expect(clippy::print_stdout, reason = "a command-line tool")]
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use twinkle_core::ids::TenantId;
+use twinkle_core::{Error, Result};
+use twinkle_nn::{BaseModel, LoadOptions};
+use twinkle_sampler::engine::{Command, Engine, EngineStats, Work};
+use twinkle_sampler::logits::DrawParams;
+use twinkle_sampler::memory::kv_token_budget;
+use twinkle_sampler::params::ValidRequest;
+use twinkle_sampler::runner::TorchRunner;
+use twinkle_sampler::scheduler::{FairScheduler, SchedulerLimits};
+use twinkle_sampler::stop::StopRule;
+
+const PROMPT: usize = 64;
+const NEW_TOKENS: usize = 64;
+
+fn main() -> Result<()> {
+    let folder = std::env::args().nth(1).ok_or_else(|| Error::invalid("name a model folder"))?;
+    let base = Arc::new(BaseModel::load(&PathBuf::from(folder), &LoadOptions::default())?);
+    println!("weights: {} MiB as {:?}", base.weight_bytes() >> 20, base.kind());
+    let limits =
+        SchedulerLimits { seats: 64, kv_tokens: kv_token_budget(&base), step_tokens: 512, tile: 64, waiting: 64 };
+    let vocabulary = base.config().vocab_size as u32;
+    let (line, commands) = mpsc::channel(64);
+    let engine =
+        Engine::new(TorchRunner::new(base), Box::new(FairScheduler::new(limits)), Arc::new(EngineStats::default()));
+    let engine = thread::spawn(move || engine.work(commands));
+    for streams in [1, 1, 4, 16] {
+        let started = Instant::now();
+        let mut waiting = Vec::new();
+        for stream in 0..streams {
+            let (answer, outcome) = oneshot::channel();
+            let request = request(stream, vocabulary);
+            let work = Work { tenant: TenantId::new("bench"), request, adapter: None, answer };
+            line.blocking_send(Command::Sample(Box::new(work))).map_err(|_| Error::internal("the engine is gone"))?;
+            waiting.push(outcome);
+        }
+        let mut tokens = 0;
+        for outcome in waiting {
+            let outcome = outcome.blocking_recv().map_err(|_| Error::internal("the engine is gone"))??;
+            tokens += outcome.sequences.iter().map(|sequence| sequence.tokens.len()).sum::<usize>();
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        println!("{streams:>3} streams: {:>8.1} tokens/s", tokens as f64 / seconds);
+    }
+    drop(line);
+    engine.join().map_err(|_| Error::internal("the engine panicked"))
+}
+
+fn request(stream: u32, vocabulary: u32) -> ValidRequest {
+    ValidRequest {
+        prompt: (0..PROMPT as u32).map(|index| (index * 97 + stream * 31) % vocabulary).collect(),
+        samples: 1,
+        max_new_tokens: NEW_TOKENS,
+        seed: u64::from(stream),
+        draw: DrawParams { temperature: 1.0, top_k: None, top_p: 1.0 },
+        stop: StopRule::default(),
+        prompt_logprobs: false,
+    }
+}
