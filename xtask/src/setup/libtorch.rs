@@ -81,6 +81,11 @@ pub(crate) fn fetch(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
+/// The folder a program must be told to look in, because the user brought a libtorch that is not beside the checkout.
+pub(crate) fn library_path() -> Option<PathBuf> {
+    brought_by_user().map(|folder| folder.join("lib"))
+}
+
 /// A folder the user chose. cargo itself sets `LIBTORCH` to ours, from `.cargo/config.toml`.
 fn brought_by_user() -> Option<PathBuf> {
     let folder = PathBuf::from(env::var_os("LIBTORCH")?);

