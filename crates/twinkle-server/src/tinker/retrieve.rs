@@ -16,7 +16,7 @@ use twinkle_core::wire::tinker::json::{
 };
 use twinkle_core::wire::tinker::{PROTOBUF, sampling, training};
 
-use super::body::RawBody;
+use super::body::{RawBody, off_runtime};
 use super::reply::{Answer, json, protobuf};
 use super::{Front, Tenant};
 
@@ -41,10 +41,47 @@ pub(super) async fn retrieve(
         Waited::Unknown => return Err(unknown(&request).into()),
         Waited::Done(outcome) => outcome,
     };
-    match &*outcome {
-        Ok(outcome) => Ok(result(outcome, &headers)?),
-        Err(error) => Ok(failure(&request, error)?),
+    if let Err(error) = &*outcome {
+        return Ok(failure(&request, error)?);
     }
+    let form = Form::of(&headers);
+    let size = outcome.as_ref().as_ref().map_or(0, bytes_of);
+    Ok(off_runtime(size, move || match &*outcome {
+        Ok(outcome) => result(outcome, form),
+        Err(error) => failure(&request, error),
+    })
+    .await??)
+}
+
+/// In which form a client wants its result.
+#[derive(Clone, Copy, Debug)]
+struct Form {
+    takes_protobuf: bool,
+    /// A model made by loading a checkpoint is awaited as the result of a load.
+    is_load: bool,
+}
+
+impl Form {
+    fn of(headers: &HeaderMap) -> Self {
+        let header = |name| headers.get(name).and_then(|value: &http::HeaderValue| value.to_str().ok());
+        Self {
+            takes_protobuf: header(ACCEPT.as_str()).is_some_and(|accept| accept.contains(PROTOBUF)),
+            is_load: header("x-tinker-request-type") == Some("LoadWeights"),
+        }
+    }
+}
+
+/// About how many bytes a result takes as text.
+fn bytes_of(outcome: &Outcome) -> usize {
+    let numbers: usize = match outcome {
+        Outcome::Run(RunOutcome::ForwardBackward(outcome)) => outcome.logprobs.iter().map(|datum| datum.0.len()).sum(),
+        Outcome::Run(_) => 0,
+        Outcome::Sample(outcome) => {
+            let prompt = outcome.prompt_logprobs.as_ref().map_or(0, Vec::len);
+            prompt + outcome.sequences.iter().map(|sequence| 2 * sequence.tokens.len()).sum::<usize>()
+        }
+    };
+    10 * numbers
 }
 
 /// The SDK asks again at once, silently.
@@ -63,23 +100,21 @@ fn failure(request: &RequestId, error: &Error) -> Result<Response> {
 }
 
 /// Bulky results are protobuf for clients that take it, and these take nothing else. Others are always JSON.
-fn result(outcome: &Outcome, headers: &HeaderMap) -> Result<Response> {
-    let takes_protobuf = header(headers, ACCEPT.as_str()).is_some_and(|accept| accept.contains(PROTOBUF));
+fn result(outcome: &Outcome, form: Form) -> Result<Response> {
     match outcome {
-        Outcome::Sample(outcome) if takes_protobuf => Ok(protobuf(&sampling::outcome_to_proto(outcome))),
+        Outcome::Sample(outcome) if form.takes_protobuf => Ok(protobuf(&sampling::outcome_to_proto(outcome))),
         Outcome::Sample(outcome) => json(StatusCode::OK, &sampling::outcome_to_json(outcome)),
-        Outcome::Run(RunOutcome::ForwardBackward(outcome)) if takes_protobuf => {
+        Outcome::Run(RunOutcome::ForwardBackward(outcome)) if form.takes_protobuf => {
             Ok(protobuf(&training::outcome_to_proto(outcome)))
         }
         Outcome::Run(RunOutcome::ForwardBackward(outcome)) => json(StatusCode::OK, &training::outcome_to_json(outcome)),
-        Outcome::Run(outcome) => plain(outcome, headers),
+        Outcome::Run(outcome) => plain(outcome, form),
     }
 }
 
-fn plain(outcome: &RunOutcome, headers: &HeaderMap) -> Result<Response> {
+fn plain(outcome: &RunOutcome, form: Form) -> Result<Response> {
     match outcome {
-        // A model made by loading a checkpoint is awaited as the result of a load.
-        RunOutcome::Created { run } if header(headers, "x-tinker-request-type") == Some("LoadWeights") => {
+        RunOutcome::Created { run } if form.is_load => {
             let loaded =
                 WeightsLoaded { path: None, model_id: Some(run.as_str().to_owned()), kind: Tag::new("load_weights") };
             json(StatusCode::OK, &loaded)
@@ -114,8 +149,4 @@ fn plain(outcome: &RunOutcome, headers: &HeaderMap) -> Result<Response> {
             Err(Error::internal("an internal operation was asked for by a client"))
         }
     }
-}
-
-fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    headers.get(name).and_then(|value| value.to_str().ok())
 }
