@@ -46,3 +46,110 @@ pub fn quota_limits(config: &QueueConfig) -> Option<QuotaLimits> {
         max_input_tokens: usize::try_from(config.max_input_tokens).unwrap_or(usize::MAX),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::task::{Context, Poll};
+
+    use futures::FutureExt;
+    use futures::future::BoxFuture;
+    use tokio::sync::Semaphore;
+    use tower::Service;
+    use twinkle_core::call::{Call, Operation, Reply, ServeOutcome, ServeRequest};
+    use twinkle_core::component::{Component, ComponentKind, Health, Lifecycle};
+    use twinkle_core::error::{Error, ErrorCode, Result};
+    use twinkle_core::ids::{SessionId, TenantId};
+
+    use super::*;
+
+    /// Answers a heartbeat once its gate has a permit, and panics on anything else.
+    #[derive(Clone)]
+    struct Gated(Arc<Semaphore>);
+
+    impl Service<Call> for Gated {
+        type Response = Reply;
+        type Error = Error;
+        type Future = BoxFuture<'static, Result<Reply>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, call: Call) -> Self::Future {
+            let gate = Arc::clone(&self.0);
+            async move {
+                let Operation::Serve(ServeRequest::Heartbeat(_)) = call.operation else { panic!("a defect") };
+                let _passed = gate.acquire().await.map_err(|_| Error::internal("the gate is gone"))?;
+                Ok(Reply::Serve(ServeOutcome::Done))
+            }
+            .boxed()
+        }
+    }
+
+    impl Lifecycle for Gated {
+        fn kind(&self) -> ComponentKind {
+            ComponentKind::Server
+        }
+
+        fn health(&self) -> Health {
+            Health::Ready
+        }
+
+        fn drain(&self, _: Duration) -> BoxFuture<'static, ()> {
+            futures::future::ready(()).boxed()
+        }
+    }
+
+    impl Component for Gated {
+        type Args = ();
+        type Context = Arc<Semaphore>;
+
+        async fn build((): (), gate: Arc<Semaphore>) -> Result<Self> {
+            Ok(Self(gate))
+        }
+    }
+
+    /// One call at a time, none waiting, and two requests per hour for each tenant.
+    async fn stack(gate: &Arc<Semaphore>) -> BoxComponent {
+        let component = Gated::build((), Arc::clone(gate)).await.unwrap().boxed();
+        let quota =
+            QuotaLimits { requests: 2.0, input_tokens: 0.0, window: Duration::from_secs(3_600), max_input_tokens: 0 };
+        component_stack(component, None, Some(quota), ConcurrencyLimits { ongoing: 1, queued: 0 })
+    }
+
+    fn call(tenant: &str, request: ServeRequest) -> Call {
+        Call { tenant: TenantId::new(tenant), operation: Operation::Serve(request) }
+    }
+
+    fn heartbeat(tenant: &str) -> Call {
+        call(tenant, ServeRequest::Heartbeat(SessionId::new("s")))
+    }
+
+    #[tokio::test]
+    async fn a_tenant_over_its_quota_hears_so_even_when_the_queue_is_full() {
+        let gate = Arc::new(Semaphore::new(0));
+        let stack = stack(&gate).await;
+        let mut working = Box::pin(stack.ask(heartbeat("alice")));
+        assert!(working.as_mut().now_or_never().is_none());
+
+        let full = stack.ask(heartbeat("alice")).await.unwrap_err();
+        assert_eq!(full.code, ErrorCode::Overloaded);
+        let over = stack.ask(heartbeat("alice")).await.unwrap_err();
+        assert_eq!(over.code, ErrorCode::QuotaExceeded);
+        assert!(over.retry_after_ms.is_some());
+
+        gate.add_permits(1);
+        assert!(matches!(working.await, Ok(Reply::Serve(ServeOutcome::Done))));
+        stack.ask(heartbeat("bob")).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_panic_in_a_component_gives_its_place_back() {
+        let gate = Arc::new(Semaphore::new(1));
+        let stack = stack(&gate).await;
+        let panicking = call("alice", ServeRequest::ListCheckpoints { run: None });
+        assert_eq!(stack.ask(panicking).await.unwrap_err().code, ErrorCode::Internal);
+        stack.ask(heartbeat("alice")).await.unwrap();
+    }
+}

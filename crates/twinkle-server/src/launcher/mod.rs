@@ -6,6 +6,7 @@
 mod address;
 mod applications;
 mod base_models;
+mod descriptors;
 mod error;
 mod folders;
 mod housekeeping;
@@ -102,6 +103,7 @@ impl TwinkleServer {
     pub async fn start(self) -> Result<RunningServer, LaunchError> {
         let Self { config, options } = self;
         let began = Instant::now();
+        descriptors::raise_limit();
         for key in config.inert_keys() {
             info!("no effect here: {key}");
         }

@@ -101,3 +101,107 @@ async fn accept(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::net::SocketAddr;
+
+    use axum::response::Response;
+    use futures::FutureExt;
+    use http::Request;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::sync::Notify;
+    use tokio::task::JoinHandle;
+    use tower::service_fn;
+
+    use super::*;
+
+    const HEAD: &[u8] = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+
+    struct Listening {
+        address: SocketAddr,
+        stop: CancellationToken,
+        ended: JoinHandle<()>,
+    }
+
+    /// What the served handler tells and waits for.
+    #[derive(Default)]
+    struct Handler {
+        /// A request has reached it.
+        entered: Notify,
+        /// It may answer.
+        release: Notify,
+    }
+
+    /// Listens with a service that answers `ok` once it is released.
+    async fn listening(limits: ConnectionLimits, handler: Arc<Handler>) -> Listening {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let service = service_fn(move |_: Request<Body>| {
+            let handler = Arc::clone(&handler);
+            async move {
+                handler.entered.notify_one();
+                handler.release.notified().await;
+                Ok::<_, Infallible>(Response::new(Body::from("ok")))
+            }
+        });
+        let stop = CancellationToken::new();
+        let grace = Duration::from_secs(20);
+        let ended = tokio::spawn(serve(listener, service, limits, stop.clone(), grace));
+        Listening { address, stop, ended }
+    }
+
+    async fn read_to_end(mut stream: TcpStream) -> String {
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).await.unwrap();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_request_in_progress_is_answered_although_the_node_stops() {
+        let handler = Arc::new(Handler::default());
+        let node = listening(ConnectionLimits::default(), Arc::clone(&handler)).await;
+        let mut stream = TcpStream::connect(node.address).await.unwrap();
+        stream.write_all(HEAD).await.unwrap();
+        handler.entered.notified().await;
+        node.stop.cancel();
+        handler.release.notify_one();
+        let answer = read_to_end(stream).await;
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("ok"), "{answer}");
+        node.ended.await.unwrap();
+        assert!(TcpStream::connect(node.address).await.is_err(), "the node still accepts");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_never_ends_its_head_is_hung_up_on() {
+        let limits = ConnectionLimits { header_read: Duration::from_millis(20), ..ConnectionLimits::default() };
+        let node = listening(limits, Arc::default()).await;
+        let mut stream = TcpStream::connect(node.address).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n").await.unwrap();
+        let answer = read_to_end(stream).await;
+        assert!(!answer.contains("200"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn a_connection_over_the_limit_waits_for_a_place() {
+        let handler = Arc::new(Handler::default());
+        let limits = ConnectionLimits { connections: 1, ..ConnectionLimits::default() };
+        let node = listening(limits, Arc::clone(&handler)).await;
+        let mut first = TcpStream::connect(node.address).await.unwrap();
+        first.write_all(HEAD).await.unwrap();
+        handler.entered.notified().await;
+        let mut second = TcpStream::connect(node.address).await.unwrap();
+        second.write_all(HEAD).await.unwrap();
+        handler.release.notify_one();
+        let mut answer = [0; 12];
+        first.read_exact(&mut answer).await.unwrap();
+        assert!(handler.entered.notified().now_or_never().is_none(), "the second connection was served too");
+
+        drop(first);
+        handler.entered.notified().await;
+        handler.release.notify_one();
+        second.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200");
+    }
+}
