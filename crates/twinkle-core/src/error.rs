@@ -45,7 +45,13 @@ impl ErrorCode {
     pub const fn is_users_fault(self) -> bool {
         matches!(
             self,
-            Self::InvalidArgument | Self::Unsupported | Self::Unauthenticated | Self::NotFound | Self::Gone | Self::Conflict | Self::TooLarge
+            Self::InvalidArgument
+                | Self::Unsupported
+                | Self::Unauthenticated
+                | Self::NotFound
+                | Self::Gone
+                | Self::Conflict
+                | Self::TooLarge
         )
     }
 }

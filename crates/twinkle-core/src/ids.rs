@@ -160,13 +160,10 @@ impl CheckpointPath {
     ///
     /// Run ids contain `:`, so this is not a URL and must not be parsed as one.
     pub fn parse(text: &str) -> Result<Self> {
-        let rest = text
-            .strip_prefix("tinker://")
-            .or_else(|| text.strip_prefix("twinkle://"))
-            .ok_or_else(|| {
-                Error::invalid(format!("`{text}` is not a checkpoint path"))
-                    .hint("a checkpoint path looks like `tinker://<run>/weights/<name>`")
-            })?;
+        let rest = text.strip_prefix("tinker://").or_else(|| text.strip_prefix("twinkle://")).ok_or_else(|| {
+            Error::invalid(format!("`{text}` is not a checkpoint path"))
+                .hint("a checkpoint path looks like `tinker://<run>/weights/<name>`")
+        })?;
         let parts: Vec<&str> = rest.split('/').collect();
         let [run, kind, name] = parts[..] else {
             return Err(Error::invalid(format!("`{text}` does not have three parts after the scheme"))
@@ -225,7 +222,14 @@ mod tests {
 
     #[test]
     fn paths_that_escape_are_refused() {
-        for text in ["tinker://a/weights/..", "tinker://a/weights/.x", "tinker://../weights/x", "tinker://a/weights/b/c", "/etc/passwd", "tinker://a/code/x"] {
+        for text in [
+            "tinker://a/weights/..",
+            "tinker://a/weights/.x",
+            "tinker://../weights/x",
+            "tinker://a/weights/b/c",
+            "/etc/passwd",
+            "tinker://a/code/x",
+        ] {
             assert!(CheckpointPath::parse(text).is_err(), "{text} was accepted");
         }
     }
