@@ -17,7 +17,10 @@ fn forward_logprobs(house: &House, tokens: &[u32], adapters: &[Arc<Adapter>]) ->
 fn assert_close(ours: &[f32], theirs: &[f32], what: &str) {
     assert_eq!(ours.len(), theirs.len());
     for (index, (ours, theirs)) in ours.iter().zip(theirs).enumerate() {
-        assert!((ours - theirs).abs() <= 1e-5, "{what}, token {index}: {ours} and {theirs}");
+        // A prompt is computed in tiles over a cache, a training sequence at once: their sums differ in the last bits of
+        // logits that are several units large, so the limit grows with the size of an unlikely token's logprob.
+        let limit = 1e-5 * theirs.abs().max(1.0);
+        assert!((ours - theirs).abs() <= limit, "{what}, token {index}: {ours} and {theirs}");
     }
 }
 
