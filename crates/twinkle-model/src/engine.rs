@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
-use twinkle_core::call::{RunCall, RunOutcome, SamplerTarget};
+use twinkle_core::call::{RunCall, RunOperation, RunOutcome, SamplerTarget};
 use twinkle_core::checkpoint::CheckpointStore;
 use twinkle_core::ids::{RunId, SamplingSessionId, TenantId};
 use twinkle_core::state::StateStore;
@@ -148,6 +148,7 @@ impl Engine {
     fn execute(&mut self, work: Work) {
         let Work { tenant, call, answer } = work;
         let run = call.run.clone();
+        let depends_on_checkpoint = depends_on_checkpoint(&call.operation);
         let started = Instant::now();
         let outcome = catch_unwind(AssertUnwindSafe(|| self.perform(&tenant, call))).unwrap_or_else(|panic| {
             // The tensors may be half changed; the journal can rebuild them, this thread cannot.
@@ -166,7 +167,11 @@ impl Engine {
         if let Some(session) = published {
             self.save_published(&run, &session);
         }
-        self.snapshot_if_due(&run);
+        if depends_on_checkpoint {
+            self.snapshot(&run);
+        } else {
+            self.snapshot_if_due(&run);
+        }
     }
 
     fn perform(&mut self, tenant: &TenantId, call: RunCall) -> Result<RunOutcome> {
@@ -213,6 +218,16 @@ impl Engine {
             }
             Err(reason) => warn!(run = %id, %reason, "a snapshot could not be written"),
         }
+    }
+}
+
+/// Whether a replay would read a user's checkpoint, which may be deleted or replaced by then: such an operation is
+/// covered by a snapshot at once.
+fn depends_on_checkpoint(operation: &RunOperation) -> bool {
+    match operation {
+        RunOperation::Create(create) => create.from.is_some(),
+        RunOperation::LoadState { .. } => true,
+        _ => false,
     }
 }
 
