@@ -27,20 +27,20 @@ pub(crate) fn router(applications: &[Mounted], front: &FrontContext) -> Router {
     let mut router = Router::new().route("/livez", get(native::liveness)).route("/readyz", readiness(applications));
     for application in applications {
         let prefix = application.information.route_prefix.as_str();
-        let routes = match application.information.import_path {
+        let below = match application.information.import_path {
             ComponentKind::Server => tinker::router(front.clone()),
             ComponentKind::Processor => native::processor_routes(application.component.clone()),
             // Training and sampling are reached through the fronts of the `server` application.
             ComponentKind::Model | ComponentKind::Sampler => Router::new(),
         };
-        router = mount(router.route(prefix, information(application)), prefix, routes);
+        router = mount(router.route(prefix, information(application)), prefix, below);
     }
     router.fallback(unknown_path).method_not_allowed_fallback(wrong_method)
 }
 
 /// axum nests below a prefix, but not below `/`.
-fn mount(router: Router, prefix: &str, routes: Router) -> Router {
-    if prefix == "/" { router.merge(routes) } else { router.merge(Router::new().nest(prefix, routes)) }
+fn mount(router: Router, prefix: &str, below: Router) -> Router {
+    if prefix == "/" { router.merge(below) } else { router.merge(Router::new().nest(prefix, below)) }
 }
 
 fn readiness(applications: &[Mounted]) -> axum::routing::MethodRouter {

@@ -114,7 +114,7 @@ mod tests {
     async fn stack(gate: &Arc<Semaphore>) -> BoxComponent {
         let component = Gated::build((), Arc::clone(gate)).await.unwrap().boxed();
         let quota =
-            QuotaLimits { requests: 2.0, input_tokens: 0.0, window: Duration::from_secs(3_600), max_input_tokens: 0 };
+            QuotaLimits { requests: 2.0, input_tokens: 0.0, window: Duration::from_hours(1), max_input_tokens: 0 };
         component_stack(component, None, Some(quota), ConcurrencyLimits { ongoing: 1, queued: 0 })
     }
 

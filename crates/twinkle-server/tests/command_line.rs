@@ -9,7 +9,7 @@ use assert_cmd::Command;
 fn run(folder: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::cargo_bin("twinkle-server").unwrap();
     command.env_remove("TWINKLE_SERVER_CONFIG").env_remove("RUST_LOG").env("NO_COLOR", "1").env("COLUMNS", "100");
-    command.current_dir(folder).args(arguments).timeout(std::time::Duration::from_secs(60)).output().unwrap()
+    command.current_dir(folder).args(arguments).timeout(std::time::Duration::from_mins(1)).output().unwrap()
 }
 
 /// Exit code and stderr of `check` or a launch with this configuration.

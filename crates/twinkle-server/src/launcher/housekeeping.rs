@@ -11,7 +11,7 @@ use twinkle_core::error::{Error, ErrorCode, Result};
 use twinkle_core::state::{Retention, StateStore};
 
 /// The time between two looks for expired checkpoints.
-const EVERY: Duration = Duration::from_secs(60);
+const EVERY: Duration = Duration::from_mins(1);
 
 /// Checkpoints deleted in one look: each is a folder to remove.
 const BATCH: u32 = 100;

@@ -165,7 +165,7 @@ async fn recover(application: String, journal: Journal) {
         Ok(0) => {}
         Ok(runs) => info!(application, runs, "runs with unfinished operations were taken up again"),
         Err(error) => {
-            error!(application, %error, "unfinished runs could not be taken up; each is tried again when used")
+            error!(application, %error, "unfinished runs could not be taken up; each is tried again when used");
         }
     }
 }

@@ -55,7 +55,7 @@ async fn node() -> Node {
     let checkpoints = CheckpointStore::new(folder.path().to_path_buf());
     let context = |directory| ServerContext { store: store.clone(), checkpoints: checkpoints.clone(), directory };
     let stand_in = ServerComponent::build(ServerArgs::default(), context(Directory::default())).await.unwrap().boxed();
-    let served = ServedModel {
+    let model = ServedModel {
         name: BASE.to_owned(),
         max_context: 128,
         vocabulary: 256,
@@ -66,7 +66,7 @@ async fn node() -> Node {
         journal: None,
         sampler: Some(stand_in),
     };
-    let server = ServerComponent::build(ServerArgs::default(), context(Directory::new(vec![served]))).await.unwrap();
+    let server = ServerComponent::build(ServerArgs::default(), context(Directory::new(vec![model]))).await.unwrap();
     Node { server: server.boxed(), store, _folder: folder }
 }
 
