@@ -27,6 +27,7 @@ const FAMILIES: &[&str] = &["llama", "qwen2", "qwen3"];
 
 /// The dimensions and switches of a decoder-only transformer.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::struct_excessive_bools, reason = "the switches of an architecture are independent of each other")]
 pub struct ModelConfig {
     /// The architecture.
     pub family: Family,

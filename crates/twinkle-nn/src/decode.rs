@@ -82,7 +82,7 @@ impl BaseModel {
         let rotation = self.rotary.at(positions)?;
         let mut x = self.embed(tokens)?;
         for (index, layer) in self.layers.iter().enumerate() {
-            x = layer.forward_cached(index, x, &rotation, caches, routing)?;
+            x = layer.forward_cached(index, &x, &rotation, caches, routing)?;
         }
         let hidden = self.final_norm.forward(&x)?;
         for cache in caches.iter_mut() {
@@ -122,12 +122,12 @@ impl DecoderLayer {
     fn forward_cached(
         &self,
         index: usize,
-        input: Tensor,
+        input: &Tensor,
         rotation: &Rotation,
         caches: &mut [&mut KvCache],
         routing: &Routing,
     ) -> TorchResult<Tensor> {
-        let normed = self.input_norm.forward(&input)?;
+        let normed = self.input_norm.forward(input)?;
         let projected = self.project(&normed, rotation, routing)?;
         let out = self.empty_heads_output(&projected.q)?;
         let rows = input.size()[0] / caches.len() as i64;
@@ -137,7 +137,7 @@ impl DecoderLayer {
             self.heads.continued(&own(&projected.q)?, &keys, &values, &own(&out)?)?;
         }
         let (mut middle, _) = self.output.forward(&out, routing)?;
-        let _ = middle.f_add_(&input)?;
+        let _ = middle.f_add_(input)?;
         let (mut y, _) = self.mlp.forward(&self.post_norm.forward(&middle)?, routing)?;
         let _ = y.f_add_(&middle)?;
         Ok(y)

@@ -83,7 +83,7 @@ impl BaseModel {
         tch::no_grad(|| {
             let mut kept = Kept { layers: Vec::with_capacity(self.layers.len()), last: None };
             let hidden = self.run(pack, adapters, Some(&mut kept))?;
-            let last = kept.last.unwrap_or_else(Tensor::new);
+            let last = kept.last.unwrap_or_default();
             Ok((hidden, Tape { layers: kept.layers, last, rotation: self.rotation(&pack.spans())? }))
         })
         .map_err(device_error)

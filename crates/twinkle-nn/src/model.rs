@@ -86,10 +86,8 @@ impl BaseModel {
             layers.push(DecoderLayer::load(&mut files, &config, index)?);
         }
         let final_norm = RmsNorm { weight: files.take("model.norm.weight", &[hidden])?, epsilon: config.rms_norm_eps };
-        let untied_head = match config.tied_embeddings {
-            true => None,
-            false => Some(files.take("lm_head.weight", &[vocabulary, hidden])?),
-        };
+        let untied_head =
+            if config.tied_embeddings { None } else { Some(files.take("lm_head.weight", &[vocabulary, hidden])?) };
         let weight_bytes = files.finish()?;
         let rotary = RotaryEmbedding::new(&config.rope, config.head_dim, kind, options.device).map_err(device_error)?;
         let row_tile = options.row_tile as i64;

@@ -59,7 +59,7 @@ impl Philox {
     #[must_use]
     pub fn uniform_f64(&self, index: u64) -> f64 {
         let block = self.block(index / 2);
-        let pair = if index % 2 == 0 { [block[0], block[1]] } else { [block[2], block[3]] };
+        let pair = if index.is_multiple_of(2) { [block[0], block[1]] } else { [block[2], block[3]] };
         let word = u64::from(pair[0]) | u64::from(pair[1]) << 32;
         (word >> 11) as f64 * (1.0 / 9_007_199_254_740_992.0)
     }

@@ -19,10 +19,9 @@ impl Precision {
     #[must_use]
     pub fn kind(self, device: Device) -> Kind {
         match self {
-            Self::Float32 => Kind::Float,
             Self::BFloat16 => Kind::BFloat16,
             Self::Auto if device != Device::Cpu || cpu_multiplies_bf16() => Kind::BFloat16,
-            Self::Auto => Kind::Float,
+            Self::Auto | Self::Float32 => Kind::Float,
         }
     }
 }

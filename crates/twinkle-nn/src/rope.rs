@@ -334,3 +334,74 @@ impl Rotation {
         Ok(rotated)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Frequencies and magnitude of these settings for a head of 16.
+    fn computed(settings: &Value, max_position_embeddings: usize) -> (Vec<f32>, f64) {
+        let text = json!({ "rope_parameters": settings });
+        let text = text.as_object().unwrap();
+        let config = RopeConfig::from_keys(text, text, 16, max_position_embeddings).unwrap();
+        let (frequencies, magnitude) = config.frequencies(16).unwrap();
+        (Vec::try_from(&frequencies).unwrap(), magnitude)
+    }
+
+    /// The expected values are those of transformers 5.23.
+    #[test]
+    fn long_context_variants_agree_with_transformers() {
+        let cases = [
+            (
+                json!({"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}),
+                128,
+                [0.25, 0.079_056_94, 0.025, 0.007_905_694_7, 0.002_5, 7.905_694_7e-4, 2.5e-4, 7.905_694_7e-5],
+                1.0,
+            ),
+            (
+                json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 1e4}),
+                128,
+                [1.0, 0.197_642_36, 0.025, 0.007_905_694_7, 0.002_5, 7.905_694_7e-4, 2.5e-4, 7.905_694_7e-5],
+                1.138_629_436_111_989,
+            ),
+            (
+                json!({
+                    "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 4096, "rope_theta": 1e6,
+                    "beta_fast": 16.0, "beta_slow": 2.0, "mscale": 1.0, "mscale_all_dim": 0.5
+                }),
+                16_384,
+                [
+                    1.0,
+                    0.177_827_94,
+                    0.031_622_78,
+                    0.003_163_170_1,
+                    1.25e-4,
+                    2.222_849_3e-5,
+                    3.952_846_8e-6,
+                    7.029_266_8e-7,
+                ],
+                1.094_179_988_101_349,
+            ),
+        ];
+        for (settings, context, expected, expected_magnitude) in cases {
+            let (found, magnitude) = computed(&settings, context);
+            for (found, expected) in found.iter().zip(expected) {
+                assert!((found - expected).abs() <= 2e-6 * expected, "{settings}: {found}, not {expected}");
+            }
+            assert!((magnitude - expected_magnitude).abs() < 1e-12, "{settings}: {magnitude}");
+        }
+    }
+
+    #[test]
+    fn a_position_has_the_same_rotation_whatever_is_asked_with_it() {
+        let config = RopeConfig { theta: 1e4, scaling: RopeScaling::None };
+        for kind in [Kind::Float, Kind::BFloat16] {
+            let rotary = RotaryEmbedding::new(&config, 12, kind, Device::Cpu).unwrap();
+            let alone = rotary.at(&[7]).unwrap();
+            let among = rotary.at(&[0, 3000, 7, 5]).unwrap();
+            assert!(alone.cos.equal(&among.cos.narrow(0, 2, 1)) && alone.sin.equal(&among.sin.narrow(0, 2, 1)));
+        }
+    }
+}

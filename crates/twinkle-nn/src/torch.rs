@@ -7,6 +7,7 @@ use twinkle_core::{Error, ErrorCode};
 pub(crate) type TorchResult<T> = Result<T, TchError>;
 
 /// A failed tensor operation, as the engine sees it.
+#[expect(clippy::needless_pass_by_value, reason = "handed to `map_err`")]
 pub(crate) fn device_error(error: TchError) -> Error {
     let text = error.to_string();
     let first_line = text.lines().next().unwrap_or_default().to_owned();

@@ -161,9 +161,9 @@ fn adapter_gradients_in_bf16_point_the_same_way() {
             let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
             let (norm, expected_norm) = (dot(&flat, &flat).sqrt(), dot(&expected, &expected).sqrt());
             let cosine = dot(&flat, &expected) / (norm * expected_norm);
-            eprintln!("{variant} {name} cosine {cosine} norm {}", norm / expected_norm);
-            assert!(cosine >= 0.9, "{variant} {name}: cosine {cosine}");
-            assert!((norm / expected_norm - 1.0).abs() <= 0.02, "{variant} {name}: norms {norm} and {expected_norm}");
+            // The reference's own bf16 gradients reach 0.99892 (llama3, attn_mlp_unembed, bf16 adapters).
+            assert!(cosine >= 0.9985, "{variant} {name}: cosine {cosine}");
+            assert!((norm / expected_norm - 1.0).abs() <= 0.01, "{variant} {name}: norms {norm} and {expected_norm}");
         }
     }
 }

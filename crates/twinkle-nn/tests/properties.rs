@@ -42,14 +42,14 @@ fn an_adapter_whose_b_is_zero_changes_no_bit() {
         let base = load("qwen2", precision);
         let layout = Arc::new(AdapterLayout::new(base.config(), &spec(8, 3, true)).unwrap());
         let flat = layout.initialise(base.device());
-        let adapter = Arc::new(Adapter::from_parameters(&layout, &flat, base.kind(), base.device()));
+        let fresh = Arc::new(Adapter::from_parameters(&layout, &flat, base.kind(), base.device()));
         let tokens = tokens(&base, 70, 1);
-        let bare = base.forward(&Pack::single(&tokens, None), &[]).unwrap();
-        let adapted = base.forward(&Pack::single(&tokens, Some(0)), &[Arc::clone(&adapter)]).unwrap();
-        assert!(bare.equal(&adapted));
-        let bare = base.logits(&bare, &[None; 70]).unwrap();
-        let adapted = base.logits(&adapted, &[Some(&adapter); 70]).unwrap();
-        assert!(bare.equal(&adapted));
+        let without = base.forward(&Pack::single(&tokens, None), &[]).unwrap();
+        let with = base.forward(&Pack::single(&tokens, Some(0)), &[Arc::clone(&fresh)]).unwrap();
+        assert!(without.equal(&with));
+        let without = base.logits(&without, &[None; 70]).unwrap();
+        let with = base.logits(&with, &[Some(&fresh); 70]).unwrap();
+        assert!(without.equal(&with));
     }
 }
 

@@ -201,3 +201,29 @@ pub(crate) fn accumulate_product(sum: &mut Tensor, left: &Tensor, right: &Tensor
     let _ = sum.f_addmm_(&left.f_tr()?, &right)?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+
+    /// The shapes of a 0.5B model, where the matrix library has several algorithms to choose from.
+    #[test]
+    fn a_row_has_the_same_bits_at_any_place_among_any_neighbours() {
+        for kind in [Kind::Float, Kind::BFloat16] {
+            for (out, width) in [(896, 4864), (4864, 896), (128, 896)] {
+                let random =
+                    |rows: i64, columns: i64| Tensor::randn([rows, columns], (Kind::Float, Device::Cpu)).to_kind(kind);
+                let (weight, x) = (random(out, width), random(70, width));
+                for tile in [16, 64] {
+                    let whole = multiply_rows(&x, &weight.tr(), None, Some(tile)).unwrap();
+                    for (start, count) in [(0, 1), (3, 1), (17, 20), (5, 64), (69, 1)] {
+                        let some = multiply_rows(&x.narrow(0, start, count), &weight.tr(), None, Some(tile)).unwrap();
+                        assert!(some.equal(&whole.narrow(0, start, count)), "{kind:?} {out}x{width} tile {tile}");
+                    }
+                }
+            }
+        }
+    }
+}

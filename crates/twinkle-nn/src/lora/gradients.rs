@@ -29,13 +29,13 @@ impl Gradients {
     }
 
     /// The vector, fp32 `[P]`.
-    #[must_use]
+    #[must_use = "a view of the gradients"]
     pub fn flat(&self) -> &Tensor {
         &self.flat
     }
 
     /// The vector, for a step that consumes it or for restoring it.
-    #[must_use]
+    #[must_use = "a view of the gradients"]
     pub fn flat_mut(&mut self) -> &mut Tensor {
         &mut self.flat
     }
