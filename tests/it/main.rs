@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod crash;
+mod disk_full;
 mod order;
 mod sdk;
 

@@ -23,6 +23,8 @@ pub struct NodeOptions {
     pub name: String,
     /// `float32` or `bfloat16`.
     pub dtype: String,
+    /// Environment variables of the server.
+    pub environment: Vec<(String, String)>,
 }
 
 impl NodeOptions {
@@ -34,6 +36,7 @@ impl NodeOptions {
             model: workspace_root().join("tests/golden/fixtures").join(variant),
             name: format!("tiny/{variant}"),
             dtype: "float32".to_owned(),
+            environment: Vec::new(),
         }
     }
 }
@@ -136,6 +139,7 @@ fn spawn(options: &NodeOptions, folder: &Path) -> Result<Child> {
     Command::new(&options.binary)
         .arg("--config")
         .arg(folder.join("node.yaml"))
+        .envs(options.environment.iter().cloned())
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log)

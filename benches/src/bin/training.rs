@@ -53,6 +53,7 @@ async fn main() -> Result<()> {
         model: arguments.model_dir.canonicalize().context("the model folder")?,
         name: "bench/model".to_owned(),
         dtype: arguments.dtype.clone(),
+        environment: Vec::new(),
     };
     let mut ours = Vec::new();
     let mut theirs = Vec::new();

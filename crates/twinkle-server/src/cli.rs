@@ -9,6 +9,7 @@ use twinkle_core::config::ServerConfig;
 
 use crate::launcher::{LaunchError, LaunchOptions, TwinkleServer};
 use crate::logging::{self, LogLevel};
+use crate::openmp;
 
 /// Exit status for a bad command line or configuration.
 const USAGE: u8 = 2;
@@ -80,6 +81,7 @@ pub fn main() -> ExitCode {
 
 fn run(arguments: LaunchArgs) -> ExitCode {
     let Some(path) = arguments.config else { return missing_config() };
+    openmp::wait_passively();
     logging::start(arguments.log_level);
     if arguments.server_type.is_some() {
         tracing::info!("`--server-type` has no effect: both protocols are always served");

@@ -13,6 +13,7 @@ pub mod launcher;
 pub mod logging;
 mod native;
 pub mod node;
+mod openmp;
 mod routes;
 mod server;
 pub mod server_component;
