@@ -52,9 +52,11 @@ impl Route {
     fn request(self, address: &str, prefix: &str) -> Vec<u8> {
         let (method, path, body) = match self {
             Self::Healthz => ("GET", "healthz", ""),
-            Self::CreateSession => {
-                ("POST", "create_session", r#"{"tags":[],"user_metadata":{},"sdk_version":"0.38.0","type":"create_session"}"#)
-            }
+            Self::CreateSession => (
+                "POST",
+                "create_session",
+                r#"{"tags":[],"user_metadata":{},"sdk_version":"0.38.0","type":"create_session"}"#,
+            ),
         };
         let length = body.len();
         format!(
