@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
 /// How long a server may take until it is ready: generous, because two cores may be busy compiling.
-const READY_LIMIT: Duration = Duration::from_secs(60);
+const READY_LIMIT: Duration = Duration::from_mins(1);
 
 /// What to serve.
 #[derive(Clone, Debug)]

@@ -39,7 +39,7 @@ pub async fn run_script(version: SdkVersion, script: &str, arguments: &[&str]) -
         .stdin(Stdio::null())
         .kill_on_drop(true)
         .output();
-    let output = tokio::time::timeout(Duration::from_secs(300), run)
+    let output = tokio::time::timeout(Duration::from_mins(5), run)
         .await
         .with_context(|| format!("{script} did not finish within five minutes"))??;
     if !output.status.success() {
