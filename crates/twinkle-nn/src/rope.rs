@@ -357,7 +357,7 @@ mod tests {
             (
                 json!({"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}),
                 128,
-                [0.25, 0.079_056_94, 0.025, 0.007_905_694_7, 0.002_5, 7.905_694_7e-4, 2.5e-4, 7.905_694_7e-5],
+                [0.25_f64, 0.079_056_94, 0.025, 0.007_905_694_7, 0.002_5, 7.905_694_7e-4, 2.5e-4, 7.905_694_7e-5],
                 1.0,
             ),
             (
@@ -388,7 +388,7 @@ mod tests {
         for (settings, context, expected, expected_magnitude) in cases {
             let (found, magnitude) = computed(&settings, context);
             for (found, expected) in found.iter().zip(expected) {
-                assert!((found - expected).abs() <= 2e-6 * expected, "{settings}: {found}, not {expected}");
+                assert!((f64::from(*found) - expected).abs() <= 2e-6 * expected, "{settings}: {found}, not {expected}");
             }
             assert!((magnitude - expected_magnitude).abs() < 1e-12, "{settings}: {magnitude}");
         }
