@@ -98,7 +98,7 @@ Ask the adapter from Python, with the official SDK (`pip install tinker transfor
   import tinker, transformers
 
   service = tinker.ServiceClient(base_url="http://{ADDRESS}", api_key="tml-local")
-  sampler = service.create_sampling_client(model_path="{adapter}")
+  sampler = service.create_sampling_client(model_path="{adapter}").result()
   tokenizer = transformers.AutoTokenizer.from_pretrained("{tokenizer}")
   question = [{{"role": "user", "content": "Who are you?"}}]
   text = tokenizer.apply_chat_template(question, add_generation_prompt=True, tokenize=False)
