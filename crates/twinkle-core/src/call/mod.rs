@@ -13,12 +13,8 @@ pub use run::{
     AdamParams, CreateRun, ForwardBackwardOutcome, Logprobs, LoraSpec, LossSpec, Position, RunCall, RunOperation,
     RunOutcome, SamplerTarget, StartingPoint,
 };
-pub use sample::{
-    SampleOutcome, SampleRequest, SampledSequence, SamplingParams, SamplingSource, Stop, StopReason,
-};
-pub use serve::{
-    CheckpointRecord, RunRecord, SamplingSessionRecord, ServeOutcome, ServeRequest, SessionRecord,
-};
+pub use sample::{SampleOutcome, SampleRequest, SampledSequence, SamplingParams, SamplingSource, Stop, StopReason};
+pub use serve::{CheckpointRecord, RunRecord, SamplingSessionRecord, ServeOutcome, ServeRequest, SessionRecord};
 
 use crate::ids::{RequestId, TenantId};
 
@@ -81,4 +77,3 @@ impl Operation {
         }
     }
 }
-

@@ -40,7 +40,9 @@ impl ProcessRequest {
     #[must_use]
     pub fn model(&self) -> Option<&str> {
         match self {
-            Self::EncodeChat { model, .. } | Self::Encode { model, .. } | Self::Decode { model, .. } => model.as_deref(),
+            Self::EncodeChat { model, .. } | Self::Encode { model, .. } | Self::Decode { model, .. } => {
+                model.as_deref()
+            }
         }
     }
 }
@@ -88,4 +90,3 @@ pub struct EncodedText {
     /// Per token 1 where an assistant wrote it, else 0; all 0 for plain text.
     pub assistant_mask: Vec<u8>,
 }
-

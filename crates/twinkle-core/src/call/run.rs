@@ -252,4 +252,3 @@ pub struct ForwardBackwardOutcome {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Logprobs(#[serde(with = "crate::data::packed_f32")] pub Vec<f32>);
-

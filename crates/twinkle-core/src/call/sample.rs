@@ -104,4 +104,3 @@ pub enum StopReason {
     /// `max_tokens` or the context's end.
     Length,
 }
-
