@@ -14,7 +14,7 @@ use twinkle_core::config::{
 use twinkle_core::error::{Error, Result};
 use twinkle_core::futures::{Futures, FuturesOptions};
 use twinkle_core::middleware::concurrency::ConcurrencyLimits;
-use twinkle_core::middleware::journal::Journal;
+use twinkle_core::middleware::journal::{Journal, JournalOptions};
 use twinkle_core::state::StateStore;
 use twinkle_model::engine::EngineLimits;
 use twinkle_model::{ModelComponent, ModelContext};
@@ -157,7 +157,9 @@ impl Builder<'_> {
             limits,
         };
         let component = ModelComponent::build(limits, context).await?.boxed();
-        let journal = Journal::new(self.state.store.clone(), self.state.futures.clone(), component.clone());
+        let options = JournalOptions { base_model: Some(args.public_name.clone()), ..JournalOptions::default() };
+        let (store, futures) = (self.state.store.clone(), self.state.futures.clone());
+        let journal = Journal::with_options(store, futures, component.clone(), options);
         let trainer = stacked(application, component, Some(journal.clone()));
         self.serve(ServedModel {
             name: args.public_name.clone(),

@@ -41,6 +41,9 @@ use line::Line;
 /// Bounds and patience of the journal.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JournalOptions {
+    /// The base model whose runs this journal keeps; `None`: all of them. A node with several models has a journal for
+    /// each over one store, and each takes up only its own runs after a restart.
+    pub base_model: Option<String>,
     /// How long later operations of an otherwise idle run wait for a number that does not arrive.
     pub gap_grace: Duration,
     /// Operations of one run that may wait for their turn.
@@ -51,7 +54,7 @@ pub struct JournalOptions {
 
 impl Default for JournalOptions {
     fn default() -> Self {
-        Self { gap_grace: Duration::from_mins(1), waiting_per_run: 1024, waiting_mebibytes: 1024 }
+        Self { base_model: None, gap_grace: Duration::from_mins(1), waiting_per_run: 1024, waiting_mebibytes: 1024 }
     }
 }
 

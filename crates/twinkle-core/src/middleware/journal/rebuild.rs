@@ -9,6 +9,7 @@ use super::advance::{close, is_put_off, perform, settle, wake};
 use super::line::{Line, find};
 use crate::call::{Position, RunOperation, RunOutcome, SamplerTarget};
 use crate::error::{Error, ErrorCode, Result};
+use crate::ids::{RunId, TenantId};
 use crate::state::{JournaledOperation, Status, from_blob, to_blob};
 
 /// Operations read from the journal at once: each may hold a whole batch of training data.
@@ -18,6 +19,9 @@ const PAGE: u32 = 8;
 pub(super) async fn recover(shared: &Arc<Shared>) -> Result<usize> {
     let mut taken_up = 0;
     for (tenant, run) in shared.store.unfinished_runs().await? {
+        if !keeps(shared, &tenant, &run).await? {
+            continue;
+        }
         let line = match find(shared, &tenant, &run).await {
             Ok(line) => line,
             Err(error) if is_passing(&error) => return Err(error),
@@ -40,6 +44,12 @@ pub(super) async fn recover(shared: &Arc<Shared>) -> Result<usize> {
         }
     }
     Ok(taken_up)
+}
+
+/// Whether the run is of this journal's base model.
+async fn keeps(shared: &Shared, tenant: &TenantId, run: &RunId) -> Result<bool> {
+    let Some(base_model) = &shared.options.base_model else { return Ok(true) };
+    Ok(shared.store.run(tenant, run).await?.base_model == *base_model)
 }
 
 /// Rebuilds the run if that is still to be done. One that cannot be rebuilt is closed.
@@ -143,7 +153,7 @@ fn is_passing(error: &Error) -> bool {
     matches!(error.code, ErrorCode::Draining | ErrorCode::Overloaded | ErrorCode::ResourceExhausted)
 }
 
-fn cannot_rebuild(run: &crate::ids::RunId, error: &Error) -> Error {
+fn cannot_rebuild(run: &RunId, error: &Error) -> Error {
     Error::internal(format!("run `{run}` could not be rebuilt after a restart: {}", error.message))
         .hint("create a new run, if need be from one of its checkpoints")
 }

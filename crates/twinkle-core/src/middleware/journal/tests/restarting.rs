@@ -54,6 +54,24 @@ async fn the_unfinished_tail_is_executed_in_order_and_ends_in_the_same_bits() {
 }
 
 #[tokio::test]
+async fn another_base_models_runs_are_left_to_its_own_journal() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::with_run(folder.path()).await;
+    node.recorder.keep_answers_back();
+    let unfinished = node.submit(1, step(0.1)).await.unwrap();
+    node.stop().await;
+
+    let of = |base_model: &str| JournalOptions { base_model: Some(base_model.to_owned()), ..JournalOptions::default() };
+    let other = Node::start_with(folder.path(), of("another")).await;
+    assert_eq!(other.journal.recover().await.unwrap(), 0);
+    other.stop().await;
+
+    let own = Node::start_with(folder.path(), of("tiny")).await;
+    assert_eq!(own.journal.recover().await.unwrap(), 1);
+    assert_eq!(sum_in(&own.result(&unfinished).await).to_bits(), sum(&[0.1]).to_bits());
+}
+
+#[tokio::test]
 async fn operations_accepted_while_a_run_is_rebuilt_come_after_its_tail() {
     let folder = tempfile::tempdir().unwrap();
     let node = Node::with_run(folder.path()).await;
