@@ -81,7 +81,7 @@ pub fn main() -> ExitCode {
 
 fn run(arguments: LaunchArgs) -> ExitCode {
     let Some(path) = arguments.config else { return missing_config() };
-    openmp::wait_passively();
+    openmp::spin_briefly();
     logging::start(arguments.log_level);
     if arguments.server_type.is_some() {
         tracing::info!("`--server-type` has no effect: both protocols are always served");
