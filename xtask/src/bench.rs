@@ -18,6 +18,8 @@ use crate::workspace::Workspace;
 const REPORT: &str = "docs/benchmarks.md";
 /// Python with torch, transformers and PEFT, to compare with.
 const REFERENCE_PYTHON: &str = ".venvs/reference/bin/python";
+/// A tiny model for runs that only wait.
+const IDLE_MODEL: &str = "tests/golden/fixtures/llama3";
 /// A 0.5B-shaped Qwen2.5 with random weights: its speed is that of the real one.
 const RANDOM_MODEL: &str = ".models/random-qwen2.5-0.5b";
 
@@ -93,32 +95,40 @@ fn control_plane(workspace: &Workspace, server: &Path) -> Result<String> {
     let address = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
     let config = folder.path().join("node.yaml");
     let state = folder.path().join("state");
+    let model = workspace.path(IDLE_MODEL);
     let text = format!(
         "http_options: {{host: 127.0.0.1, port: {}}}\npersistence: {{mode: file, file_path: {}}}\n\
-         applications:\n  - {{name: server, route_prefix: /api/v1, import_path: server}}\n",
+         applications:\n  - {{name: server, route_prefix: /api/v1, import_path: server}}\n  \
+         - name: model\n    route_prefix: /api/v1/model/idle\n    import_path: model\n    \
+         args: {{model_id: {}, backend: transformers, device_group: {{name: model, ranks: 1, device_type: cpu}}}}\n",
         address.port(),
-        state.display()
+        state.display(),
+        model.display()
     );
     fs::write(&config, text).with_context(|| format!("cannot write `{}`", config.display()))?;
     let server = Server::start(workspace, server, &config, address, folder.path().join("node.log"))?;
     let mut table = String::from(
-        "\n## Control plane\n\nClosed loop over HTTP/1.1; `create_session` is durable (fsync) before it is answered.\n\n\
-         | route | connections | requests/s | p50 | p99 |\n| --- | ---: | ---: | ---: | ---: |\n",
+        "\n## Control plane\n\nClosed loop over HTTP/1.1, the load generator on the same cores; `create_session` is durable \
+         (fsync) before it is answered. Idle polls are connections whose `retrieve_future` is held meanwhile.\n\n\
+         | route | connections | idle polls | requests/s | p50 | p99 |\n| --- | ---: | ---: | ---: | ---: | ---: |\n",
     );
-    for route in ["healthz", "create-session"] {
-        for connections in ["64", "1"] {
-            let mut load = Command::new(&program);
-            load.args(["--address", &address.to_string(), "--route", route, "--connections", connections]);
-            let result = json_of(&mut load, workspace)?;
-            writeln!(
-                table,
-                "| `{}` | {connections} | {:.0} | {:.2} ms | {:.2} ms |",
-                route.replace('-', "_"),
-                number(&result, "requests_per_second")?,
-                number(&result, "p50_ms")?,
-                number(&result, "p99_ms")?,
-            )?;
-        }
+    let crowd = [("healthz", "512", "2000"), ("heartbeat", "512", "2000")];
+    let alone = ["healthz", "heartbeat", "create-session"]
+        .into_iter()
+        .flat_map(|route| [(route, "64", "0"), (route, "1", "0")]);
+    for (route, connections, idle_polls) in alone.chain(crowd) {
+        let mut load = Command::new(&program);
+        load.args(["--address", &address.to_string(), "--route", route, "--connections", connections]);
+        load.args(["--idle-polls", idle_polls, "--base-model", "idle"]);
+        let result = json_of(&mut load, workspace)?;
+        writeln!(
+            table,
+            "| `{}` | {connections} | {idle_polls} | {:.0} | {:.2} ms | {:.2} ms |",
+            route.replace('-', "_"),
+            number(&result, "requests_per_second")?,
+            number(&result, "p50_ms")?,
+            number(&result, "p99_ms")?,
+        )?;
     }
     server.stop()?;
     Ok(table)

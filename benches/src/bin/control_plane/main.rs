@@ -1,10 +1,10 @@
 //! Loads one route of a running node and prints throughput and latency as one line of JSON.
 //!
-//! Each connection sends a request, reads the whole answer and sends the next: closed loop, keep-alive, HTTP/1.1 written
-//! by hand, because the generator shares its cores with the server and should cost as little as it can.
+//! Each connection sends a request, reads the whole answer and sends the next: closed loop, keep-alive.
 //!
 //! ```text
 //! control_plane --route create-session --connections 64 --seconds 5
+//! control_plane --route heartbeat --connections 512 --idle-polls 2000 --base-model tiny/llama3
 //! ```
 
 use std::io::Write as _;
@@ -13,10 +13,15 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
 use serde::Serialize;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use serde_json::json;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
+
+mod http;
+mod polls;
+
+use http::{Connection, request};
+use polls::IdlePolls;
 
 /// Loads one route of a running node and prints throughput and latency.
 #[derive(Debug, Parser)]
@@ -36,6 +41,12 @@ struct Arguments {
     /// How long to measure, after one second of warming up
     #[arg(long, default_value_t = 5.0)]
     seconds: f64,
+    /// Further connections, each with a long poll that is not answered meanwhile
+    #[arg(long, default_value_t = 0)]
+    idle_polls: usize,
+    /// A base model the node serves; idle polls wait for a training run of it
+    #[arg(long)]
+    base_model: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, Serialize, ValueEnum)]
@@ -45,24 +56,27 @@ enum Route {
     Healthz,
     /// One durable write
     CreateSession,
+    /// A client's sign of life
+    Heartbeat,
 }
 
 impl Route {
     /// The whole request, ready to be written.
-    fn request(self, address: &str, prefix: &str) -> Vec<u8> {
-        let (method, path, body) = match self {
-            Self::Healthz => ("GET", "healthz", ""),
-            Self::CreateSession => (
-                "POST",
+    async fn request(self, address: &str, prefix: &str) -> Result<Vec<u8>> {
+        let post = |path: &str, body: &str| request(address, "POST", &format!("{prefix}/{path}"), body);
+        Ok(match self {
+            Self::Healthz => request(address, "GET", &format!("{prefix}/healthz"), ""),
+            Self::CreateSession => post(
                 "create_session",
                 r#"{"tags":[],"user_metadata":{},"sdk_version":"0.38.0","type":"create_session"}"#,
             ),
-        };
-        let length = body.len();
-        format!(
-            "{method} {prefix}/{path} HTTP/1.1\r\nhost: {address}\r\nx-api-key: tml-bench\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
-        )
-        .into_bytes()
+            Self::Heartbeat => {
+                let mut connection = Connection::open(address).await?;
+                let body = json!({ "tags": [] });
+                let session = polls::post(&mut connection, address, prefix, "create_session", &body).await?;
+                post("session_heartbeat", &json!({ "session_id": session["session_id"] }).to_string())
+            }
+        })
     }
 }
 
@@ -71,6 +85,7 @@ impl Route {
 struct Report {
     route: Route,
     connections: usize,
+    idle_polls: usize,
     seconds: f64,
     requests: usize,
     requests_per_second: f64,
@@ -82,7 +97,13 @@ struct Report {
 #[tokio::main]
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let request = arguments.route.request(&arguments.address, &arguments.prefix);
+    let mut polls = None;
+    if arguments.idle_polls > 0 {
+        let base_model = arguments.base_model.as_deref().context("`--idle-polls` needs `--base-model`")?;
+        let parked = IdlePolls::park(&arguments.address, &arguments.prefix, base_model, arguments.idle_polls).await?;
+        polls = Some(parked);
+    }
+    let request = arguments.route.request(&arguments.address, &arguments.prefix).await?;
     let start = Instant::now() + Duration::from_secs(1);
     let end = start + Duration::try_from_secs_f64(arguments.seconds).context("`--seconds` is not a duration")?;
     let mut clients = JoinSet::new();
@@ -93,6 +114,9 @@ async fn main() -> Result<()> {
     while let Some(client) = clients.join_next().await {
         latencies.extend(client??);
     }
+    if let Some(polls) = &mut polls {
+        polls.check()?;
+    }
     latencies.sort_unstable();
     ensure!(!latencies.is_empty(), "no request was answered in time");
     let milliseconds = |share: f64| {
@@ -102,6 +126,7 @@ async fn main() -> Result<()> {
     let report = Report {
         route: arguments.route,
         connections: arguments.connections,
+        idle_polls: arguments.idle_polls,
         seconds: arguments.seconds,
         requests: latencies.len(),
         requests_per_second: latencies.len() as f64 / arguments.seconds,
@@ -115,44 +140,19 @@ async fn main() -> Result<()> {
 
 /// Sends requests until `end`; answers the latencies of those that began after `start`.
 async fn load(address: String, request: Vec<u8>, start: Instant, end: Instant) -> Result<Vec<Duration>> {
-    let mut stream = TcpStream::connect(&address).await.with_context(|| format!("cannot connect to {address}"))?;
-    stream.set_nodelay(true)?;
-    let mut buffer = Vec::with_capacity(4_096);
-    let mut latencies = Vec::with_capacity(1 << 16);
+    let mut connection = Connection::open(&address).await?;
+    let mut latencies = Vec::with_capacity(1 << 12);
     loop {
         let began = Instant::now();
         if began >= end {
             return Ok(latencies);
         }
-        stream.write_all(&request).await?;
-        read_answer(&mut stream, &mut buffer).await?;
+        let answer = connection.ask(&request).await?;
+        if answer.status != 200 {
+            bail!("the server answered {}: {}", answer.status, String::from_utf8_lossy(answer.body));
+        }
         if began >= start {
             latencies.push(began.elapsed());
         }
     }
-}
-
-/// Reads exactly one answer, which must be a 200 with a `content-length`.
-async fn read_answer(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Result<()> {
-    buffer.clear();
-    loop {
-        let count = stream.read_buf(buffer).await?;
-        ensure!(count > 0, "the server closed the connection");
-        let Some(head_length) = buffer.windows(4).position(|window| window == b"\r\n\r\n") else { continue };
-        let head = std::str::from_utf8(&buffer[..head_length]).context("the answer's head is not text")?;
-        if !head.starts_with("HTTP/1.1 200") {
-            bail!("the server answered: {}", String::from_utf8_lossy(buffer));
-        }
-        let length = content_length(head).context("the answer has no content-length")?;
-        if buffer.len() >= head_length + 4 + length {
-            return Ok(());
-        }
-    }
-}
-
-fn content_length(head: &str) -> Option<usize> {
-    head.lines().find_map(|line| {
-        let (name, value) = line.split_once(':')?;
-        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse().ok())?
-    })
 }
