@@ -71,10 +71,29 @@ pub struct Deployment {
     pub max_ongoing_requests: u32,
     /// Most requests waiting to enter it; `-1` in the file is this default, because nothing grows without a bound.
     pub max_queued_requests: u32,
+    /// How many replicas there may be, and when another one is due; `None` when the file does not say.
+    pub autoscaling: Option<Autoscaling>,
     /// Seconds the component has to finish its work when the node stops.
     pub graceful_shutdown_timeout_s: f64,
     /// Environment variables of the component.
     pub env_vars: BTreeMap<String, String>,
+}
+
+/// `autoscaling_config` of a deployment. One replica runs, whatever the bounds are.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Autoscaling {
+    /// Fewest replicas.
+    pub min_replicas: u32,
+    /// Most replicas.
+    pub max_replicas: u32,
+    /// Requests inside a replica above which it counts as busy.
+    pub target_ongoing_requests: f64,
+}
+
+impl Default for Autoscaling {
+    fn default() -> Self {
+        Self { min_replicas: 1, max_replicas: 1, target_ongoing_requests: 2.0 }
+    }
 }
 
 impl Default for Deployment {
@@ -82,6 +101,7 @@ impl Default for Deployment {
         Self {
             max_ongoing_requests: 256,
             max_queued_requests: 4096,
+            autoscaling: None,
             graceful_shutdown_timeout_s: 20.0,
             env_vars: BTreeMap::new(),
         }
@@ -208,7 +228,7 @@ fn read_deployment(section: &mut Section<'_>) -> Deployment {
     if let Some(seconds) = entry.number("graceful_shutdown_timeout_s", 0.0) {
         deployment.graceful_shutdown_timeout_s = seconds.value;
     }
-    read_replicas(&mut entry);
+    deployment.autoscaling = read_replicas(&mut entry);
     if let Some(actor) = entry.section("ray_actor_options") {
         deployment.env_vars = read_actor_options(actor);
     }
@@ -228,7 +248,7 @@ fn read_deployment(section: &mut Section<'_>) -> Deployment {
 }
 
 /// One replica is what we run; asking for more is refused, room for more is noted.
-fn read_replicas(entry: &mut Section<'_>) {
+fn read_replicas(entry: &mut Section<'_>) -> Option<Autoscaling> {
     let node = entry.node("num_replicas");
     let is_auto =
         entry.node("num_replicas").is_some_and(|node| node.value == super::tree::Value::Text("auto".to_owned()));
@@ -237,10 +257,11 @@ fn read_replicas(entry: &mut Section<'_>) {
     } else if let Some(count) = entry.integer::<u32>("num_replicas", 1..).filter(|count| count.value > 1) {
         entry.report().unavailable(count.place, format!("`num_replicas: {}`", count.value));
     }
-    let Some(mut scaling) = entry.section("autoscaling_config") else { return };
+    let mut scaling = entry.section("autoscaling_config")?;
     if let Some(node) = node.filter(|_| !is_auto) {
         entry.report().problem(node.place, "`num_replicas` and `autoscaling_config` exclude each other");
     }
+    let mut autoscaling = Autoscaling::default();
     let least = scaling.integer::<u32>("min_replicas", 0..);
     let most = scaling.integer::<u32>("max_replicas", 1..);
     if let Some(least) = least.as_ref().filter(|least| least.value > 1) {
@@ -252,12 +273,24 @@ fn read_replicas(entry: &mut Section<'_>) {
         let message = format!("`min_replicas` ({}) is above `max_replicas` ({})", least.value, most.value);
         scaling.report().problem(most.place, message);
     }
-    if most.is_some_and(|most| most.value > 1) {
-        scaling.inert("max_replicas", "one replica runs");
+    if let Some(least) = least {
+        autoscaling.min_replicas = least.value;
+    }
+    if let Some(most) = most {
+        if most.value > 1 {
+            scaling.inert("max_replicas", "one replica runs");
+        }
+        autoscaling.max_replicas = most.value;
+    }
+    if let Some(target) = scaling.number("target_ongoing_requests", 0.0) {
+        if target.value > 0.0 {
+            autoscaling.target_ongoing_requests = target.value;
+        } else {
+            scaling.report().problem(target.place, "`target_ongoing_requests` must be above 0");
+        }
     }
     for key in [
         "initial_replicas",
-        "target_ongoing_requests",
         "upscale_delay_s",
         "downscale_delay_s",
         "metrics_interval_s",
@@ -269,6 +302,7 @@ fn read_replicas(entry: &mut Section<'_>) {
         scaling.inert(key, "one replica runs");
     }
     scaling.finish();
+    Some(autoscaling)
 }
 
 fn read_actor_options(mut actor: Section<'_>) -> BTreeMap<String, String> {

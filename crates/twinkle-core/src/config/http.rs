@@ -1,5 +1,7 @@
 //! `http_options`: where the node listens.
 
+use std::path::PathBuf;
+
 use serde::Serialize;
 
 use super::section::Section;
@@ -11,11 +13,22 @@ pub struct HttpOptions {
     pub host: String,
     /// TCP port; 0 lets the system choose.
     pub port: u16,
+    /// What makes it HTTPS; `None` is plain HTTP.
+    pub tls: Option<TlsConfig>,
+}
+
+/// The files of a TLS server, both PEM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TlsConfig {
+    /// The certificate, followed by those between it and a root.
+    pub certificate: PathBuf,
+    /// The certificate's private key.
+    pub private_key: PathBuf,
 }
 
 impl Default for HttpOptions {
     fn default() -> Self {
-        Self { host: "localhost".to_owned(), port: 8000 }
+        Self { host: "localhost".to_owned(), port: 8000, tls: None }
     }
 }
 
@@ -23,16 +36,26 @@ impl HttpOptions {
     pub(super) fn read(section: Option<Section<'_>>) -> Self {
         let mut options = Self::default();
         let Some(mut section) = section else { return options };
-        if let Some(host) = section.text("host") {
+        if let Some(host) = section.required_if_given("host") {
             options.host = host.value;
         }
         if let Some(port) = section.integer("port", 0..=65535) {
             options.port = port.value;
         }
+        options.tls = section.section("tls").and_then(TlsConfig::read);
         for key in ["root_path", "request_timeout_s", "keep_alive_timeout_s", "num_cpus", "location"] {
             section.inert(key, "a setting of Ray Serve's proxy");
         }
         section.finish();
         options
+    }
+}
+
+impl TlsConfig {
+    fn read(mut section: Section<'_>) -> Option<Self> {
+        let certificate = section.required_text("certificate");
+        let private_key = section.required_text("private_key");
+        section.finish();
+        Some(Self { certificate: certificate?.value.into(), private_key: private_key?.value.into() })
     }
 }

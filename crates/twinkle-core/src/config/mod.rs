@@ -10,6 +10,7 @@
 //! by [`ServerConfig::inert_keys`]. Nothing else exists: no key is dropped in silence.
 
 mod application;
+mod auth;
 mod check;
 mod choices;
 mod device;
@@ -31,10 +32,11 @@ use std::path::Path;
 
 use serde::Serialize;
 
-pub use application::{Application, ApplicationArgs, Deployment};
+pub use application::{Application, ApplicationArgs, Autoscaling, Deployment};
+pub use auth::AuthConfig;
 pub use device::{Device, DeviceGroup, DeviceMesh, DeviceType, Devices, Ranks};
 pub use diagnostic::{ConfigErrors, Problem};
-pub use http::HttpOptions;
+pub use http::{HttpOptions, TlsConfig};
 pub use model::{AdapterConfig, Backend, ModelArgs, Precision, TrainMode};
 pub use model_source::ModelSource;
 pub use persistence::Persistence;
@@ -52,6 +54,8 @@ use section::Section;
 pub struct ServerConfig {
     /// Where the node listens.
     pub http: HttpOptions,
+    /// Whose requests it answers.
+    pub auth: AuthConfig,
     /// Where its state is kept.
     pub persistence: Persistence,
     /// Metrics and traces.
@@ -111,6 +115,7 @@ impl ServerConfig {
         root.inert("server_type", "both protocols are always served");
         root.inert("proxy_location", "there is one listener");
         let http = HttpOptions::read(root.section("http_options"));
+        let auth = AuthConfig::read(root.section("auth"));
         let telemetry = TelemetryConfig::read(root.section_or_alias("telemetry", "telemetry_config"));
         let persistence = Persistence::read(root.section_or_alias("persistence", "persistence_config"));
         let task_queue = QueueConfig::read(root.section("task_queue"), &QueueConfig::default());
@@ -120,6 +125,7 @@ impl ServerConfig {
         let file = file.to_owned();
         Self {
             http,
+            auth,
             persistence,
             telemetry,
             task_queue,

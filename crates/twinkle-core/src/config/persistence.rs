@@ -5,7 +5,10 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::choices::choices;
-use super::section::Section;
+use super::section::{Located, Section};
+
+/// Where the node's files are when the operator does not say.
+const DEFAULT_DIRECTORY: &str = "twinkle-state";
 
 /// Where the node's state is kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -18,19 +21,28 @@ pub enum Persistence {
         /// The folder; made when absent.
         directory: PathBuf,
     },
-    /// In a Redis server.
+    /// The records in a Redis server.
     Redis {
         /// Where it listens.
         url: String,
         /// Put before every key.
         key_prefix: String,
+        /// The folder of snapshots and checkpoints; made when absent.
+        directory: PathBuf,
+    },
+    /// The records in a PostgreSQL database.
+    Postgres {
+        /// Where it listens, with user and database.
+        url: String,
+        /// The folder of snapshots and checkpoints; made when absent.
+        directory: PathBuf,
     },
 }
 
 impl Default for Persistence {
     /// A file: an operation is durable before it is acknowledged, also in a deployment that says nothing about it.
     fn default() -> Self {
-        Self::File { directory: PathBuf::from("twinkle-state") }
+        Self::File { directory: PathBuf::from(DEFAULT_DIRECTORY) }
     }
 }
 
@@ -39,38 +51,45 @@ enum Mode {
     Memory,
     File,
     Redis,
+    Postgres,
 }
-choices!(Mode { Memory = "memory", File = "file", Redis = "redis" });
+choices!(Mode { Memory = "memory", File = "file", Redis = "redis", Postgres = "postgres" });
 
 impl Persistence {
     pub(super) fn read(section: Option<Section<'_>>) -> Self {
         let Some(mut section) = section else { return Self::default() };
         let place = section.place();
         let mode = section.choice::<Mode>("mode");
-        let file_path = section.text("file_path");
+        let file_path = section.text("file_path").filter(|path| !path.value.is_empty());
         let redis_url = section.text("redis_url");
+        let postgres_url = section.text("postgres_url");
         let key_prefix = section.text("key_prefix");
         let report = section.report();
         section.finish();
 
+        let needed = |key: &str, mode: &str, url: Option<Located<String>>| {
+            let url = url.map(|url| url.value).unwrap_or_default();
+            if url.is_empty() {
+                let message = format!("`persistence.{key}` is required when `persistence.mode` is `{mode}`");
+                report.problem(place, message);
+            }
+            url
+        };
+        let directory = file_path.as_ref().map(|path| state_directory(Path::new(&path.value)));
+        let has_directory = directory.is_some();
+        let directory = directory.unwrap_or_else(|| PathBuf::from(DEFAULT_DIRECTORY));
         match mode.as_ref().map(|mode| mode.value) {
             Some(Mode::Memory) => Self::Memory,
             Some(Mode::Redis) => {
-                let url = redis_url.map(|url| url.value).unwrap_or_default();
-                if url.is_empty() {
-                    report.problem(place, "`redis_url` is missing in `persistence`: `mode: redis` needs it");
-                }
-                report.unavailable(place, "`persistence` with `mode: redis`");
-                Self::Redis { url, key_prefix: key_prefix.map(|prefix| prefix.value).unwrap_or_default() }
+                let key_prefix = key_prefix.map(|prefix| prefix.value).unwrap_or_default();
+                Self::Redis { url: needed("redis_url", "redis", redis_url), key_prefix, directory }
             }
+            Some(Mode::Postgres) => Self::Postgres { url: needed("postgres_url", "postgres", postgres_url), directory },
             Some(Mode::File) | None => {
-                if let Some(path) = file_path.filter(|path| !path.value.is_empty()) {
-                    return Self::File { directory: state_directory(Path::new(&path.value)) };
+                if mode.is_some() && !has_directory {
+                    needed("file_path", "file", None);
                 }
-                if mode.is_some() {
-                    report.problem(place, "`file_path` is missing in `persistence`: `mode: file` needs it");
-                }
-                Self::default()
+                Self::File { directory }
             }
         }
     }

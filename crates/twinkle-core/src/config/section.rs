@@ -134,6 +134,17 @@ impl<'a> Section<'a> {
         None
     }
 
+    /// A text that may be left out but not be empty.
+    pub(super) fn required_if_given(&mut self, key: &'static str) -> Option<Located<String>> {
+        self.node(key)?;
+        self.required_text(key)
+    }
+
+    /// The path of a file or a folder, as written.
+    pub(super) fn path(&mut self, key: &'static str) -> Option<std::path::PathBuf> {
+        self.required_if_given(key).map(|path| path.value.into())
+    }
+
     /// A text that must be there and not be empty.
     pub(super) fn required_text(&mut self, key: &'static str) -> Option<Located<String>> {
         let text = self.required(key, Self::text)?;

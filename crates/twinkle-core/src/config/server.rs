@@ -14,6 +14,8 @@ pub struct ServerArgs {
     pub cleanup_interval: f64,
     /// Most live runs of one tenant over all models.
     pub per_token_model_limit: u32,
+    /// Seconds between two readings of the gauges of sessions, models and futures.
+    pub metrics_update_interval: f64,
     /// Public model names clients may ask for; `None` is every model application's.
     pub supported_models: Option<Vec<String>>,
 }
@@ -24,6 +26,7 @@ impl Default for ServerArgs {
             expiration_timeout: 86_400.0,
             cleanup_interval: 3600.0,
             per_token_model_limit: 30,
+            metrics_update_interval: 15.0,
             supported_models: None,
         }
     }
@@ -44,7 +47,9 @@ impl ServerArgs {
             }
             let inner = read_supported_models(&mut section);
             server.supported_models = server.supported_models.or(inner);
-            section.inert("metrics_update_interval", "gauges are read when they are asked for");
+            if let Some(seconds) = section.number("metrics_update_interval", 0.0) {
+                server.metrics_update_interval = seconds.value;
+            }
             section.inert("actor_name", "everything runs in one process");
             section.finish();
         }

@@ -42,14 +42,11 @@ impl TelemetryConfig {
         let Some(mut section) = section else { return config };
         if let Some(enabled) = section.boolean("enabled") {
             config.enabled = enabled.value;
-            if enabled.value {
-                section.report().unavailable(enabled.place, "`telemetry` with `enabled: true`");
-            }
         }
-        if let Some(name) = section.text("service_name") {
+        if let Some(name) = section.required_if_given("service_name") {
             config.service_name = name.value;
         }
-        if let Some(endpoint) = section.text("otlp_endpoint") {
+        if let Some(endpoint) = section.required_if_given("otlp_endpoint") {
             config.otlp_endpoint = endpoint.value;
         }
         if let Some(debug) = section.boolean("debug") {

@@ -20,7 +20,7 @@ pub(super) struct ReservedAddress {
 impl ReservedAddress {
     /// Takes the configured address. Beyond this machine only with `insecure`, because any API key is accepted.
     pub(super) async fn take(options: &HttpOptions, insecure: bool) -> Result<Self> {
-        let HttpOptions { host, port } = options;
+        let HttpOptions { host, port, .. } = options;
         let mut addresses: Vec<SocketAddr> = lookup_host((host.as_str(), *port))
             .await
             .map_err(|error| {
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     fn options(host: &str, port: u16) -> HttpOptions {
-        HttpOptions { host: host.to_owned(), port }
+        HttpOptions { host: host.to_owned(), port, ..HttpOptions::default() }
     }
 
     #[tokio::test]

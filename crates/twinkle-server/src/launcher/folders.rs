@@ -35,6 +35,9 @@ impl Folders {
             Persistence::Redis { .. } => {
                 Err(Error::unsupported("`persistence` with `mode: redis` is not available yet"))
             }
+            Persistence::Postgres { .. } => {
+                Err(Error::unsupported("`persistence` with `mode: postgres` is not available yet"))
+            }
         }
     }
 
