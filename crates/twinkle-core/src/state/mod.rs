@@ -7,6 +7,7 @@
 //!
 //! An object of another tenant is answered exactly like one that does not exist.
 
+mod api_keys;
 mod checkpoints;
 mod codec;
 mod failure;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 
 use sqlx::SqlitePool;
 
+pub use api_keys::ApiKeyRecord;
 pub use journal::{Appended, Existing, JournaledOperation, NewOperation, RunOrder, Status};
 pub use outcomes::{Finished, OperationState};
 pub use retention::{Retention, Swept};
