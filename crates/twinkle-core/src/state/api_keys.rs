@@ -93,10 +93,8 @@ impl Write for DeleteKey {
     type Answer = bool;
 
     async fn apply(&self, connection: &mut SqliteConnection) -> Result<bool, Failure> {
-        let deleted = sqlx::query("DELETE FROM api_keys WHERE prefix = $1")
-            .bind(self.0.as_str())
-            .execute(connection)
-            .await?;
+        let deleted =
+            sqlx::query("DELETE FROM api_keys WHERE prefix = $1").bind(self.0.as_str()).execute(connection).await?;
         Ok(deleted.rows_affected() > 0)
     }
 }
