@@ -50,6 +50,8 @@ pub enum Health {
     Ready,
     /// It stopped taking work and finishes what it has.
     Draining,
+    /// Its engine failed, for this reason, and starts again; what was accepted waits meanwhile.
+    Recovering(String),
     /// It cannot work, for this reason.
     Failed(String),
 }
@@ -59,8 +61,13 @@ pub trait Lifecycle: Send + Sync + 'static {
     /// What kind it is.
     fn kind(&self) -> ComponentKind;
 
-    /// Whether it can work right now.
+    /// Whether it can work right now. Never waits.
     fn health(&self) -> Health;
+
+    /// What it is doing right now, as JSON for people and dashboards; `null` when there is nothing to tell. Never waits.
+    fn status(&self) -> serde_json::Value {
+        serde_json::Value::Null
+    }
 
     /// Stops taking work, finishes or parks what it has, and makes its state durable.
     fn drain(&self, limit: Duration) -> BoxFuture<'static, ()>;
@@ -114,6 +121,12 @@ impl BoxComponent {
     #[must_use]
     pub fn health(&self) -> Health {
         self.lifecycle.health()
+    }
+
+    /// What it is doing right now, as JSON.
+    #[must_use]
+    pub fn status(&self) -> serde_json::Value {
+        self.lifecycle.status()
     }
 
     /// Stops taking work, finishes or parks what it has.

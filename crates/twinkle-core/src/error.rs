@@ -27,12 +27,18 @@ pub enum ErrorCode {
     Conflict,
     /// Larger than a stated limit.
     TooLarge,
+    /// The tenant has as many of something as it may have at once; one must end before another can begin.
+    LimitReached,
     /// Over a tenant's quota; try again after the stated time.
     QuotaExceeded,
     /// A queue is full; try again.
     Overloaded,
+    /// It ran longer than it may and was stopped.
+    TimedOut,
     /// The node is shutting down; try another or later.
     Draining,
+    /// An engine failed before this was done, and starts again: nothing is decided, ask again.
+    Interrupted,
     /// The disk or another resource of the node is used up.
     ResourceExhausted,
     /// A defect or a failed device: not the client's fault.
@@ -52,6 +58,7 @@ impl ErrorCode {
                 | Self::Gone
                 | Self::Conflict
                 | Self::TooLarge
+                | Self::LimitReached
         )
     }
 }
@@ -104,10 +111,10 @@ impl Error {
         self
     }
 
-    /// Adds when to try again.
+    /// Adds when to try again, rounded up to a millisecond: never too early.
     #[must_use]
     pub fn retry_after(mut self, wait: std::time::Duration) -> Self {
-        self.retry_after_ms = Some(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX));
+        self.retry_after_ms = Some(u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX));
         self
     }
 }

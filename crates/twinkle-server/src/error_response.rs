@@ -63,13 +63,16 @@ pub(crate) fn respond(error: &Error, request_id: Option<&str>) -> Response {
 #[must_use]
 pub const fn status(code: ErrorCode) -> StatusCode {
     match code {
-        ErrorCode::InvalidArgument | ErrorCode::Unsupported | ErrorCode::Conflict => StatusCode::BAD_REQUEST,
+        ErrorCode::InvalidArgument | ErrorCode::Unsupported | ErrorCode::Conflict | ErrorCode::LimitReached => {
+            StatusCode::BAD_REQUEST
+        }
         ErrorCode::Unauthenticated => StatusCode::UNAUTHORIZED,
         ErrorCode::NotFound => StatusCode::NOT_FOUND,
         ErrorCode::Gone => StatusCode::GONE,
         ErrorCode::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         ErrorCode::QuotaExceeded => StatusCode::TOO_MANY_REQUESTS,
-        ErrorCode::Overloaded | ErrorCode::Draining => StatusCode::SERVICE_UNAVAILABLE,
+        ErrorCode::Overloaded | ErrorCode::Draining | ErrorCode::Interrupted => StatusCode::SERVICE_UNAVAILABLE,
+        ErrorCode::TimedOut => StatusCode::GATEWAY_TIMEOUT,
         ErrorCode::ResourceExhausted => StatusCode::INSUFFICIENT_STORAGE,
         ErrorCode::Internal => StatusCode::INTERNAL_SERVER_ERROR,
     }
@@ -115,6 +118,7 @@ mod tests {
             ErrorCode::Gone,
             ErrorCode::Conflict,
             ErrorCode::TooLarge,
+            ErrorCode::LimitReached,
         ] {
             assert!(code.is_users_fault());
             let number = status(code).as_u16();

@@ -91,7 +91,10 @@ fn pending() -> Result<Response> {
 
 /// A failed request. A sample that was turned away for want of room is submitted again by the SDK on 410.
 fn failure(request: &RequestId, error: &Error) -> Result<Response> {
-    let turned_away = matches!(error.code, ErrorCode::Overloaded | ErrorCode::QuotaExceeded | ErrorCode::Draining);
+    let turned_away = matches!(
+        error.code,
+        ErrorCode::Overloaded | ErrorCode::QuotaExceeded | ErrorCode::Draining | ErrorCode::Interrupted
+    );
     if turned_away && request.is_ephemeral() {
         return Err(Error { code: ErrorCode::Gone, ..error.clone() });
     }
