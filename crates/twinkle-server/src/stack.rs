@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tower::ServiceBuilder;
 use tower::util::BoxCloneSyncService;
-use twinkle_core::component::BoxComponent;
-use twinkle_core::config::QueueConfig;
+use twinkle_core::component::{BoxComponent, ComponentKind};
+use twinkle_core::config::{Application, QueueConfig};
 use twinkle_core::middleware::concurrency::{ConcurrencyLayer, ConcurrencyLimits};
 use twinkle_core::middleware::journal::Journal;
 use twinkle_core::middleware::quota::{QuotaLayer, QuotaLimits};
@@ -26,7 +26,8 @@ pub fn component_stack(
             .layer(RescueLayer::new(kind))
             // Before the queue, so that a tenant over its quota never takes a place in it.
             .option_layer(quota.map(QuotaLayer::new))
-            // Before the journal: what is refused here was never accepted, and may be sent again under its number.
+            // Before the journal: what is refused or waited too long here was never accepted, and may be sent again
+            // under its number.
             .layer(ConcurrencyLayer::new(concurrency))
             // Innermost: nothing may change the order of operations between the journal and the component.
             .service(match journal {
@@ -39,12 +40,37 @@ pub fn component_stack(
 /// The tenant limits an application's `queue_config` asks for; `None` when it is switched off.
 #[must_use]
 pub fn quota_limits(config: &QueueConfig) -> Option<QuotaLimits> {
+    let window = seconds(config.window_seconds).unwrap_or(Duration::from_secs(1));
     config.enabled.then(|| QuotaLimits {
         requests: config.rps_limit,
         input_tokens: config.tps_limit,
-        window: Duration::try_from_secs_f64(config.window_seconds).unwrap_or(Duration::from_secs(1)),
+        window,
         max_input_tokens: usize::try_from(config.max_input_tokens).unwrap_or(usize::MAX),
+        idle_memory: seconds(config.token_cleanup_multiplier * window.as_secs_f64()).unwrap_or_default(),
+        sweep_every: seconds(config.token_cleanup_interval).unwrap_or_default(),
     })
+}
+
+/// How many calls an application takes at once and how long each may wait and run.
+///
+/// The time-outs hold whether or not `queue_config.enabled` is set: that switches what a tenant may send. 0 is no
+/// limit. Training has no limit on its execution: an accepted operation is in the journal and is executed to its end,
+/// so that a replay on a faster or slower machine ends in the same bits.
+#[must_use]
+pub fn concurrency_limits(application: &Application) -> ConcurrencyLimits {
+    let (deployment, queue) = (&application.deployment, application.args.queue());
+    let may_be_cut_off = application.args.kind() != ComponentKind::Model;
+    ConcurrencyLimits {
+        ongoing: deployment.max_ongoing_requests as usize,
+        queued: deployment.max_queued_requests as usize,
+        queue_timeout: seconds(queue.queue_timeout),
+        execution_timeout: seconds(queue.execution_timeout).filter(|_| may_be_cut_off),
+    }
+}
+
+/// A duration of the configuration; `None` for 0 and for more than a clock can hold.
+fn seconds(number: f64) -> Option<Duration> {
+    Duration::try_from_secs_f64(number).ok().filter(|duration| !duration.is_zero())
 }
 
 #[cfg(test)]
@@ -113,9 +139,9 @@ mod tests {
     /// One call at a time, none waiting, and two requests per hour for each tenant.
     async fn stack(gate: &Arc<Semaphore>) -> BoxComponent {
         let component = Gated::build((), Arc::clone(gate)).await.unwrap().boxed();
-        let quota =
-            QuotaLimits { requests: 2.0, input_tokens: 0.0, window: Duration::from_hours(1), max_input_tokens: 0 };
-        component_stack(component, None, Some(quota), ConcurrencyLimits { ongoing: 1, queued: 0 })
+        let config = QueueConfig { rps_limit: 2.0, window_seconds: 3600.0, ..QueueConfig::default() };
+        let concurrency = ConcurrencyLimits { ongoing: 1, queued: 0, queue_timeout: None, execution_timeout: None };
+        component_stack(component, None, quota_limits(&config), concurrency)
     }
 
     fn call(tenant: &str, request: ServeRequest) -> Call {
@@ -142,6 +168,24 @@ mod tests {
         gate.add_permits(1);
         assert!(matches!(working.await, Ok(Reply::Serve(ServeOutcome::Done))));
         stack.ask(heartbeat("bob")).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_a_tenant_uses_of_one_application_is_not_missing_in_another() {
+        let gate = Arc::new(Semaphore::new(9));
+        let (one, other) = (stack(&gate).await, stack(&gate).await);
+        for _ in 0..2 {
+            one.ask(heartbeat("alice")).await.unwrap();
+        }
+        assert_eq!(one.ask(heartbeat("alice")).await.unwrap_err().code, ErrorCode::QuotaExceeded);
+        other.ask(heartbeat("alice")).await.unwrap();
+    }
+
+    #[test]
+    fn zero_seconds_are_no_limit() {
+        assert_eq!(seconds(0.0), None);
+        assert_eq!(seconds(0.5), Some(Duration::from_millis(500)));
+        assert_eq!(seconds(f64::INFINITY), None);
     }
 
     #[tokio::test]

@@ -13,7 +13,6 @@ use twinkle_core::config::{
 };
 use twinkle_core::error::{Error, Result};
 use twinkle_core::futures::{Futures, FuturesOptions};
-use twinkle_core::middleware::concurrency::ConcurrencyLimits;
 use twinkle_core::middleware::journal::{Journal, JournalOptions};
 use twinkle_core::state::StateStore;
 use twinkle_model::engine::EngineLimits;
@@ -31,7 +30,7 @@ use crate::front::FrontContext;
 use crate::native::ApplicationInformation;
 use crate::routes::Mounted;
 use crate::server_component::{ServerComponent, ServerContext};
-use crate::stack::{component_stack, quota_limits};
+use crate::stack::{component_stack, concurrency_limits, quota_limits};
 
 /// Packed rows of one training pass: bounds the memory of activations, and is more than enough to fill a device.
 const ROWS_PER_PASS: usize = 4_096;
@@ -306,10 +305,5 @@ fn supported(models: &[ServedModel], args: &ServerArgs) -> Vec<ServedModel> {
 
 /// The component inside the stack its application asks for.
 fn stacked(application: &Application, component: BoxComponent, journal: Option<Journal>) -> BoxComponent {
-    let deployment = &application.deployment;
-    let concurrency = ConcurrencyLimits {
-        ongoing: deployment.max_ongoing_requests as usize,
-        queued: deployment.max_queued_requests as usize,
-    };
-    component_stack(component, journal, quota_limits(&application.args.queue()), concurrency)
+    component_stack(component, journal, quota_limits(&application.args.queue()), concurrency_limits(application))
 }
