@@ -83,6 +83,23 @@ pub(crate) fn perform(
             snapshot::remove_all(context, &id);
             Ok(RunOutcome::Unloaded { run: id })
         }
+        RunOperation::Expire { path, ending } => {
+            let run = runs.get(&disk, tenant, &id)?;
+            let user_metadata = BTreeMap::from([("saved_by".to_owned(), "the server, when the run ended".to_owned())]);
+            save(
+                context,
+                runtime,
+                run,
+                Saving { path: &path, ttl_seconds: None, overwrite: false, user_metadata, position },
+            )?;
+            // The snapshot stays until the end is durable: a crash before that ends the run again.
+            runs.remove(&id);
+            Ok(RunOutcome::Expired { run: id, path, ending })
+        }
+        RunOperation::Spill => {
+            runs.spill(&disk, &id)?;
+            Ok(RunOutcome::Spilled { run: id })
+        }
     }
 }
 

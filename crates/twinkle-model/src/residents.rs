@@ -122,7 +122,8 @@ impl Residents {
         }
     }
 
-    fn spill(&mut self, disk: &impl Disk, id: &RunId) -> Result<()> {
+    /// Moves a run that is in memory to disk.
+    pub fn spill(&mut self, disk: &impl Disk, id: &RunId) -> Result<()> {
         let Some(resident) = self.resident.get(id) else { return Ok(()) };
         let position = resident.position;
         let snapshot = match &resident.saved {

@@ -10,7 +10,7 @@ mod serve;
 
 pub use process::{ChatMessage, EncodedText, ProcessOutcome, ProcessRequest};
 pub use run::{
-    AdamParams, CreateRun, ForwardBackwardOutcome, Logprobs, LoraSpec, LossSpec, Position, RunCall, RunOperation,
+    AdamParams, CreateRun, Ending, ForwardBackwardOutcome, Logprobs, LoraSpec, LossSpec, Position, RunCall, RunOperation,
     RunOutcome, SamplerTarget, StartingPoint,
 };
 pub use sample::{SampleOutcome, SampleRequest, SampledSequence, SamplingParams, SamplingSource, Stop, StopReason};

@@ -89,6 +89,15 @@ pub enum RunOperation {
     },
     /// Frees the run's memory; its checkpoints stay.
     Unload,
+    /// Saves the run as a checkpoint and frees its memory: the last operation of a run whose time is over.
+    Expire {
+        /// Where; its kind is `weights`.
+        path: CheckpointPath,
+        /// Why.
+        ending: Ending,
+    },
+    /// Moves the run from memory to disk until its next operation. Sent by the journal, never journaled.
+    Spill,
     /// Rebuilds the run from a snapshot after a restart. Sent by the journal, never journaled.
     Restore {
         /// The snapshot's folder.
@@ -109,9 +118,20 @@ impl RunOperation {
             Self::SaveForSampler { .. } => "save_weights_for_sampler",
             Self::LoadState { .. } => "load_weights",
             Self::Unload => "unload_model",
+            Self::Expire { .. } => "expire_model",
+            Self::Spill => "spill",
             Self::Restore { .. } => "restore",
         }
     }
+}
+
+/// Why a run was ended without its client asking for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ending {
+    /// Its session was silent too long, or is finished.
+    Session,
+    /// It lived as long as a run may.
+    Lifetime,
 }
 
 /// How a run begins.
@@ -229,6 +249,20 @@ pub enum RunOutcome {
     },
     /// The run's memory was freed.
     Unloaded {
+        /// Its name.
+        run: RunId,
+    },
+    /// The run was saved and its memory freed.
+    Expired {
+        /// Its name.
+        run: RunId,
+        /// Where it can be taken up from.
+        path: CheckpointPath,
+        /// Why it ended.
+        ending: Ending,
+    },
+    /// The run is on disk.
+    Spilled {
         /// Its name.
         run: RunId,
     },

@@ -148,7 +148,10 @@ fn plain(outcome: &RunOutcome, form: Form) -> Result<Response> {
         RunOutcome::Unloaded { run } => {
             json(StatusCode::OK, &ModelUnloaded { model_id: run.as_str().to_owned(), kind: Tag::new("unload_model") })
         }
-        RunOutcome::ForwardBackward(_) | RunOutcome::Restored { .. } => {
+        RunOutcome::ForwardBackward(_)
+        | RunOutcome::Restored { .. }
+        | RunOutcome::Expired { .. }
+        | RunOutcome::Spilled { .. } => {
             Err(Error::internal("an internal operation was asked for by a client"))
         }
     }
