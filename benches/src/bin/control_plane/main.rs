@@ -56,7 +56,7 @@ enum Route {
     Healthz,
     /// One durable write
     CreateSession,
-    /// A client's sign of life
+    /// A client's sign of life; each connection is a client of its own
     Heartbeat,
 }
 
@@ -103,12 +103,15 @@ async fn main() -> Result<()> {
         let parked = IdlePolls::park(&arguments.address, &arguments.prefix, base_model, arguments.idle_polls).await?;
         polls = Some(parked);
     }
-    let request = arguments.route.request(&arguments.address, &arguments.prefix).await?;
+    let mut requests = Vec::with_capacity(arguments.connections);
+    for _ in 0..arguments.connections {
+        requests.push(arguments.route.request(&arguments.address, &arguments.prefix).await?);
+    }
     let start = Instant::now() + Duration::from_secs(1);
     let end = start + Duration::try_from_secs_f64(arguments.seconds).context("`--seconds` is not a duration")?;
     let mut clients = JoinSet::new();
-    for _ in 0..arguments.connections {
-        clients.spawn(load(arguments.address.clone(), request.clone(), start, end));
+    for request in requests {
+        clients.spawn(load(arguments.address.clone(), request, start, end));
     }
     let mut latencies: Vec<Duration> = Vec::new();
     while let Some(client) = clients.join_next().await {
