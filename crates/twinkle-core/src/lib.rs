@@ -26,6 +26,8 @@ pub mod futures;
 pub mod middleware;
 #[cfg(feature = "node")]
 pub mod state;
+#[cfg(feature = "node")]
+pub mod telemetry;
 #[cfg(feature = "wire")]
 pub mod wire;
 
