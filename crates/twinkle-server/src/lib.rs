@@ -9,6 +9,7 @@ pub mod cli;
 pub mod directory;
 pub mod error_response;
 pub mod front;
+pub mod keys;
 pub mod launcher;
 pub mod logging;
 mod native;

@@ -18,8 +18,9 @@ pub(super) struct ReservedAddress {
 }
 
 impl ReservedAddress {
-    /// Takes the configured address. Beyond this machine only with `insecure`, because any API key is accepted.
-    pub(super) async fn take(options: &HttpOptions, insecure: bool) -> Result<Self> {
+    /// Takes the configured address. Beyond this machine only when `may_be_reached`: API keys are asked for, or the
+    /// operator trusts whoever reaches it.
+    pub(super) async fn take(options: &HttpOptions, may_be_reached: bool) -> Result<Self> {
         let HttpOptions { host, port, .. } = options;
         let mut addresses: Vec<SocketAddr> = lookup_host((host.as_str(), *port))
             .await
@@ -28,11 +29,14 @@ impl ReservedAddress {
                     .hint("set `http_options.host`, for example to `127.0.0.1`")
             })?
             .collect();
-        if !insecure && !addresses.iter().all(|address| address.ip().is_loopback()) {
+        if !may_be_reached && !addresses.iter().all(|address| address.ip().is_loopback()) {
             return Err(Error::unsupported(format!(
                 "refusing to listen on `{host}`: it can be reached from other machines, and any API key is accepted"
             ))
-            .hint("set `http_options.host` to `127.0.0.1`, or pass `--insecure` if every machine that reaches it is trusted"));
+            .hint(
+                "make keys with `twinkle-server keys create` and name their file in `auth.keys_file`, set \
+                 `http_options.host` to `127.0.0.1`, or pass `--insecure` if every machine that reaches it is trusted",
+            ));
         }
         // `localhost` may mean both families; clients of local servers mostly write 127.0.0.1.
         addresses.sort_by_key(|address| !address.is_ipv4());
@@ -44,6 +48,11 @@ impl ReservedAddress {
             }
         }
         Err(failure)
+    }
+
+    /// Whether only programs on this machine reach it.
+    pub(super) const fn is_loopback(&self) -> bool {
+        self.address.ip().is_loopback()
     }
 
     /// Starts listening.

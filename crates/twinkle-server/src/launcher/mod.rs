@@ -28,8 +28,9 @@ use twinkle_core::state::Retention;
 pub use error::LaunchError;
 pub use running::RunningServer;
 
+use crate::keys;
 use crate::node::listener::{self, ConnectionLimits};
-use crate::node::{Authentication, node_stack};
+use crate::node::{Tls, node_stack};
 use crate::routes;
 use address::ReservedAddress;
 use applications::{Applications, NodeState};
@@ -112,13 +113,19 @@ impl TwinkleServer {
             return Err(error.hint("list at least one `server` application under `applications`").into());
         }
         // The address first: a port in use should not be found out after minutes of loading.
-        let address = ReservedAddress::take(&config.http, options.insecure).await?;
-        if options.insecure {
+        let needs_keys = config.auth.is_required();
+        let address = ReservedAddress::take(&config.http, options.insecure || needs_keys).await?;
+        let tls = config.http.tls.as_ref().map(Tls::load).transpose()?;
+        if tls.is_none() && !address.is_loopback() {
+            warn!("without `http_options.tls` API keys and data cross the network as plain text");
+        }
+        if options.insecure && !needs_keys {
             warn!("--insecure: any API key is accepted from every machine that reaches this one");
         }
         let folders = Folders::open(&config.persistence)?;
         let stop = CancellationToken::new();
         let state = NodeState::open(&folders, stop.clone()).await?;
+        let (authentication, key_watch) = keys::authentication(&config, &state.store).await?;
         let applications = Applications::build(&config, &state).await?;
         let router = routes::router(&applications.mounted(), &applications.front);
 
@@ -126,11 +133,19 @@ impl TwinkleServer {
         let address = listener
             .local_addr()
             .map_err(|error| Error::internal(format!("the listening address cannot be read: {error}")))?;
-        let service = node_stack(Authentication::Open, router);
+        let service = node_stack(authentication, router);
         let limits = ConnectionLimits::default();
-        let listener = tokio::spawn(listener::serve(listener, service, limits, stop.clone(), running::REQUEST_GRACE));
-        info!("ready in {:.2} s, listening on http://{address}", began.elapsed().as_secs_f64());
-        let housekeeping = housekeeping::start(&state.store, &state.checkpoints, retention(&config));
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let served = listener::serve(listener, tls.clone(), service, limits, stop.clone(), running::REQUEST_GRACE);
+        let listener = tokio::spawn(served);
+        info!("ready in {:.2} s, listening on {scheme}://{address}", began.elapsed().as_secs_f64());
+        let mut housekeeping = housekeeping::start(&state.store, &state.checkpoints, retention(&config));
+        if let Some(key_watch) = key_watch {
+            housekeeping.spawn(key_watch);
+        }
+        if let Some(tls) = tls {
+            housekeeping.spawn(tls.follow_files());
+        }
         for draining in &applications.draining {
             if let Some(journal) = draining.journal.clone() {
                 tokio::spawn(recover(draining.mounted.information.name.clone(), journal));

@@ -1,11 +1,13 @@
 //! Who asks: turns a credential into a [`TenantId`].
 
+use std::net::SocketAddr;
 use std::task::{Context, Poll};
 
 use axum::body::Body;
+use axum::extract::ConnectInfo;
 use axum::response::Response;
 use futures::future::{Either, Ready, ready};
-use http::header::{AUTHORIZATION, WWW_AUTHENTICATE};
+use http::header::{AUTHORIZATION, FORWARDED, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderName, HeaderValue, Request};
 use tower::{Layer, Service};
 use tracing::Span;
@@ -14,39 +16,53 @@ use twinkle_core::ids::TenantId;
 
 use super::request_id::RequestTag;
 use crate::error_response::respond;
+use crate::keys::KeyRing;
 
 const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const TWINKLE_AUTHORIZATION: HeaderName = HeaderName::from_static("twinkle-authorization");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// Every header a credential may be in. Tinker clients send the first, Twinkle's the others.
+const CREDENTIAL_HEADERS: [HeaderName; 3] = [X_API_KEY, TWINKLE_AUTHORIZATION, AUTHORIZATION];
 
 /// Longest credential looked at, in bytes.
 const MAX_CREDENTIAL_BYTES: usize = 8 * 1024;
 
 /// Which credentials are accepted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default)]
 pub enum Authentication {
     /// Any non-empty one; each is its own tenant. For a server that only this machine, or a trusted network, reaches.
     #[default]
     Open,
+    /// Those of a key ring.
+    Keys(KeyRing),
 }
 
 impl Authentication {
     /// The tenant of a request, or why it has none.
-    fn tenant(self, headers: &HeaderMap) -> Result<TenantId, Error> {
-        let Some(key) = credential(headers) else {
+    fn tenant(&self, headers: &HeaderMap) -> Result<TenantId, Error> {
+        let Some(key) = credential(headers)? else {
             return Err(Error::new(ErrorCode::Unauthenticated, "the request carries no API key")
                 .hint("send it as `X-API-Key: <key>` or `Authorization: Bearer <key>`"));
         };
         if key.len() > MAX_CREDENTIAL_BYTES {
-            return Err(Error::new(ErrorCode::Unauthenticated, "the API key is too long"));
+            return Err(not_valid());
         }
         match self {
             Self::Open => Ok(TenantId::of_key(key)),
+            Self::Keys(ring) => ring.tenant_of(key).ok_or_else(not_valid),
         }
+    }
+
+    /// Whether a request may go without a credential.
+    fn is_exempt(&self, request: &Request<Body>) -> bool {
+        let path = request.uri().path();
+        is_probe(path) || (path == "/metrics" && (matches!(self, Self::Open) || is_from_here(request)))
     }
 }
 
 /// Requires a credential on every route but the health probes and puts its [`TenantId`] into the request.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct AuthenticationLayer {
     authentication: Authentication,
 }
@@ -63,7 +79,7 @@ impl<S> Layer<S> for AuthenticationLayer {
     type Service = Authenticated<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        Authenticated { inner, authentication: self.authentication }
+        Authenticated { inner, authentication: self.authentication.clone() }
     }
 }
 
@@ -87,15 +103,22 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        if is_probe(request.uri().path()) {
-            return Either::Right(self.inner.call(request));
+        let tenant = if self.authentication.is_exempt(&request) {
+            Ok(None)
+        } else {
+            self.authentication.tenant(request.headers()).map(Some)
+        };
+        // Whatever a handler logs of a request, there is no key in it.
+        for name in CREDENTIAL_HEADERS {
+            request.headers_mut().remove(name);
         }
-        match self.authentication.tenant(request.headers()) {
-            Ok(tenant) => {
+        match tenant {
+            Ok(Some(tenant)) => {
                 Span::current().record("tenant", tenant.as_str());
                 request.extensions_mut().insert(tenant);
                 Either::Right(self.inner.call(request))
             }
+            Ok(None) => Either::Right(self.inner.call(request)),
             Err(error) => {
                 let id = request.extensions().get::<RequestTag>().map(RequestTag::as_str);
                 let mut response = respond(&error, id);
@@ -111,36 +134,91 @@ fn is_probe(path: &str) -> bool {
     matches!(path, "/livez" | "/readyz") || path.ends_with("/healthz")
 }
 
-/// The credential of a request, without its scheme. Tinker clients send the first header, Twinkle's the others.
-fn credential(headers: &HeaderMap) -> Option<&str> {
-    for name in [X_API_KEY, TWINKLE_AUTHORIZATION, AUTHORIZATION] {
-        let Some(value) = headers.get(name).and_then(|value| value.to_str().ok()) else { continue };
-        let key = without_scheme(value.trim());
-        if !key.is_empty() {
-            return Some(key);
-        }
-    }
-    None
+/// Whether the request comes from a program on this machine, and not through a proxy on it.
+fn is_from_here(request: &Request<Body>) -> bool {
+    let peer = request.extensions().get::<ConnectInfo<SocketAddr>>();
+    let proxied = request.headers().contains_key(X_FORWARDED_FOR) || request.headers().contains_key(FORWARDED);
+    peer.is_some_and(|ConnectInfo(address)| address.ip().to_canonical().is_loopback()) && !proxied
 }
 
-fn without_scheme(value: &str) -> &str {
-    match value.split_once(' ') {
-        Some((scheme, key)) if scheme.eq_ignore_ascii_case("bearer") => key.trim(),
-        _ if value.eq_ignore_ascii_case("bearer") => "",
-        _ => value,
+/// The answer to a key that is unknown, revoked, or no key at all: the three are not told apart.
+fn not_valid() -> Error {
+    Error::new(ErrorCode::Unauthenticated, "the API key is not valid")
+}
+
+/// The credential of a request, without its scheme; headers that contradict each other are an error.
+fn credential(headers: &HeaderMap) -> Result<Option<&str>, Error> {
+    let mut found: Option<&str> = None;
+    for name in CREDENTIAL_HEADERS {
+        for value in headers.get_all(name) {
+            let Some(key) = key_in(value.to_str().map_err(|_| not_valid())?) else { continue };
+            if found.is_some_and(|other| other != key) {
+                return Err(Error::new(ErrorCode::Unauthenticated, "the request carries two different API keys")
+                    .hint("send one, as `X-API-Key: <key>` or `Authorization: Bearer <key>`"));
+            }
+            found = Some(key);
+        }
     }
+    Ok(found)
+}
+
+/// The key in a header: bare or behind `Bearer`. Other schemes, `Basic` for one, are meant for a proxy.
+fn key_in(value: &str) -> Option<&str> {
+    let value = value.trim();
+    let key = match value.split_once(' ') {
+        Some((scheme, key)) if scheme.eq_ignore_ascii_case("bearer") => key.trim(),
+        Some(_) => "",
+        None if value.eq_ignore_ascii_case("bearer") => "",
+        None => value,
+    };
+    (!key.is_empty()).then_some(key)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::convert::Infallible;
 
-    fn tenant(headers: &[(&'static str, &str)]) -> Result<TenantId, Error> {
+    use futures::FutureExt;
+    use http::StatusCode;
+    use http_body_util::BodyExt;
+    use tower::service_fn;
+    use twinkle_core::state::ApiKeyRecord;
+
+    use super::*;
+    use crate::keys::ApiKey;
+
+    fn map(headers: &[(&'static str, &str)]) -> HeaderMap {
         let mut map = HeaderMap::new();
         for (name, value) in headers {
-            map.insert(*name, HeaderValue::try_from(*value).unwrap());
+            map.append(*name, HeaderValue::try_from(*value).unwrap());
         }
-        Authentication::Open.tenant(&map)
+        map
+    }
+
+    fn tenant(headers: &[(&'static str, &str)]) -> Result<TenantId, Error> {
+        Authentication::Open.tenant(&map(headers))
+    }
+
+    /// What a request to `path` gets: its status, and its body as text.
+    fn ask(
+        authentication: &Authentication,
+        path: &str,
+        headers: &[(&'static str, &str)],
+        peer: Option<&str>,
+    ) -> (StatusCode, String) {
+        let mut request = Request::get(path).body(Body::empty()).unwrap();
+        *request.headers_mut() = map(headers);
+        if let Some(peer) = peer {
+            request.extensions_mut().insert(ConnectInfo::<SocketAddr>(peer.parse().unwrap()));
+        }
+        let mut service =
+            AuthenticationLayer::new(authentication.clone()).layer(service_fn(|request: Request<Body>| async move {
+                Ok::<_, Infallible>(Response::new(Body::from(format!("{request:?}"))))
+            }));
+        let response = service.call(request).now_or_never().unwrap().unwrap();
+        let (head, body) = response.into_parts();
+        let body = body.collect().now_or_never().unwrap().unwrap().to_bytes();
+        (head.status, String::from_utf8(body.to_vec()).unwrap())
     }
 
     #[test]
@@ -149,7 +227,9 @@ mod tests {
         assert_eq!(tenant(&[("x-api-key", "tml-alice")]), Ok(alice.clone()));
         assert_eq!(tenant(&[("authorization", "Bearer tml-alice")]), Ok(alice.clone()));
         assert_eq!(tenant(&[("authorization", "bearer  tml-alice ")]), Ok(alice.clone()));
-        assert_eq!(tenant(&[("twinkle-authorization", "tml-alice")]), Ok(alice));
+        assert_eq!(tenant(&[("twinkle-authorization", "tml-alice")]), Ok(alice.clone()));
+        assert_eq!(tenant(&[("x-api-key", "tml-alice"), ("authorization", "Bearer tml-alice")]), Ok(alice.clone()));
+        assert_eq!(tenant(&[("x-api-key", "tml-alice"), ("authorization", "Basic cHJveHk=")]), Ok(alice));
     }
 
     #[test]
@@ -160,13 +240,61 @@ mod tests {
     }
 
     #[test]
-    fn two_keys_are_two_tenants() {
+    fn two_keys_are_two_tenants_and_not_both_in_one_request() {
         assert_ne!(tenant(&[("x-api-key", "tml-alice")]), tenant(&[("x-api-key", "tml-bob")]));
+        for other in ["x-api-key", "authorization", "twinkle-authorization"] {
+            let refusal = tenant(&[("x-api-key", "tml-alice"), (other, "tml-bob")]).unwrap_err();
+            assert_eq!(refusal.message, "the request carries two different API keys", "{other}");
+        }
+    }
+
+    #[test]
+    fn a_ring_accepts_its_keys_and_answers_all_others_alike() {
+        let (alice, revoked) = (ApiKey::fresh(), ApiKey::fresh());
+        let records: [ApiKeyRecord; 2] = [alice.record(Some("alice"), None), revoked.record(Some("bob"), None)];
+        let ring = KeyRing::new(&records);
+        let authentication = Authentication::Keys(ring.clone());
+        assert_eq!(ask(&authentication, "/", &[("x-api-key", revoked.reveal())], None).0, StatusCode::OK);
+        ring.replace(&records[..1]);
+
+        assert_eq!(ask(&authentication, "/", &[("x-api-key", alice.reveal())], None).0, StatusCode::OK);
+        let refusal = ask(&authentication, "/", &[("x-api-key", revoked.reveal())], None);
+        assert_eq!(refusal.0, StatusCode::UNAUTHORIZED);
+        let long = "x".repeat(MAX_CREDENTIAL_BYTES + 1);
+        for key in [ApiKey::fresh().reveal(), "tml-", "anything", "\u{e9}", &long, &alice.reveal()[..46]] {
+            assert_eq!(ask(&authentication, "/", &[("x-api-key", key)], None), refusal, "{key}");
+        }
+    }
+
+    #[test]
+    fn nothing_below_sees_the_key() {
+        let key = ApiKey::fresh();
+        for path in ["/", "/livez"] {
+            let bearer = format!("Bearer {}", key.reveal());
+            let headers = [("x-api-key", key.reveal()), ("authorization", bearer.as_str())];
+            let (status, seen) = ask(&Authentication::Open, path, &headers, None);
+            assert_eq!(status, StatusCode::OK);
+            assert!(!seen.contains(key.reveal()), "{seen}");
+        }
     }
 
     #[test]
     fn only_health_probes_are_open() {
         assert!(is_probe("/livez") && is_probe("/readyz") && is_probe("/api/v1/healthz"));
         assert!(!is_probe("/api/v1/create_session") && !is_probe("/") && !is_probe("/api/v1/healthz/x"));
+    }
+
+    #[test]
+    fn with_keys_metrics_are_for_this_machine_and_for_keys() {
+        let key = ApiKey::fresh();
+        let keyed = Authentication::Keys(KeyRing::new(&[key.record(None, None)]));
+        let status = |headers: &[(&'static str, &str)], peer| ask(&keyed, "/metrics", headers, peer).0;
+        assert_eq!(status(&[], Some("127.0.0.1:5")), StatusCode::OK);
+        assert_eq!(status(&[], Some("[::ffff:127.0.0.1]:5")), StatusCode::OK);
+        assert_eq!(status(&[("x-api-key", key.reveal())], Some("10.0.0.5:5")), StatusCode::OK);
+        assert_eq!(status(&[], Some("10.0.0.5:5")), StatusCode::UNAUTHORIZED);
+        assert_eq!(status(&[("x-forwarded-for", "10.0.0.5")], Some("127.0.0.1:5")), StatusCode::UNAUTHORIZED);
+        assert_eq!(status(&[], None), StatusCode::UNAUTHORIZED);
+        assert_eq!(ask(&Authentication::Open, "/metrics", &[], Some("10.0.0.5:5")).0, StatusCode::OK);
     }
 }

@@ -1,42 +1,58 @@
-//! Accepts connections and serves HTTP/1.1 and HTTP/2 on them, until told to stop.
+//! Accepts connections, with or without TLS, and serves HTTP/1.1 and HTTP/2 on them, until told to stop.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
+use axum::extract::ConnectInfo;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::HttpService;
+use super::tls::Tls;
 
 /// What a connection may cost.
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectionLimits {
     /// Connections at once; further ones wait in the kernel's queue. One client may park thousands of polls.
     pub connections: usize,
+    /// How long a client may take to agree on TLS.
+    pub handshake: Duration,
     /// How long a client may take to send a request's head.
     pub header_read: Duration,
+    /// How often a silent HTTP/2 client is asked whether it is still there; it has as long to answer.
+    pub keep_alive: Duration,
     /// Streams at once on one HTTP/2 connection.
     pub streams: u32,
 }
 
 impl Default for ConnectionLimits {
     fn default() -> Self {
-        Self { connections: 16_384, header_read: Duration::from_secs(30), streams: 1_024 }
+        Self {
+            connections: 16_384,
+            handshake: Duration::from_secs(10),
+            header_read: Duration::from_secs(30),
+            keep_alive: Duration::from_mins(1),
+            streams: 1_024,
+        }
     }
 }
 
 /// Serves `service` on `listener` until `stop` is cancelled; then stops accepting, lets requests in
-/// progress finish for at most `grace`, and returns.
+/// progress finish for at most `grace`, and returns. With `tls` nothing but TLS is understood.
 pub async fn serve(
     listener: TcpListener,
+    tls: Option<Tls>,
     service: impl HttpService,
     limits: ConnectionLimits,
     stop: CancellationToken,
@@ -50,48 +66,96 @@ pub async fn serve(
             () = stop.cancelled() => break,
             accepted = accept(&listener, &connections) => accepted,
         };
-        let Some((stream, place)) = accepted else { continue };
-        let service = service.clone();
-        let answer = service_fn(move |request: hyper::Request<Incoming>| {
-            // The node stack and the router are always ready: back-pressure lives in the component stacks.
-            let mut service = service.clone();
-            service.call(request.map(Body::new))
-        });
-        let connection = protocol.serve_connection_with_upgrades(TokioIo::new(stream), answer).into_owned();
-        let connection = graceful.watch(connection);
+        let Some((stream, peer, place)) = accepted else { continue };
+        let connection = Connection { protocol: protocol.clone(), peer, limits, watcher: graceful.watcher() };
+        let (service, tls, stop) = (service.clone(), tls.clone(), stop.clone());
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                debug!(%error, "connection ended early");
+            match tls {
+                None => connection.serve(stream, service).await,
+                Some(tls) => {
+                    let greeting = timeout(limits.handshake, tls.accept(stream));
+                    tokio::select! {
+                        () = stop.cancelled() => {}
+                        greeted = greeting => match greeted {
+                            Ok(Ok(stream)) => connection.serve(stream, service).await,
+                            Ok(Err(error)) => debug!(%peer, %error, "no TLS with a client"),
+                            Err(_) => debug!(%peer, "a client took too long to agree on TLS"),
+                        },
+                    }
+                }
             }
             drop(place);
         });
     }
     drop(listener);
-    if tokio::time::timeout(grace, graceful.shutdown()).await.is_err() {
+    if timeout(grace, graceful.shutdown()).await.is_err() {
         warn!(grace_s = grace.as_secs(), "some requests did not finish in time and are cut off");
+    }
+}
+
+/// A client that has connected.
+struct Connection {
+    protocol: auto::Builder<TokioExecutor>,
+    peer: SocketAddr,
+    limits: ConnectionLimits,
+    watcher: Watcher,
+}
+
+impl Connection {
+    /// Answers requests until either side ends the connection, or the client does not even send one.
+    async fn serve(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, service: impl HttpService) {
+        let Self { protocol, peer, limits, watcher } = self;
+        let (asked, mut first) = watch::channel(false);
+        let answer = service_fn(move |request: hyper::Request<Incoming>| {
+            asked.send_if_modified(|asked| !std::mem::replace(asked, true));
+            let mut request = request.map(Body::new);
+            request.extensions_mut().insert(ConnectInfo(peer));
+            // The node stack and the router are always ready: back-pressure lives in the component stacks.
+            let mut service = service.clone();
+            service.call(request)
+        });
+        let connection =
+            watcher.watch(protocol.serve_connection_with_upgrades(TokioIo::new(stream), answer).into_owned());
+        // hyper's own limit starts when it knows the protocol, so one byte would hold a connection for ever.
+        let silent = async {
+            if timeout(limits.header_read, first.wait_for(|asked| *asked)).await.is_ok() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            () = silent => debug!(%peer, "a client connected and sent no request"),
+            ended = connection => if let Err(error) = ended {
+                debug!(%peer, %error, "connection ended early");
+            },
+        }
     }
 }
 
 fn protocol(limits: ConnectionLimits) -> auto::Builder<TokioExecutor> {
     let mut protocol = auto::Builder::new(TokioExecutor::new());
     protocol.http1().timer(TokioTimer::new()).header_read_timeout(limits.header_read);
-    protocol.http2().timer(TokioTimer::new()).max_concurrent_streams(limits.streams);
+    protocol
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(limits.keep_alive)
+        .keep_alive_timeout(limits.keep_alive)
+        .max_concurrent_streams(limits.streams);
     protocol
 }
 
-/// The next connection and its place among those allowed at once.
+/// The next connection, who it is, and its place among those allowed at once.
 async fn accept(
     listener: &TcpListener,
     connections: &Arc<Semaphore>,
-) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+) -> Option<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
     let place = Arc::clone(connections).acquire_owned().await.ok()?;
     match listener.accept().await {
-        Ok((stream, _)) => {
+        Ok((stream, peer)) => {
             // Small answers to small requests: waiting to fill a packet would only add latency.
             if let Err(error) = stream.set_nodelay(true) {
                 debug!(%error, "cannot turn off Nagle's algorithm on a connection");
             }
-            Some((stream, place))
+            Some((stream, peer, place))
         }
         Err(error) => {
             // Out of file descriptors, or a client that went away; neither is worth ending the node for.
@@ -105,7 +169,6 @@ async fn accept(
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
-    use std::net::SocketAddr;
 
     use axum::response::Response;
     use futures::FutureExt;
@@ -148,7 +211,7 @@ mod tests {
         });
         let stop = CancellationToken::new();
         let grace = Duration::from_secs(20);
-        let ended = tokio::spawn(serve(listener, service, limits, stop.clone(), grace));
+        let ended = tokio::spawn(serve(listener, None, service, limits, stop.clone(), grace));
         Listening { address, stop, ended }
     }
 
@@ -177,10 +240,13 @@ mod tests {
     async fn a_client_that_never_ends_its_head_is_hung_up_on() {
         let limits = ConnectionLimits { header_read: Duration::from_millis(20), ..ConnectionLimits::default() };
         let node = listening(limits, Arc::default()).await;
-        let mut stream = TcpStream::connect(node.address).await.unwrap();
-        stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n").await.unwrap();
-        let answer = read_to_end(stream).await;
-        assert!(!answer.contains("200"), "{answer}");
+        // Also one that does not let on which protocol it speaks: HTTP/2 begins with `PRI`.
+        for beginning in ["GET / HTTP/1.1\r\nhost: a\r\n", "PR", ""] {
+            let mut stream = TcpStream::connect(node.address).await.unwrap();
+            stream.write_all(beginning.as_bytes()).await.unwrap();
+            let answer = read_to_end(stream).await;
+            assert!(!answer.contains("200"), "{answer}");
+        }
     }
 
     #[tokio::test]

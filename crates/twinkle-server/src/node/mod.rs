@@ -6,6 +6,7 @@
 //! bodies at all, so the front bounds what it unpacks, by [`MAX_DECOMPRESSED_BYTES`].
 
 use std::convert::Infallible;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::Response;
@@ -14,15 +15,19 @@ use tower::{Service, ServiceBuilder};
 
 mod authentication;
 mod body_limit;
+mod body_progress;
 pub mod listener;
 mod panic_catch;
 mod request_id;
+mod tls;
 mod trace;
 
 pub use authentication::{Authentication, AuthenticationLayer};
 pub use body_limit::BodyLimitLayer;
+pub use body_progress::BodyProgressLayer;
 pub use panic_catch::PanicCatchLayer;
 pub use request_id::{RequestIdLayer, RequestTag};
+pub use tls::Tls;
 pub use trace::TraceLayer;
 
 /// Largest request body on the wire, in bytes. The largest honest request is a chunk of training data:
@@ -31,6 +36,9 @@ pub const MAX_BODY_BYTES: u64 = 64 << 20;
 
 /// Largest body after decompression, in bytes; bounds what a zip bomb can cost.
 pub const MAX_DECOMPRESSED_BYTES: usize = 64 << 20;
+
+/// How long a request body may make no progress.
+pub const BODY_PROGRESS: Duration = Duration::from_secs(30);
 
 /// A service from one HTTP request to one HTTP response that cannot fail.
 pub trait HttpService:
@@ -52,6 +60,8 @@ pub fn node_stack(authentication: Authentication, router: impl HttpService) -> i
         .layer(TraceLayer)
         // Before anything reads a body; a stated length is refused without reading one byte of it.
         .layer(BodyLimitLayer::new(MAX_BODY_BYTES))
+        // Around whatever reads the body, so that its reader need not know how slow a client may be.
+        .layer(BodyProgressLayer::new(BODY_PROGRESS))
         // Around everything that runs code per request; inside the span, so the panic is logged with its id.
         .layer(PanicCatchLayer)
         // Innermost: a front can rely on a tenant being there.
