@@ -21,6 +21,8 @@ pub mod component;
 #[cfg(feature = "node")]
 pub mod config;
 #[cfg(feature = "node")]
+pub mod engine;
+#[cfg(feature = "node")]
 pub mod futures;
 #[cfg(feature = "node")]
 pub mod middleware;

@@ -2,23 +2,30 @@
 //!
 //! It takes commands from a bounded channel, asks the [`Schedule`] whose turn it is, executes one
 //! operation, answers, and now and then writes a snapshot so that a restart has little to replay.
+//! A failure costs at most the run it happened in; one that costs the device ends the engine, and another follows it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
+use twinkle_core::Result;
 use twinkle_core::call::{RunCall, RunOperation, RunOutcome, SamplerTarget};
 use twinkle_core::checkpoint::CheckpointStore;
+use twinkle_core::engine::pulse::Pulse;
+use twinkle_core::engine::supervisor::{Ended, panic_text};
+use twinkle_core::engine::ticket::Ticket;
 use twinkle_core::ids::{RunId, SamplingSessionId, TenantId};
 use twinkle_core::state::StateStore;
-use twinkle_core::{Error, Result};
 use twinkle_nn::{BaseModel, PublishedAdapters};
 
+use crate::backend::Backend;
+use crate::failure::Ending;
 use crate::operations;
 use crate::residents::{Disk, ResidentRun, Residents};
 use crate::schedule::Schedule;
@@ -78,28 +85,62 @@ pub struct Work {
     /// What was asked.
     pub call: RunCall,
     /// Who waits.
-    pub answer: oneshot::Sender<Result<RunOutcome>>,
+    pub ticket: Ticket<RunOutcome>,
+}
+
+/// What an engine shows while it works.
+#[derive(Clone, Debug)]
+pub struct Gauges {
+    /// What it is doing.
+    pub pulse: Pulse,
+    /// How many runs it has in memory.
+    pub runs_in_memory: Arc<AtomicUsize>,
 }
 
 /// The engine's state; lives on its thread.
 pub struct Engine {
     context: EngineContext,
+    backend: Arc<dyn Backend>,
     runtime: Handle,
+    gauges: Gauges,
     runs: Residents,
     schedule: Schedule<Work>,
     stopping: Option<(Instant, oneshot::Sender<()>)>,
 }
 
+/// The device is lost, for this reason: this engine must not go on.
+struct Lost(String);
+
 impl Engine {
-    /// An engine without runs. `runtime` is used to wait for the store.
+    /// An engine without runs, the `incarnation`-th after the first. `runtime` is used to wait for the store.
     #[must_use]
-    pub fn new(context: EngineContext, runtime: Handle) -> Self {
-        let runs = Residents::new(context.limits.max_runs.unwrap_or(usize::MAX));
-        Self { context, runtime, runs, schedule: Schedule::default(), stopping: None }
+    pub fn new(
+        context: EngineContext,
+        backend: Arc<dyn Backend>,
+        gauges: Gauges,
+        runtime: Handle,
+        incarnation: u64,
+    ) -> Self {
+        let most = context.limits.max_runs.unwrap_or(usize::MAX);
+        let runs = if incarnation == 0 { Residents::new(most) } else { Residents::after_a_loss(most) };
+        Self { context, backend, runtime, gauges, runs, schedule: Schedule::default(), stopping: None }
     }
 
-    /// Works until it is drained or every sender is gone.
-    pub fn work(mut self, mut commands: mpsc::Receiver<Command>) {
+    /// Works until it is drained, every sender is gone, or the device is lost.
+    pub fn work(mut self, commands: &mut mpsc::Receiver<Command>) -> Ended {
+        match self.take_turns(commands) {
+            Ok(()) => {
+                self.stop(commands);
+                Ended::Stopped
+            }
+            Err(Lost(reason)) => Ended::Broken(reason),
+        }
+    }
+
+    fn take_turns(&mut self, commands: &mut mpsc::Receiver<Command>) -> Result<(), Lost> {
+        self.gauges.runs_in_memory.store(0, Ordering::Relaxed);
+        self.backend.probe(&self.context.base).map_err(|error| Lost(error.message))?;
+        self.gauges.pulse.working();
         while self.stopping.is_none() {
             if self.schedule.is_empty() {
                 match commands.blocking_recv() {
@@ -110,11 +151,12 @@ impl Engine {
             while let Ok(command) = commands.try_recv() {
                 self.admit(command);
             }
+            self.gauges.pulse.turn();
             if let Some(work) = self.schedule.take() {
-                self.execute(work);
+                self.execute(work)?;
             }
         }
-        self.stop(commands);
+        Ok(())
     }
 
     fn admit(&mut self, command: Command) {
@@ -128,12 +170,15 @@ impl Engine {
     }
 
     /// Finishes what fits before the deadline; the rest stays in the journal. Then makes every run durable.
-    fn stop(mut self, mut commands: mpsc::Receiver<Command>) {
+    fn stop(mut self, commands: &mut mpsc::Receiver<Command>) {
         commands.close();
         let Some((deadline, done)) = self.stopping.take() else { return };
         while Instant::now() < deadline {
             let Some(work) = self.schedule.take() else { break };
-            self.execute(work);
+            if let Err(Lost(reason)) = self.execute(work) {
+                error!(reason, "the device was lost while the engine stopped; the journal has everything");
+                return;
+            }
         }
         let parked = self.schedule.len();
         let runs = self.runs.names();
@@ -145,39 +190,54 @@ impl Engine {
         let _ = done.send(());
     }
 
-    fn execute(&mut self, work: Work) {
-        let Work { tenant, call, answer } = work;
+    /// Executes and answers. On an error the device is lost, and so is the ticket: it says that work had begun.
+    fn execute(&mut self, work: Work) -> Result<(), Lost> {
+        let Work { tenant, call, mut ticket } = work;
         let run = call.run.clone();
         let depends_on_checkpoint = depends_on_checkpoint(&call.operation);
         let started = Instant::now();
-        let outcome = catch_unwind(AssertUnwindSafe(|| self.perform(&tenant, call))).unwrap_or_else(|panic| {
-            // The tensors may be half changed; the journal can rebuild them, this thread cannot.
-            self.runs.remove(&run);
-            let reason = panic_text(panic.as_ref());
-            error!(%run, reason, "an operation panicked");
-            Err(Error::internal(format!("the engine failed: {reason}"))
-                .hint("the run is rebuilt from its journal when the server restarts"))
-        });
+        self.gauges.pulse.begin(format!("{} of run `{run}`", call.operation.name()));
+        ticket.begin();
+        let ending = Ending::of(catch_unwind(AssertUnwindSafe(|| self.perform(&tenant, call))));
         if let Some(resident) = self.runs.in_memory(&run) {
             resident.unsaved += started.elapsed();
         }
+        let outcome = match ending {
+            Ending::Whole(outcome) => outcome,
+            Ending::Torn(reason) => {
+                error!(%run, %reason, "an operation panicked; its run is rebuilt from the journal");
+                self.runs.lose(&run);
+                Err(reason)
+            }
+            Ending::Lost(reason) => return Err(Lost(reason)),
+        };
+        self.gauges.runs_in_memory.store(self.runs.len(), Ordering::Relaxed);
         let published = published_session(&outcome);
         // The journal may be gone while the node stops; the operation is durable, so nothing is lost.
-        let _ = answer.send(outcome);
-        if let Some(session) = published {
-            self.save_published(&run, &session);
+        ticket.answer(outcome);
+        let kept = catch_unwind(AssertUnwindSafe(|| {
+            if let Some(session) = published {
+                self.save_published(&run, &session);
+            }
+            if depends_on_checkpoint {
+                self.snapshot(&run);
+            } else {
+                self.snapshot_if_due(&run);
+            }
+        }));
+        if let Err(panic) = kept {
+            // Writing reads the run only; what was not written is computed again after a restart.
+            error!(%run, reason = panic_text(panic.as_ref()), "writing a run to disk panicked");
         }
-        if depends_on_checkpoint {
-            self.snapshot(&run);
-        } else {
-            self.snapshot_if_due(&run);
-        }
+        self.gauges.pulse.end();
+        Ok(())
     }
 
     fn perform(&mut self, tenant: &TenantId, call: RunCall) -> Result<RunOutcome> {
         let position = call.position;
         let run = call.run.clone();
-        let outcome = operations::perform(&self.context, &self.runtime, &mut self.runs, tenant, call);
+        let (context, backend, runtime) = (&self.context, self.backend.as_ref(), &self.runtime);
+        let outcome = operations::perform(context, backend, runtime, &mut self.runs, tenant, call);
         if let Some(resident) = self.runs.in_memory(&run)
             && resident.position < position
         {
@@ -237,12 +297,4 @@ fn published_session(outcome: &Result<RunOutcome>) -> Option<SamplingSessionId> 
         Ok(RunOutcome::SavedForSampler { target: SamplerTarget::Live(session) }) => Some(session.clone()),
         _ => None,
     }
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
-    panic
-        .downcast_ref::<String>()
-        .map(String::as_str)
-        .or_else(|| panic.downcast_ref::<&str>().copied())
-        .unwrap_or("unknown panic")
 }

@@ -10,16 +10,18 @@ use twinkle_core::checkpoint::CheckpointMeta;
 use twinkle_core::ids::{CheckpointKind, CheckpointPath, TenantId};
 use twinkle_core::{Error, Result};
 
+use crate::backend::{Backend, Batch};
 use crate::batch::{self, Limits};
 use crate::engine::EngineContext;
 use crate::residents::{Disk, Residents};
 use crate::run::Run;
 use crate::snapshot::Snapshots;
-use crate::{files, losses, snapshot, step};
+use crate::{files, losses, snapshot};
 
 /// Executes one operation. On an error the run is as it was before.
 pub(crate) fn perform(
     context: &EngineContext,
+    backend: &dyn Backend,
     runtime: &Handle,
     runs: &mut Residents,
     tenant: &TenantId,
@@ -43,11 +45,12 @@ pub(crate) fn perform(
             let loss = losses::build(&loss)?;
             let limits = Limits { vocabulary: context.base.config().vocab_size, max_length: context.limits.max_length };
             let examples = batch::check(data, loss.as_ref(), limits)?;
-            let rows = context.limits.rows_per_pass;
-            let outcome = step::forward_backward(run, &context.base, &examples, loss.as_ref(), backward, rows)?;
+            let rows_per_pass = context.limits.rows_per_pass;
+            let batch = Batch { examples: &examples, loss: loss.as_ref(), rows_per_pass };
+            let outcome = backend.forward_backward(run, &context.base, batch, backward)?;
             Ok(RunOutcome::ForwardBackward(outcome))
         }
-        RunOperation::OptimStep(settings) => optimizer_step(runs.get(&disk, tenant, &id)?, &settings),
+        RunOperation::OptimStep(settings) => optimizer_step(backend, runs.get(&disk, tenant, &id)?, &settings),
         RunOperation::SaveState { path, ttl_seconds, overwrite, user_metadata } => {
             let run = runs.get(&disk, tenant, &id)?;
             let saving = Saving { path: &path, ttl_seconds, overwrite, user_metadata, position };
@@ -133,8 +136,8 @@ fn load(context: &EngineContext, tenant: &TenantId, path: &CheckpointPath, with_
     files::read_run(checkpoint.directory(), tenant.clone(), &context.base_model, &context.base, with_optimizer)
 }
 
-fn optimizer_step(run: &mut Run, settings: &AdamParams) -> Result<RunOutcome> {
-    let norm = run.optimizer_step(settings)?;
+fn optimizer_step(backend: &dyn Backend, run: &mut Run, settings: &AdamParams) -> Result<RunOutcome> {
+    let norm = backend.optimizer_step(run, settings)?;
     let mut metrics = BTreeMap::new();
     if settings.grad_clip_norm > 0.0 {
         metrics.insert("grad_norm".to_owned(), norm);

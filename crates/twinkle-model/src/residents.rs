@@ -10,7 +10,7 @@ use std::time::Duration;
 use tracing::{debug, warn};
 use twinkle_core::call::Position;
 use twinkle_core::ids::{RunId, TenantId};
-use twinkle_core::{Error, Result};
+use twinkle_core::{Error, ErrorCode, Result};
 
 use crate::run::Run;
 
@@ -50,6 +50,8 @@ pub trait Disk {
 #[derive(Debug)]
 pub struct Residents {
     limit: usize,
+    /// Whether runs were lost with their tensors. A run that is not here may be one of them, to be rebuilt.
+    has_lost_runs: bool,
     clock: u64,
     resident: HashMap<RunId, ResidentRun>,
     spilled: HashMap<RunId, Spilled>,
@@ -59,7 +61,13 @@ impl Residents {
     /// A table that keeps at most `limit` runs in memory (at least one).
     #[must_use]
     pub fn new(limit: usize) -> Self {
-        Self { limit: limit.max(1), clock: 0, resident: HashMap::new(), spilled: HashMap::new() }
+        Self { limit: limit.max(1), has_lost_runs: false, clock: 0, resident: HashMap::new(), spilled: HashMap::new() }
+    }
+
+    /// The table of an engine that follows one that was lost with all its runs.
+    #[must_use]
+    pub fn after_a_loss(limit: usize) -> Self {
+        Self { has_lost_runs: true, ..Self::new(limit) }
     }
 
     /// Adds a run that is new or was rebuilt up to `position`, making room for it.
@@ -72,6 +80,8 @@ impl Residents {
     }
 
     /// The tenant's run, brought back from disk if it is there.
+    ///
+    /// Errors: `NotFound` when there is none; `Interrupted` when it may be one that was lost.
     pub fn get(&mut self, disk: &impl Disk, tenant: &TenantId, id: &RunId) -> Result<&mut Run> {
         self.bring_back(disk, tenant, id)?;
         self.clock += 1;
@@ -79,6 +89,9 @@ impl Residents {
             Some(resident) if resident.run.tenant == *tenant => {
                 resident.last_used = self.clock;
                 Ok(&mut resident.run)
+            }
+            None if self.has_lost_runs && !self.spilled.contains_key(id) => {
+                Err(Error::new(ErrorCode::Interrupted, format!("the engine has lost run `{id}`")))
             }
             _ => Err(Error::not_found(format!("model `{id}` does not exist"))),
         }
@@ -89,10 +102,28 @@ impl Residents {
         self.resident.get_mut(id)
     }
 
+    /// How many runs are in memory.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.resident.len()
+    }
+
+    /// Whether no run is in memory.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.resident.is_empty()
+    }
+
     /// The names of all runs in memory.
     #[must_use]
     pub fn names(&self) -> Vec<RunId> {
         self.resident.keys().cloned().collect()
+    }
+
+    /// Throws a run away whose tensors cannot be trusted: it must be created or restored before it can be used again.
+    pub fn lose(&mut self, id: &RunId) {
+        self.has_lost_runs = true;
+        self.remove(id);
     }
 
     /// Forgets a run, wherever it is.

@@ -35,3 +35,4 @@ pub use model::{BaseModel, LoadOptions};
 pub use pack::{Pack, Segment};
 pub use precision::Precision;
 pub use published::PublishedAdapters;
+pub use torch::{DeviceFailure, device_failure, out_of_memory};
