@@ -273,6 +273,14 @@ pub enum RunOutcome {
     },
 }
 
+impl RunOutcome {
+    /// Whether the run is over with it.
+    #[must_use]
+    pub const fn ends_run(&self) -> bool {
+        matches!(self, Self::Unloaded { .. } | Self::Expired { .. })
+    }
+}
+
 /// What a forward or forward-backward returns.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ForwardBackwardOutcome {

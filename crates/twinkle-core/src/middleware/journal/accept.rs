@@ -15,13 +15,13 @@ use crate::call::{CreateRun, Position, RunCall, RunOperation, RunRecord};
 use crate::error::{Error, ErrorCode, Result};
 use crate::ids::{RequestId, RunId, TenantId};
 use crate::middleware::turns::Standing;
-use crate::state::{Appended, Existing, NewOperation, NewRun, closed_run, to_blob};
+use crate::state::{Appended, Existing, NewOperation, NewRun, to_blob};
 
 /// Operations with more input tokens than this are encoded beside the async runtime.
 const LARGE_INPUT_TOKENS: usize = 16_384;
 
 /// An operation and what the journal keeps of it.
-struct Encoded {
+pub(super) struct Encoded {
     operation: RunOperation,
     payload: Vec<u8>,
     fingerprint: [u8; 32],
@@ -35,8 +35,8 @@ pub(super) async fn accept(shared: Arc<Shared>, tenant: TenantId, call: RunCall)
     if sequence.is_some_and(|number| i64::try_from(number).is_err()) {
         return Err(Error::invalid("the sequence number is too large"));
     }
-    if matches!(operation, RunOperation::Restore { .. }) {
-        return Err(Error::internal("`restore` is the journal's own operation"));
+    if matches!(operation, RunOperation::Restore { .. } | RunOperation::Spill | RunOperation::Expire { .. }) {
+        return Err(Error::internal(format!("`{}` is the journal's own operation", operation.name())));
     }
     let encoded = encode(operation).await?;
     if let RunOperation::Create(creation) = &encoded.operation {
@@ -62,7 +62,7 @@ pub(super) async fn consume(shared: &Arc<Shared>, tenant: &TenantId, run: &RunId
     Ok(())
 }
 
-async fn submit(
+pub(super) async fn submit(
     shared: &Arc<Shared>,
     tenant: &TenantId,
     run: &RunId,
@@ -167,7 +167,7 @@ async fn create(shared: &Arc<Shared>, record: RunRecord, encoded: Encoded) -> Re
     let request = RequestId::journaled();
     shared.futures.register(&request, &tenant)?;
     let operation = new_operation(&request, &tenant, &run, Position::default(), &encoded);
-    match shared.store.insert_run(NewRun { record, operation }).await {
+    match shared.store.insert_run_within(NewRun { record, operation }, shared.options.run_limits).await {
         Ok(Appended::New) => {}
         Ok(Appended::Existing(existing)) => {
             shared.futures.withdraw(&request);
@@ -238,7 +238,7 @@ fn new_operation(
     }
 }
 
-async fn encode(operation: RunOperation) -> Result<Encoded> {
+pub(super) async fn encode(operation: RunOperation) -> Result<Encoded> {
     let is_large = match &operation {
         RunOperation::ForwardBackward { data, .. } => {
             data.iter().map(|datum| datum.tokens.len()).sum::<usize>() > LARGE_INPUT_TOKENS
@@ -282,13 +282,16 @@ async fn answer_of_closed_run(
     shared.store.run(tenant, run).await?;
     if let Some(number) = sequence {
         let existing = shared.store.operation_at(run, Position { after: number, arrival: 0 }).await?;
-        return existing.map_or_else(|| Err(closed_run(run)), |existing| answer(existing, run, number, encoded));
+        if let Some(existing) = existing {
+            return answer(existing, run, number, encoded);
+        }
     }
-    if matches!(encoded.operation, RunOperation::Unload) {
-        let unloaded = shared.store.latest_named(run, encoded.operation.name()).await?;
-        return unloaded.ok_or_else(|| closed_run(run));
+    if sequence.is_none() && matches!(encoded.operation, RunOperation::Unload) {
+        if let Some(unloaded) = shared.store.latest_named(run, encoded.operation.name()).await? {
+            return Ok(unloaded);
+        }
     }
-    Err(closed_run(run))
+    Err(shared.store.end_of(run).await?)
 }
 
 fn used_up(run: &RunId, number: u64) -> Error {

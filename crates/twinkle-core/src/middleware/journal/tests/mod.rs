@@ -1,6 +1,7 @@
 //! The journal around a component that records what reaches it.
 
 mod accepting;
+mod ending;
 mod restarting;
 
 use std::collections::{BTreeMap, HashMap};
@@ -93,6 +94,11 @@ impl Recorder {
                 sums.remove(run);
                 Ok(RunOutcome::Unloaded { run: run.clone() })
             }
+            RunOperation::Expire { path, ending } => {
+                sums.remove(run);
+                Ok(RunOutcome::Expired { run: run.clone(), path: path.clone(), ending: *ending })
+            }
+            RunOperation::Spill => Ok(RunOutcome::Spilled { run: run.clone() }),
             RunOperation::Restore { directory } => {
                 let bytes = std::fs::read(directory.join("sum")).map_err(|error| Error::internal(error.to_string()))?;
                 let bytes = bytes.try_into().map_err(|_| Error::internal("a damaged snapshot"))?;
