@@ -1,12 +1,12 @@
 //! API keys of tenants, for nodes that keep them in the store instead of a file. Only digests are here.
 
 use jiff::Timestamp;
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, SqliteConnection};
 
 use super::StateStore;
 use super::codec::{from_nanoseconds, to_nanoseconds};
-use super::failure::{Failure, describe};
+use super::connection::Connection;
+use super::failure::Failure;
+use super::sql::{Row, query};
 use super::writer::Write;
 use crate::error::{Error, ErrorCode, Result};
 use crate::ids::TenantId;
@@ -29,11 +29,9 @@ pub struct ApiKeyRecord {
 impl StateStore {
     /// Every key, oldest first.
     pub async fn api_keys(&self) -> Result<Vec<ApiKeyRecord>> {
-        let rows =
-            sqlx::query("SELECT prefix, digest, tenant, name, created_at FROM api_keys ORDER BY created_at, prefix")
-                .fetch_all(&self.readers)
-                .await
-                .map_err(|error| describe(&error))?;
+        let rows = query("SELECT prefix, digest, tenant, name, created_at FROM api_keys ORDER BY created_at, prefix")
+            .fetch_all(&self.readers)
+            .await?;
         rows.iter().map(read_key).collect()
     }
 
@@ -48,16 +46,16 @@ impl StateStore {
     }
 }
 
-fn read_key(row: &SqliteRow) -> Result<ApiKeyRecord> {
+fn read_key(row: &Row) -> Result<ApiKeyRecord> {
     let mut digest = [0; 32];
-    hex::decode_to_slice(row.get::<String, _>("digest"), &mut digest)
+    hex::decode_to_slice(row.get::<String>("digest")?, &mut digest)
         .map_err(|error| Error::internal(format!("the state store holds a key with a broken digest: {error}")))?;
     Ok(ApiKeyRecord {
-        prefix: row.get("prefix"),
+        prefix: row.get("prefix")?,
         digest,
-        tenant: TenantId::new(row.get::<String, _>("tenant")),
-        name: row.get("name"),
-        created_at: from_nanoseconds(row.get("created_at"))?,
+        tenant: TenantId::new(row.get::<String>("tenant")?),
+        name: row.get("name")?,
+        created_at: from_nanoseconds(row.get("created_at")?)?,
     })
 }
 
@@ -66,9 +64,9 @@ struct InsertKey(ApiKeyRecord);
 impl Write for InsertKey {
     type Answer = ();
 
-    async fn apply(&self, connection: &mut SqliteConnection) -> Result<(), Failure> {
+    async fn apply(&self, connection: &mut Connection) -> Result<(), Failure> {
         let Self(key) = self;
-        let inserted = sqlx::query(
+        let inserted = query(
             "INSERT INTO api_keys (prefix, digest, tenant, name, created_at) VALUES ($1, $2, $3, $4, $5)
              ON CONFLICT DO NOTHING",
         )
@@ -79,7 +77,7 @@ impl Write for InsertKey {
         .bind(to_nanoseconds(key.created_at))
         .execute(connection)
         .await?;
-        if inserted.rows_affected() == 0 {
+        if inserted == 0 {
             let text = format!("there is a key named `{}` or starting with `{}` already", key.name, key.prefix);
             return Err(Error::new(ErrorCode::Conflict, text).into());
         }
@@ -92,10 +90,9 @@ struct DeleteKey(String);
 impl Write for DeleteKey {
     type Answer = bool;
 
-    async fn apply(&self, connection: &mut SqliteConnection) -> Result<bool, Failure> {
-        let deleted =
-            sqlx::query("DELETE FROM api_keys WHERE prefix = $1").bind(self.0.as_str()).execute(connection).await?;
-        Ok(deleted.rows_affected() > 0)
+    async fn apply(&self, connection: &mut Connection) -> Result<bool, Failure> {
+        let deleted = query("DELETE FROM api_keys WHERE prefix = $1").bind(self.0.as_str()).execute(connection).await?;
+        Ok(deleted > 0)
     }
 }
 

@@ -1,12 +1,12 @@
 //! The directory of checkpoints; their files are [`crate::checkpoint`]'s.
 
 use jiff::Timestamp;
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, SqliteConnection};
 
 use super::StateStore;
 use super::codec::{from_blob, from_integer, from_nanoseconds, now, to_blob, to_integer, to_nanoseconds};
-use super::failure::{Failure, describe};
+use super::connection::Connection;
+use super::failure::Failure;
+use super::sql::{Row, query};
 use super::writer::Write;
 use crate::call::CheckpointRecord;
 use crate::error::{Error, Result};
@@ -20,9 +20,9 @@ impl StateStore {
 
     /// The tenant's checkpoint of that path, unless it has expired.
     pub async fn checkpoint(&self, tenant: &TenantId, path: &CheckpointPath) -> Result<CheckpointRecord> {
-        let row = sqlx::query(
-            "SELECT * FROM checkpoints WHERE tenant = ? AND run = ? AND kind = ? AND name = ?
-             AND (expires_at IS NULL OR expires_at > ?)",
+        let row = query(
+            "SELECT * FROM checkpoints WHERE tenant = $1 AND run = $2 AND kind = $3 AND name = $4
+             AND (expires_at IS NULL OR expires_at > $5)",
         )
         .bind(tenant.as_str())
         .bind(path.run.as_str())
@@ -30,35 +30,32 @@ impl StateStore {
         .bind(path.name.as_str())
         .bind(now())
         .fetch_optional(&self.readers)
-        .await
-        .map_err(|error| describe(&error))?
+        .await?
         .ok_or_else(|| no_checkpoint(path))?;
         read_checkpoint(&row)
     }
 
     /// The tenant's checkpoints, of one run or of all, oldest first.
     pub async fn list_checkpoints(&self, tenant: &TenantId, run: Option<&RunId>) -> Result<Vec<CheckpointRecord>> {
-        let rows = sqlx::query(
-            "SELECT * FROM checkpoints WHERE tenant = ?1 AND (?2 IS NULL OR run = ?2)
-             AND (expires_at IS NULL OR expires_at > ?3) ORDER BY created_at, run, kind, name",
+        let rows = query(
+            "SELECT * FROM checkpoints WHERE tenant = $1 AND ($2 IS NULL OR run = $2)
+             AND (expires_at IS NULL OR expires_at > $3) ORDER BY created_at, run, kind, name",
         )
         .bind(tenant.as_str())
         .bind(run.map(RunId::as_str))
         .bind(now())
         .fetch_all(&self.readers)
-        .await
-        .map_err(|error| describe(&error))?;
+        .await?;
         rows.iter().map(read_checkpoint).collect()
     }
 
     /// Checkpoints whose lifetime is over at `time`, of all tenants; their files can be deleted.
     pub async fn expired_checkpoints(&self, time: Timestamp, limit: u32) -> Result<Vec<CheckpointRecord>> {
-        let rows = sqlx::query("SELECT * FROM checkpoints WHERE expires_at <= ? ORDER BY expires_at LIMIT ?")
+        let rows = query("SELECT * FROM checkpoints WHERE expires_at <= $1 ORDER BY expires_at LIMIT $2")
             .bind(to_nanoseconds(time))
             .bind(limit)
             .fetch_all(&self.readers)
-            .await
-            .map_err(|error| describe(&error))?;
+            .await?;
         rows.iter().map(read_checkpoint).collect()
     }
 
@@ -73,21 +70,21 @@ pub(crate) fn no_checkpoint(path: &CheckpointPath) -> Error {
     Error::not_found(format!("checkpoint `{path}` does not exist"))
 }
 
-fn read_checkpoint(row: &SqliteRow) -> Result<CheckpointRecord> {
-    let kind = match row.get::<&str, _>("kind") {
+fn read_checkpoint(row: &Row) -> Result<CheckpointRecord> {
+    let kind = match row.get::<String>("kind")?.as_str() {
         "weights" => CheckpointKind::Weights,
         "sampler_weights" => CheckpointKind::SamplerWeights,
         other => return Err(Error::internal(format!("the state store holds an unknown checkpoint kind `{other}`"))),
     };
-    let expires_at: Option<i64> = row.get("expires_at");
+    let expires_at: Option<i64> = row.get("expires_at")?;
     Ok(CheckpointRecord {
-        path: CheckpointPath { run: RunId::new(row.get::<String, _>("run")), kind, name: row.get("name") },
-        tenant: TenantId::new(row.get::<String, _>("tenant")),
-        base_model: row.get("base_model"),
-        lora: from_blob(row.get("lora"))?,
-        size_bytes: from_integer(row.get("size_bytes"))?,
-        user_metadata: from_blob(row.get("user_metadata"))?,
-        created_at: from_nanoseconds(row.get("created_at"))?,
+        path: CheckpointPath { run: RunId::new(row.get::<String>("run")?), kind, name: row.get("name")? },
+        tenant: TenantId::new(row.get::<String>("tenant")?),
+        base_model: row.get("base_model")?,
+        lora: from_blob(&row.get::<Vec<u8>>("lora")?)?,
+        size_bytes: from_integer(row.get("size_bytes")?)?,
+        user_metadata: from_blob(&row.get::<Vec<u8>>("user_metadata")?)?,
+        created_at: from_nanoseconds(row.get("created_at")?)?,
         expires_at: expires_at.map(from_nanoseconds).transpose()?,
     })
 }
@@ -97,12 +94,15 @@ struct InsertCheckpoint(CheckpointRecord);
 impl Write for InsertCheckpoint {
     type Answer = ();
 
-    async fn apply(&self, connection: &mut SqliteConnection) -> Result<(), Failure> {
+    async fn apply(&self, connection: &mut Connection) -> Result<(), Failure> {
         let Self(checkpoint) = self;
-        sqlx::query(
-            "INSERT OR REPLACE INTO checkpoints
+        query(
+            "INSERT INTO checkpoints
              (tenant, run, kind, name, base_model, lora, size_bytes, user_metadata, created_at, expires_at)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+             ON CONFLICT (tenant, run, kind, name) DO UPDATE SET base_model = excluded.base_model,
+             lora = excluded.lora, size_bytes = excluded.size_bytes, user_metadata = excluded.user_metadata,
+             created_at = excluded.created_at, expires_at = excluded.expires_at",
         )
         .bind(checkpoint.tenant.as_str())
         .bind(checkpoint.path.run.as_str())
@@ -128,15 +128,15 @@ struct DeleteCheckpoint {
 impl Write for DeleteCheckpoint {
     type Answer = ();
 
-    async fn apply(&self, connection: &mut SqliteConnection) -> Result<(), Failure> {
-        let deleted = sqlx::query("DELETE FROM checkpoints WHERE tenant = ? AND run = ? AND kind = ? AND name = ?")
+    async fn apply(&self, connection: &mut Connection) -> Result<(), Failure> {
+        let deleted = query("DELETE FROM checkpoints WHERE tenant = $1 AND run = $2 AND kind = $3 AND name = $4")
             .bind(self.tenant.as_str())
             .bind(self.path.run.as_str())
             .bind(self.path.kind.segment())
             .bind(self.path.name.as_str())
             .execute(connection)
             .await?;
-        if deleted.rows_affected() == 0 {
+        if deleted == 0 {
             return Err(no_checkpoint(&self.path).into());
         }
         Ok(())

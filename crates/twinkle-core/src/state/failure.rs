@@ -60,6 +60,11 @@ pub(super) fn describe(error: &sqlx::Error) -> Error {
     }
 }
 
+/// The answer for a write that was being committed when the database went away, by a server that stops meanwhile.
+pub(super) fn outcome_unknown() -> Error {
+    Error::new(ErrorCode::Draining, "whether this was stored will be known when the database is back")
+}
+
 /// The answer when the writing task has ended.
 pub(super) fn closed() -> Error {
     Error::new(ErrorCode::Draining, "the state store is closed")

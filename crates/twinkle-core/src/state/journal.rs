@@ -1,12 +1,11 @@
 //! The journal: accepted operations in each run's order.
 
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, SqliteConnection};
-
 use super::StateStore;
 use super::codec::{from_integer, now, to_integer};
-use super::failure::{Failure, describe};
-use super::runs::closed_run;
+use super::connection::Connection;
+use super::failure::Failure;
+use super::runs::{closed_run, no_run};
+use super::sql::{Row, Target, query};
 use super::writer::Write;
 use crate::call::Position;
 use crate::error::{Error, Result};
@@ -112,59 +111,53 @@ impl StateStore {
 
     /// What holds `position` in the run's order.
     pub async fn operation_at(&self, run: &RunId, position: Position) -> Result<Option<Existing>> {
-        let mut reader = self.readers.acquire().await.map_err(|error| describe(&error))?;
-        Ok(existing_at(&mut reader, run, position).await?)
+        Ok(existing_at(&self.readers, run, position).await?)
     }
 
     /// The latest operation of that name in the run.
     pub async fn latest_named(&self, run: &RunId, name: &str) -> Result<Option<RequestId>> {
-        let request: Option<String> = sqlx::query_scalar(
-            "SELECT request FROM operations WHERE run = ? AND name = ? ORDER BY after DESC, arrival DESC LIMIT 1",
+        let request: Option<String> = query(
+            "SELECT request FROM operations WHERE run = $1 AND name = $2 ORDER BY after DESC, arrival DESC LIMIT 1",
         )
         .bind(run.as_str())
         .bind(name)
-        .fetch_optional(&self.readers)
-        .await
-        .map_err(|error| describe(&error))?;
+        .fetch_optional_value("request", &self.readers)
+        .await?;
         Ok(request.map(RequestId::new))
     }
 
     /// Where the run's order stands. Nobody may append to the run meanwhile.
     pub async fn run_order(&self, run: &RunId) -> Result<RunOrder> {
-        let passed: i64 = sqlx::query_scalar(
-            "SELECT MAX(
-                (SELECT passed_through FROM runs WHERE id = ?1),
-                IFNULL((SELECT after FROM snapshots WHERE run = ?1), 0),
-                IFNULL((SELECT MAX(after) FROM operations WHERE run = ?1 AND arrival = 0 AND state IN (1, 2)), 0))",
+        let row = query(
+            "SELECT passed_through,
+                    (SELECT after FROM snapshots WHERE run = $1) AS covered,
+                    (SELECT arrival FROM snapshots WHERE run = $1) AS covered_arrival,
+                    (SELECT MAX(after) FROM operations
+                     WHERE run = $1 AND arrival = 0 AND state IN (1, 2)) AS finished,
+                    (SELECT MAX(arrival) FROM operations WHERE run = $1) AS arrival
+             FROM runs WHERE id = $1",
         )
         .bind(run.as_str())
-        .fetch_one(&self.readers)
-        .await
-        .map_err(|error| describe(&error))?;
-        let last_arrival: i64 = sqlx::query_scalar(
-            "SELECT MAX(
-                IFNULL((SELECT arrival FROM snapshots WHERE run = ?1), 0),
-                IFNULL((SELECT MAX(arrival) FROM operations WHERE run = ?1), 0))",
-        )
-        .bind(run.as_str())
-        .fetch_one(&self.readers)
-        .await
-        .map_err(|error| describe(&error))?;
-        let ahead = sqlx::query(
+        .fetch_optional(&self.readers)
+        .await?
+        .ok_or_else(|| no_run(run))?;
+        let number = |column: &str| Ok::<_, Error>(row.get::<Option<i64>>(column)?.unwrap_or_default());
+        let passed = number("passed_through")?.max(number("covered")?).max(number("finished")?);
+        let last_arrival = number("covered_arrival")?.max(number("arrival")?);
+        let ahead = query(
             "SELECT after, state FROM operations
-             WHERE run = ? AND arrival = 0 AND after > ? AND state IN (0, 3) ORDER BY after",
+             WHERE run = $1 AND arrival = 0 AND after > $2 AND state IN (0, 3) ORDER BY after",
         )
         .bind(run.as_str())
         .bind(passed)
         .fetch_all(&self.readers)
-        .await
-        .map_err(|error| describe(&error))?;
+        .await?;
 
         let mut order =
             RunOrder { passed_through: from_integer(passed)?, last_arrival, pending: Vec::new(), refused: Vec::new() };
         for row in &ahead {
-            let number = from_integer(row.get("after"))?;
-            match row.get::<i64, _>("state") {
+            let number = from_integer(row.get("after")?)?;
+            match row.get::<i64>("state")? {
                 0 => order.pending.push(number),
                 _ => order.refused.push(number),
             }
@@ -184,10 +177,10 @@ impl StateStore {
             Some(position) => (to_integer(position.after)?, position.arrival),
             None => (-1, 0),
         };
-        let rows = sqlx::query(
+        let rows = query(
             "SELECT request, after, arrival, payload, state, outcome FROM operations
-             WHERE run = ? AND (after, arrival) > (?, ?) AND (after, arrival) <= (?, ?) AND state <> 3
-             ORDER BY after, arrival LIMIT ?",
+             WHERE run = $1 AND (after, arrival) > ($2, $3) AND (after, arrival) <= ($4, $5) AND state <> 3
+             ORDER BY after, arrival LIMIT $6",
         )
         .bind(run.as_str())
         .bind(after.0)
@@ -196,55 +189,52 @@ impl StateStore {
         .bind(until.arrival)
         .bind(limit)
         .fetch_all(&self.readers)
-        .await
-        .map_err(|error| describe(&error))?;
+        .await?;
         rows.iter().map(read_operation).collect()
     }
 }
 
-fn read_operation(row: &SqliteRow) -> Result<JournaledOperation> {
-    let status = match row.get::<i64, _>("state") {
+fn read_operation(row: &Row) -> Result<JournaledOperation> {
+    let status = match row.get::<i64>("state")? {
         0 => Status::Pending,
         1 => Status::Done,
         2 => Status::Failed,
         other => return Err(Error::internal(format!("the state store holds an unknown operation state `{other}`"))),
     };
     Ok(JournaledOperation {
-        request: RequestId::new(row.get::<String, _>("request")),
-        position: Position { after: from_integer(row.get("after"))?, arrival: row.get("arrival") },
-        payload: row.get("payload"),
+        request: RequestId::new(row.get::<String>("request")?),
+        position: Position { after: from_integer(row.get("after")?)?, arrival: row.get("arrival")? },
+        payload: row.get("payload")?,
         status,
-        outcome: row.get("outcome"),
+        outcome: row.get("outcome")?,
     })
 }
 
 /// What holds a place, read inside or outside of a transaction.
-pub(super) async fn existing_at(
-    connection: &mut SqliteConnection,
+pub(super) async fn existing_at<'c>(
+    target: impl Into<Target<'c>> + Send,
     run: &RunId,
     position: Position,
 ) -> Result<Option<Existing>, Failure> {
     let row =
-        sqlx::query("SELECT request, fingerprint, state FROM operations WHERE run = ? AND after = ? AND arrival = ?")
+        query("SELECT request, fingerprint, state FROM operations WHERE run = $1 AND after = $2 AND arrival = $3")
             .bind(run.as_str())
             .bind(to_integer(position.after)?)
             .bind(position.arrival)
-            .fetch_optional(connection)
+            .fetch_optional(target)
             .await?;
-    Ok(row.map(|row| Existing {
-        request: RequestId::new(row.get::<String, _>("request")),
-        fingerprint: row.get("fingerprint"),
-        refused: row.get::<i64, _>("state") == 3,
+    let Some(row) = row else { return Ok(None) };
+    Ok(Some(Existing {
+        request: RequestId::new(row.get::<String>("request")?),
+        fingerprint: row.get("fingerprint")?,
+        refused: row.get::<i64>("state")? == 3,
     }))
 }
 
-pub(super) async fn insert_operation(
-    connection: &mut SqliteConnection,
-    operation: &NewOperation,
-) -> Result<bool, Failure> {
-    let inserted = sqlx::query(
+pub(super) async fn insert_operation(connection: &mut Connection, operation: &NewOperation) -> Result<bool, Failure> {
+    let inserted = query(
         "INSERT INTO operations (request, tenant, run, after, arrival, name, fingerprint, payload, state)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0) ON CONFLICT (run, after, arrival) DO NOTHING",
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 0) ON CONFLICT (run, after, arrival) DO NOTHING",
     )
     .bind(operation.request.as_str())
     .bind(operation.tenant.as_str())
@@ -256,18 +246,18 @@ pub(super) async fn insert_operation(
     .bind(operation.payload.as_slice())
     .execute(connection)
     .await?;
-    Ok(inserted.rows_affected() == 1)
+    Ok(inserted == 1)
 }
 
 /// Refuses unless the tenant's run is open, and notes its use.
-async fn touch_open_run(connection: &mut SqliteConnection, tenant: &TenantId, run: &RunId) -> Result<(), Failure> {
-    let touched = sqlx::query("UPDATE runs SET last_used_at = ? WHERE id = ? AND tenant = ? AND NOT closed")
+async fn touch_open_run(connection: &mut Connection, tenant: &TenantId, run: &RunId) -> Result<(), Failure> {
+    let touched = query("UPDATE runs SET last_used_at = $1 WHERE id = $2 AND tenant = $3 AND closed = 0")
         .bind(now())
         .bind(run.as_str())
         .bind(tenant.as_str())
         .execute(connection)
         .await?;
-    if touched.rows_affected() == 0 {
+    if touched == 0 {
         return Err(closed_run(run).into());
     }
     Ok(())
@@ -278,7 +268,7 @@ struct Append(NewOperation);
 impl Write for Append {
     type Answer = Appended;
 
-    async fn apply(&self, connection: &mut SqliteConnection) -> Result<Appended, Failure> {
+    async fn apply(&self, connection: &mut Connection) -> Result<Appended, Failure> {
         let Self(operation) = self;
         touch_open_run(connection, &operation.tenant, &operation.run).await?;
         if insert_operation(connection, operation).await? {
@@ -300,17 +290,18 @@ struct AppendRefused {
 impl Write for AppendRefused {
     type Answer = ();
 
-    async fn apply(&self, connection: &mut SqliteConnection) -> Result<(), Failure> {
+    async fn apply(&self, connection: &mut Connection) -> Result<(), Failure> {
         touch_open_run(connection, &self.tenant, &self.run).await?;
-        sqlx::query(
+        query(
             "INSERT INTO operations (request, tenant, run, after, arrival, name, fingerprint, state, finished_at)
-             VALUES (?, ?, ?, ?, 0, ?, x'', 3, ?) ON CONFLICT (run, after, arrival) DO NOTHING",
+             VALUES ($1, $2, $3, $4, 0, $5, $6, 3, $7) ON CONFLICT (run, after, arrival) DO NOTHING",
         )
         .bind(RequestId::journaled().as_str())
         .bind(self.tenant.as_str())
         .bind(self.run.as_str())
         .bind(to_integer(self.sequence)?)
         .bind(REFUSED)
+        .bind(Vec::new())
         .bind(now())
         .execute(connection)
         .await?;
@@ -326,8 +317,8 @@ struct PassOver {
 impl Write for PassOver {
     type Answer = ();
 
-    async fn apply(&self, connection: &mut SqliteConnection) -> Result<(), Failure> {
-        sqlx::query("UPDATE runs SET passed_through = MAX(passed_through, ?) WHERE id = ?")
+    async fn apply(&self, connection: &mut Connection) -> Result<(), Failure> {
+        query("UPDATE runs SET passed_through = $1 WHERE id = $2 AND passed_through < $1")
             .bind(to_integer(self.sequence)?)
             .bind(self.run.as_str())
             .execute(connection)

@@ -8,34 +8,41 @@
 //! An object of another tenant is answered exactly like one that does not exist.
 
 mod api_keys;
+mod backend;
 mod checkpoints;
 mod codec;
+mod connection;
+mod endings;
 mod failure;
 mod journal;
 mod open;
 mod outcomes;
 mod retention;
+mod run_limits;
 mod runs;
 mod sampling_sessions;
 mod sessions;
 mod snapshots;
+mod sql;
+mod sqlite;
 #[cfg(test)]
 mod tests;
 mod writer;
 
-use std::sync::Arc;
-
-use sqlx::SqlitePool;
-
 pub use api_keys::ApiKeyRecord;
+pub use endings::{DueRun, EndOfRuns, RunPage};
 pub use journal::{Appended, Existing, JournaledOperation, NewOperation, RunOrder, Status};
+pub use open::StateLocation;
 pub use outcomes::{Finished, OperationState};
 pub use retention::{Retention, Swept};
+pub use run_limits::RunLimits;
 pub use runs::NewRun;
 pub use snapshots::SnapshotRecord;
 
 pub(crate) use checkpoints::no_checkpoint;
 pub(crate) use codec::{from_blob, to_blob};
+use connection::Readers;
+pub(crate) use endings::end_by;
 pub(crate) use runs::{closed_run, no_run};
 use writer::WriterHandle;
 
@@ -43,7 +50,5 @@ use writer::WriterHandle;
 #[derive(Clone, Debug)]
 pub struct StateStore {
     writer: WriterHandle,
-    readers: SqlitePool,
-    /// Set for a store that lives in a folder of its own and goes with its last handle.
-    _temporary: Option<Arc<tempfile::TempDir>>,
+    readers: Readers,
 }

@@ -1,179 +1,61 @@
-//! Opening the store: one server per file, and no file but ours.
+//! Opening and closing a store of every kind.
 
-use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
-
-use sqlx::migrate::MigrateError;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{ConnectOptions, SqliteConnection};
 
 use super::StateStore;
-use super::failure::{describe, is_damage};
+use super::backend::Backend;
+use super::sqlite::Sqlite;
 use super::writer::WriterHandle;
-use crate::error::{Error, ErrorCode, Result};
+use crate::error::Result;
 
-/// `PRAGMA application_id` of our files: "TWKL".
-const APPLICATION_ID: i64 = 0x5457_4B4C;
-/// Read-only connections: enough for the cores of a small node, few enough to cost nothing.
-const READERS: u32 = 4;
-/// Files up to this size are checked from end to end when they are opened.
-const CHECKED_BYTES: u64 = 64 << 20;
+/// Where a store keeps its records.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StateLocation {
+    /// Nowhere: they go with the last handle.
+    Memory,
+    /// In a file of this machine.
+    File(PathBuf),
+}
+
+impl From<&Path> for StateLocation {
+    fn from(path: &Path) -> Self {
+        Self::File(path.to_owned())
+    }
+}
+
+impl From<&PathBuf> for StateLocation {
+    fn from(path: &PathBuf) -> Self {
+        Self::File(path.clone())
+    }
+}
 
 impl StateStore {
-    /// Opens the store in the file `path`, making it and its folder when they are missing.
+    /// Opens the store at `location`, making it when it is missing.
     ///
-    /// Refuses a file that another server has open, that belongs to another program, that was
-    /// written by a newer version, or that is damaged.
-    pub async fn open(path: &Path) -> Result<Self> {
-        let connect = SqliteConnectOptions::new().synchronous(SqliteSynchronous::Full);
-        Self::open_with(path, connect, None).await
+    /// Refuses one that another server has open, that belongs to another program, that was written by a newer
+    /// version, or that is damaged.
+    pub async fn open(location: impl Into<StateLocation>) -> Result<Self> {
+        match location.into() {
+            StateLocation::Memory => Self::open_in_memory().await,
+            StateLocation::File(path) => {
+                let (sqlite, readers) = Sqlite::open(&path).await?;
+                Ok(Self { writer: WriterHandle::spawn(Backend::Sqlite(sqlite)), readers })
+            }
+        }
     }
 
     /// A store that is forgotten at the end: it lives in a private temporary folder, which goes with its last
     /// handle, and is never synced.
     pub async fn open_in_memory() -> Result<Self> {
-        let folder = tempfile::Builder::new()
-            .prefix("twinkle-state-")
-            .tempdir()
-            .map_err(|error| Error::internal(format!("no temporary folder: {error}")))?;
-        let connect = SqliteConnectOptions::new().synchronous(SqliteSynchronous::Off);
-        let path = folder.path().join("state.sqlite");
-        Self::open_with(&path, connect, Some(Arc::new(folder))).await
+        let (sqlite, readers) = Sqlite::open_temporary().await?;
+        Ok(Self { writer: WriterHandle::spawn(Backend::Sqlite(sqlite)), readers })
     }
 
-    /// Commits what is waiting and releases the file, so that it can be opened again.
+    /// Commits what is waiting and releases the store, so that it can be opened again.
     ///
     /// Every handle on this store answers an error afterwards.
     pub async fn close(&self) {
         self.readers.close().await;
         self.writer.close().await;
     }
-
-    async fn open_with(
-        path: &Path,
-        connect: SqliteConnectOptions,
-        temporary: Option<Arc<tempfile::TempDir>>,
-    ) -> Result<Self> {
-        let lock = lock_file(path)?;
-        let connect = connect
-            .filename(path)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .busy_timeout(Duration::from_secs(5))
-            .disable_statement_logging();
-        let mut writer = connect.connect().await.map_err(|error| cannot_open(path, &error))?;
-        check_origin(&mut writer, path).await?;
-        check_pages(&mut writer, path).await?;
-        migrate(&mut writer, path).await?;
-
-        let readers = SqlitePoolOptions::new()
-            .max_connections(READERS)
-            .min_connections(READERS)
-            .test_before_acquire(false)
-            .idle_timeout(None)
-            .max_lifetime(None)
-            .connect_with(connect.read_only(true).create_if_missing(false))
-            .await
-            .map_err(|error| cannot_open(path, &error))?;
-        Ok(Self { writer: WriterHandle::spawn(writer, lock), readers, _temporary: temporary })
-    }
-}
-
-/// Takes the lock beside the store; the operating system gives it back when the process ends.
-fn lock_file(path: &Path) -> Result<File> {
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        std::fs::create_dir_all(folder)
-            .map_err(|error| Error::invalid(format!("cannot make the state folder `{}`: {error}", folder.display())))?;
-    }
-    let mut name = path.as_os_str().to_owned();
-    name.push(".lock");
-    let lock_path = PathBuf::from(name);
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&lock_path)
-        .map_err(|error| Error::invalid(format!("cannot open `{}`: {error}", lock_path.display())))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::new(
-            ErrorCode::Conflict,
-            format!("the state store `{}` is in use by another server", path.display()),
-        )
-        .hint("stop that server, or give this one another `persistence.file_path`")),
-        Err(TryLockError::Error(error)) => {
-            Err(Error::invalid(format!("cannot lock `{}`: {error}", lock_path.display()))
-                .hint("put the state store on a local file system"))
-        }
-    }
-}
-
-/// A database with tables that we did not make is left alone.
-async fn check_origin(connection: &mut SqliteConnection, path: &Path) -> Result<()> {
-    let application: i64 = sqlx::query_scalar("PRAGMA application_id")
-        .fetch_one(&mut *connection)
-        .await
-        .map_err(|error| cannot_open(path, &error))?;
-    if application == APPLICATION_ID {
-        return Ok(());
-    }
-    let tables: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM sqlite_schema")
-        .fetch_one(&mut *connection)
-        .await
-        .map_err(|error| cannot_open(path, &error))?;
-    if tables > 0 {
-        return Err(Error::invalid(format!("`{}` is a database of another program", path.display()))
-            .hint("name a file of its own for the state store"));
-    }
-    sqlx::raw_sql("PRAGMA application_id = 0x54574B4C")
-        .execute(connection)
-        .await
-        .map_err(|error| cannot_open(path, &error))?;
-    Ok(())
-}
-
-/// Reads a file of moderate size from end to end, so that damage is found now and not in the middle of a request.
-async fn check_pages(connection: &mut SqliteConnection, path: &Path) -> Result<()> {
-    let size = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
-    if size > CHECKED_BYTES {
-        return Ok(());
-    }
-    let verdict: String = sqlx::query_scalar("PRAGMA quick_check(1)")
-        .fetch_one(connection)
-        .await
-        .map_err(|error| cannot_open(path, &error))?;
-    if verdict == "ok" {
-        return Ok(());
-    }
-    Err(damaged(path, &verdict))
-}
-
-async fn migrate(connection: &mut SqliteConnection, path: &Path) -> Result<()> {
-    match sqlx::migrate!("./migrations").run(connection).await {
-        Ok(()) => Ok(()),
-        Err(MigrateError::VersionMissing(version) | MigrateError::VersionTooNew(version, _)) => Err(Error::invalid(
-            format!("the state store `{}` was written by a newer version (schema {version})", path.display()),
-        )
-        .hint("start that version, or name another file")),
-        Err(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) => Err(cannot_open(path, &error)),
-        Err(error) => {
-            Err(Error::internal(format!("the state store `{}` could not be upgraded: {error}", path.display())))
-        }
-    }
-}
-
-fn cannot_open(path: &Path, error: &sqlx::Error) -> Error {
-    if is_damage(error) {
-        return damaged(path, &error.to_string());
-    }
-    let mut described = describe(error);
-    described.message = format!("cannot open the state store `{}`: {}", path.display(), described.message);
-    described
-}
-
-fn damaged(path: &Path, detail: &str) -> Error {
-    Error::internal(format!("`{}` is not a state store, or it is damaged: {detail}", path.display()))
-        .hint("restore it from a backup, or move it away to start with an empty one")
 }

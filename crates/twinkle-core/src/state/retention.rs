@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use sqlx::{Row, SqliteConnection};
-
 use super::StateStore;
 use super::codec::now;
+use super::connection::Connection;
 use super::failure::Failure;
+use super::sql::query;
 use super::writer::Write;
 use crate::error::Result;
 
@@ -83,16 +83,15 @@ struct Sweep {
 impl Write for Sweep {
     type Answer = Swept;
 
-    async fn apply(&self, connection: &mut SqliteConnection) -> Result<Swept, Failure> {
-        let results = sqlx::query(
+    async fn apply(&self, connection: &mut Connection) -> Result<Swept, Failure> {
+        let results = query(
             "UPDATE operations SET outcome = NULL WHERE id IN (SELECT id FROM operations
-             WHERE state <> 0 AND finished_at < ? AND outcome IS NOT NULL LIMIT ?)",
+             WHERE state <> 0 AND finished_at < $1 AND outcome IS NOT NULL LIMIT $2)",
         )
         .bind(self.finished_before)
         .bind(self.batch)
         .execute(&mut *connection)
-        .await?
-        .rows_affected();
+        .await?;
         let operations = self.forget_operations(connection).await?;
         let sessions = self.forget_sessions(connection).await?;
         Ok(Swept { results, operations, sessions })
@@ -101,10 +100,10 @@ impl Write for Sweep {
 
 impl Sweep {
     /// An operation can go when its result is gone and a snapshot covers it. Its number stays used up.
-    async fn forget_operations(&self, connection: &mut SqliteConnection) -> Result<u64, Failure> {
-        let gone = sqlx::query(
+    async fn forget_operations(&self, connection: &mut Connection) -> Result<u64, Failure> {
+        let gone = query(
             "DELETE FROM operations WHERE id IN (SELECT id FROM operations
-             WHERE state IN (1, 2) AND finished_at < ? AND outcome IS NULL AND payload IS NULL LIMIT ?)
+             WHERE state IN (1, 2) AND finished_at < $1 AND outcome IS NULL AND payload IS NULL LIMIT $2)
              RETURNING run, after, arrival",
         )
         .bind(self.finished_before)
@@ -113,45 +112,41 @@ impl Sweep {
         .await?;
         let mut passed: BTreeMap<String, i64> = BTreeMap::new();
         for row in &gone {
-            if row.get::<i64, _>("arrival") == 0 {
-                let highest = passed.entry(row.get("run")).or_default();
-                *highest = (*highest).max(row.get("after"));
+            if row.get::<i64>("arrival")? == 0 {
+                let highest = passed.entry(row.get("run")?).or_default();
+                *highest = (*highest).max(row.get("after")?);
             }
         }
         for (run, number) in passed {
-            sqlx::query("UPDATE runs SET passed_through = MAX(passed_through, ?) WHERE id = ?")
+            query("UPDATE runs SET passed_through = $1 WHERE id = $2 AND passed_through < $1")
                 .bind(number)
                 .bind(run)
                 .execute(&mut *connection)
                 .await?;
         }
-        let refused = sqlx::query(
+        let refused = query(
             "DELETE FROM operations WHERE id IN (SELECT operations.id FROM operations JOIN runs ON runs.id = run
-             WHERE state = 3 AND finished_at < ? AND after <= passed_through LIMIT ?)",
+             WHERE state = 3 AND finished_at < $1 AND after <= passed_through LIMIT $2)",
         )
         .bind(self.finished_before)
         .bind(self.batch)
         .execute(connection)
-        .await?
-        .rows_affected();
+        .await?;
         Ok(gone.len() as u64 + refused)
     }
 
     /// A session whose runs are on record stays with them.
-    async fn forget_sessions(&self, connection: &mut SqliteConnection) -> Result<u64, Failure> {
-        let gone: Vec<String> = sqlx::query_scalar(
-            "DELETE FROM sessions WHERE id IN (SELECT id FROM sessions WHERE last_seen_at < ?
-             AND NOT EXISTS (SELECT 1 FROM runs WHERE runs.session = sessions.id) LIMIT ?) RETURNING id",
+    async fn forget_sessions(&self, connection: &mut Connection) -> Result<u64, Failure> {
+        let gone: Vec<String> = query(
+            "DELETE FROM sessions WHERE id IN (SELECT id FROM sessions WHERE last_seen_at < $1
+             AND NOT EXISTS (SELECT 1 FROM runs WHERE runs.session = sessions.id) LIMIT $2) RETURNING id",
         )
         .bind(self.seen_before)
         .bind(self.batch)
-        .fetch_all(&mut *connection)
+        .fetch_column("id", &mut *connection)
         .await?;
         for session in &gone {
-            sqlx::query("DELETE FROM sampling_sessions WHERE session = ?")
-                .bind(session)
-                .execute(&mut *connection)
-                .await?;
+            query("DELETE FROM sampling_sessions WHERE session = $1").bind(session).execute(&mut *connection).await?;
         }
         Ok(gone.len() as u64)
     }

@@ -1,13 +1,13 @@
 //! Training runs.
 
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, SqliteConnection};
-
 use super::StateStore;
 use super::codec::{from_blob, from_integer, from_nanoseconds, now, to_blob, to_nanoseconds};
-use super::failure::{Failure, describe};
+use super::connection::Connection;
+use super::failure::Failure;
 use super::journal::{Appended, NewOperation, existing_at, insert_operation};
+use super::run_limits::RunLimits;
 use super::sessions::{no_session, require_open_session};
+use super::sql::{Row, query};
 use super::writer::Write;
 use crate::call::{Position, RunRecord};
 use crate::error::{Error, ErrorCode, Result};
@@ -25,53 +25,52 @@ pub struct NewRun {
 impl StateStore {
     /// Keeps a new run of an open session together with its first operation.
     pub async fn insert_run(&self, run: NewRun) -> Result<Appended> {
-        self.writer.write(InsertRun(run)).await
+        self.insert_run_within(run, RunLimits::default()).await
+    }
+
+    /// The same, unless its tenant has as many open runs as it may: [`ErrorCode::LimitReached`].
+    pub async fn insert_run_within(&self, run: NewRun, limits: RunLimits) -> Result<Appended> {
+        self.writer.write(InsertRun { run, limits }).await
     }
 
     /// The tenant's run of that name, closed or not.
     pub async fn run(&self, tenant: &TenantId, run: &RunId) -> Result<RunRecord> {
-        let row = sqlx::query("SELECT * FROM runs WHERE id = ? AND tenant = ?")
+        let row = query("SELECT * FROM runs WHERE id = $1 AND tenant = $2")
             .bind(run.as_str())
             .bind(tenant.as_str())
             .fetch_optional(&self.readers)
-            .await
-            .map_err(|error| describe(&error))?
+            .await?
             .ok_or_else(|| no_run(run))?;
         read_run(&row)
     }
 
     /// One page of the tenant's runs, newest first, and how many there are in all.
     pub async fn list_runs(&self, tenant: &TenantId, limit: u32, offset: u32) -> Result<(Vec<RunRecord>, u64)> {
-        let rows =
-            sqlx::query("SELECT * FROM runs WHERE tenant = ? ORDER BY created_at DESC, id DESC LIMIT ? OFFSET ?")
-                .bind(tenant.as_str())
-                .bind(limit)
-                .bind(offset)
-                .fetch_all(&self.readers)
-                .await
-                .map_err(|error| describe(&error))?;
-        let total: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM runs WHERE tenant = ?")
+        let rows = query("SELECT * FROM runs WHERE tenant = $1 ORDER BY created_at DESC, id DESC LIMIT $2 OFFSET $3")
             .bind(tenant.as_str())
-            .fetch_one(&self.readers)
-            .await
-            .map_err(|error| describe(&error))?;
+            .bind(limit)
+            .bind(offset)
+            .fetch_all(&self.readers)
+            .await?;
+        let total: i64 = query("SELECT COUNT(*) AS total FROM runs WHERE tenant = $1")
+            .bind(tenant.as_str())
+            .fetch_value("total", &self.readers)
+            .await?;
         let runs = rows.iter().map(read_run).collect::<Result<Vec<_>>>()?;
         Ok((runs, from_integer(total)?))
     }
 
     /// Open runs that have unfinished operations, with their owners, in order of name.
     pub async fn unfinished_runs(&self) -> Result<Vec<(TenantId, RunId)>> {
-        let rows = sqlx::query(
-            "SELECT id, tenant FROM runs WHERE NOT closed
+        let rows = query(
+            "SELECT id, tenant FROM runs WHERE closed = 0
              AND id IN (SELECT run FROM operations WHERE state = 0) ORDER BY id",
         )
         .fetch_all(&self.readers)
-        .await
-        .map_err(|error| describe(&error))?;
-        Ok(rows
-            .iter()
-            .map(|row| (TenantId::new(row.get::<String, _>("tenant")), RunId::new(row.get::<String, _>("id"))))
-            .collect())
+        .await?;
+        rows.iter()
+            .map(|row| Ok((TenantId::new(row.get::<String>("tenant")?), RunId::new(row.get::<String>("id")?))))
+            .collect()
     }
 
     /// Closes a run: its unfinished operations fail with `reason`, its payloads and its snapshot are forgotten.
@@ -92,36 +91,39 @@ pub(crate) fn closed_run(run: &RunId) -> Error {
     Error::not_found(format!("run `{run}` is closed")).hint("create a new run, if need be from one of its checkpoints")
 }
 
-fn read_run(row: &SqliteRow) -> Result<RunRecord> {
+fn read_run(row: &Row) -> Result<RunRecord> {
     Ok(RunRecord {
-        id: RunId::new(row.get::<String, _>("id")),
-        tenant: TenantId::new(row.get::<String, _>("tenant")),
-        session: SessionId::new(row.get::<String, _>("session")),
-        base_model: row.get("base_model"),
-        lora: from_blob(row.get("lora"))?,
-        user_metadata: from_blob(row.get("user_metadata"))?,
-        closed: row.get("closed"),
-        created_at: from_nanoseconds(row.get("created_at"))?,
-        last_used_at: from_nanoseconds(row.get("last_used_at"))?,
+        id: RunId::new(row.get::<String>("id")?),
+        tenant: TenantId::new(row.get::<String>("tenant")?),
+        session: SessionId::new(row.get::<String>("session")?),
+        base_model: row.get("base_model")?,
+        lora: from_blob(&row.get::<Vec<u8>>("lora")?)?,
+        user_metadata: from_blob(&row.get::<Vec<u8>>("user_metadata")?)?,
+        closed: row.get("closed")?,
+        created_at: from_nanoseconds(row.get("created_at")?)?,
+        last_used_at: from_nanoseconds(row.get("last_used_at")?)?,
     })
 }
 
-struct InsertRun(NewRun);
+struct InsertRun {
+    run: NewRun,
+    limits: RunLimits,
+}
 
 impl Write for InsertRun {
     type Answer = Appended;
 
-    async fn apply(&self, connection: &mut SqliteConnection) -> Result<Appended, Failure> {
-        let Self(NewRun { record, operation }) = self;
-        let owner: Option<String> = sqlx::query_scalar("SELECT tenant FROM runs WHERE id = ?")
+    async fn apply(&self, connection: &mut Connection) -> Result<Appended, Failure> {
+        let Self { run: NewRun { record, operation }, limits } = self;
+        let owner: Option<String> = query("SELECT tenant FROM runs WHERE id = $1")
             .bind(record.id.as_str())
-            .fetch_optional(&mut *connection)
+            .fetch_optional_value("tenant", &mut *connection)
             .await?;
         if let Some(owner) = owner {
             if owner != record.tenant.as_str() {
                 return Err(no_session(&record.session).into());
             }
-            let existing = existing_at(connection, &record.id, Position::default()).await?;
+            let existing = existing_at(&mut *connection, &record.id, Position::default()).await?;
             return existing.map(Appended::Existing).ok_or_else(|| {
                 Error::new(ErrorCode::Gone, format!("run `{}` was created long ago", record.id))
                     .hint("give every run of a session its own number")
@@ -129,9 +131,10 @@ impl Write for InsertRun {
             });
         }
         require_open_session(connection, &record.tenant, &record.session).await?;
-        sqlx::query(
+        limits.check(connection, record).await?;
+        query(
             "INSERT INTO runs (id, tenant, session, base_model, lora, user_metadata, created_at, last_used_at)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
         )
         .bind(record.id.as_str())
         .bind(record.tenant.as_str())
@@ -156,30 +159,30 @@ struct CloseRun {
 impl Write for CloseRun {
     type Answer = Vec<RequestId>;
 
-    async fn apply(&self, connection: &mut SqliteConnection) -> Result<Vec<RequestId>, Failure> {
+    async fn apply(&self, connection: &mut Connection) -> Result<Vec<RequestId>, Failure> {
         close(connection, &self.run, &self.reason).await
     }
 }
 
 /// See [`StateStore::close_run`].
-pub(super) async fn close(
-    connection: &mut SqliteConnection,
-    run: &RunId,
-    reason: &Error,
-) -> Result<Vec<RequestId>, Failure> {
+pub(super) async fn close(connection: &mut Connection, run: &RunId, reason: &Error) -> Result<Vec<RequestId>, Failure> {
     let outcome: Result<crate::call::RunOutcome> = Err(reason.clone());
     let outcome = to_blob(&outcome)?;
-    sqlx::query("UPDATE runs SET closed = 1 WHERE id = ?").bind(run.as_str()).execute(&mut *connection).await?;
-    sqlx::query("DELETE FROM snapshots WHERE run = ?").bind(run.as_str()).execute(&mut *connection).await?;
-    let failed: Vec<String> = sqlx::query_scalar(
-        "UPDATE operations SET state = 2, outcome = ?, finished_at = ? WHERE run = ? AND state = 0 RETURNING request",
+    query("UPDATE runs SET closed = 1, ending = $1 WHERE id = $2 AND closed = 0")
+        .bind(to_blob(reason)?)
+        .bind(run.as_str())
+        .execute(&mut *connection)
+        .await?;
+    query("DELETE FROM snapshots WHERE run = $1").bind(run.as_str()).execute(&mut *connection).await?;
+    let failed: Vec<String> = query(
+        "UPDATE operations SET state = 2, outcome = $1, finished_at = $2 WHERE run = $3 AND state = 0 RETURNING request",
     )
     .bind(outcome)
     .bind(now())
     .bind(run.as_str())
-    .fetch_all(&mut *connection)
+    .fetch_column("request", &mut *connection)
     .await?;
-    sqlx::query("UPDATE operations SET payload = NULL WHERE run = ? AND payload IS NOT NULL")
+    query("UPDATE operations SET payload = NULL WHERE run = $1 AND payload IS NOT NULL")
         .bind(run.as_str())
         .execute(connection)
         .await?;

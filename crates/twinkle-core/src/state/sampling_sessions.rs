@@ -1,12 +1,11 @@
 //! Places to sample from.
 
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, SqliteConnection};
-
 use super::StateStore;
 use super::codec::{from_blob, to_blob};
-use super::failure::{Failure, describe};
+use super::connection::Connection;
+use super::failure::Failure;
 use super::sessions::{no_session, require_open_session};
+use super::sql::{Row, query};
 use super::writer::Write;
 use crate::call::SamplingSessionRecord;
 use crate::error::{Error, Result};
@@ -22,24 +21,23 @@ impl StateStore {
 
     /// The tenant's sampling session of that name.
     pub async fn sampling_session(&self, tenant: &TenantId, id: &SamplingSessionId) -> Result<SamplingSessionRecord> {
-        let row = sqlx::query("SELECT * FROM sampling_sessions WHERE id = ? AND tenant = ?")
+        let row = query("SELECT * FROM sampling_sessions WHERE id = $1 AND tenant = $2")
             .bind(id.as_str())
             .bind(tenant.as_str())
             .fetch_optional(&self.readers)
-            .await
-            .map_err(|error| describe(&error))?
+            .await?
             .ok_or_else(|| Error::not_found(format!("sampling session `{id}` does not exist")))?;
         read_sampling_session(&row)
     }
 }
 
-fn read_sampling_session(row: &SqliteRow) -> Result<SamplingSessionRecord> {
+fn read_sampling_session(row: &Row) -> Result<SamplingSessionRecord> {
     Ok(SamplingSessionRecord {
-        id: SamplingSessionId::new(row.get::<String, _>("id")),
-        tenant: TenantId::new(row.get::<String, _>("tenant")),
-        session: SessionId::new(row.get::<String, _>("session")),
-        base_model: row.get("base_model"),
-        source: from_blob(row.get("source"))?,
+        id: SamplingSessionId::new(row.get::<String>("id")?),
+        tenant: TenantId::new(row.get::<String>("tenant")?),
+        session: SessionId::new(row.get::<String>("session")?),
+        base_model: row.get("base_model")?,
+        source: from_blob(&row.get::<Vec<u8>>("source")?)?,
     })
 }
 
@@ -48,9 +46,9 @@ struct CreateSamplingSession(SamplingSessionRecord);
 impl Write for CreateSamplingSession {
     type Answer = SamplingSessionRecord;
 
-    async fn apply(&self, connection: &mut SqliteConnection) -> Result<SamplingSessionRecord, Failure> {
+    async fn apply(&self, connection: &mut Connection) -> Result<SamplingSessionRecord, Failure> {
         let Self(record) = self;
-        let existing = sqlx::query("SELECT * FROM sampling_sessions WHERE id = ?")
+        let existing = query("SELECT * FROM sampling_sessions WHERE id = $1")
             .bind(record.id.as_str())
             .fetch_optional(&mut *connection)
             .await?;
@@ -70,7 +68,7 @@ impl Write for CreateSamplingSession {
             return Ok(existing);
         }
         require_open_session(connection, &record.tenant, &record.session).await?;
-        sqlx::query("INSERT INTO sampling_sessions (id, tenant, session, base_model, source) VALUES (?, ?, ?, ?, ?)")
+        query("INSERT INTO sampling_sessions (id, tenant, session, base_model, source) VALUES ($1, $2, $3, $4, $5)")
             .bind(record.id.as_str())
             .bind(record.tenant.as_str())
             .bind(record.session.as_str())

@@ -1,12 +1,12 @@
 //! Sessions of clients.
 
 use jiff::Timestamp;
-use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, SqliteConnection};
 
 use super::StateStore;
 use super::codec::{from_blob, from_nanoseconds, now, to_blob, to_nanoseconds};
-use super::failure::{Failure, describe};
+use super::connection::Connection;
+use super::failure::Failure;
+use super::sql::{Row, query};
 use super::writer::Write;
 use crate::call::SessionRecord;
 use crate::error::{Error, ErrorCode, Result};
@@ -20,12 +20,11 @@ impl StateStore {
 
     /// The tenant's session of that name.
     pub async fn session(&self, tenant: &TenantId, session: &SessionId) -> Result<SessionRecord> {
-        let row = sqlx::query("SELECT * FROM sessions WHERE id = ? AND tenant = ?")
+        let row = query("SELECT * FROM sessions WHERE id = $1 AND tenant = $2")
             .bind(session.as_str())
             .bind(tenant.as_str())
             .fetch_optional(&self.readers)
-            .await
-            .map_err(|error| describe(&error))?
+            .await?
             .ok_or_else(|| no_session(session))?;
         read_session(&row)
     }
@@ -42,12 +41,11 @@ impl StateStore {
 
     /// When the session's client was last heard of.
     pub async fn session_last_seen(&self, tenant: &TenantId, session: &SessionId) -> Result<Timestamp> {
-        let seen: i64 = sqlx::query_scalar("SELECT last_seen_at FROM sessions WHERE id = ? AND tenant = ?")
+        let seen: i64 = query("SELECT last_seen_at FROM sessions WHERE id = $1 AND tenant = $2")
             .bind(session.as_str())
             .bind(tenant.as_str())
-            .fetch_optional(&self.readers)
-            .await
-            .map_err(|error| describe(&error))?
+            .fetch_optional_value("last_seen_at", &self.readers)
+            .await?
             .ok_or_else(|| no_session(session))?;
         from_nanoseconds(seen)
     }
@@ -60,14 +58,14 @@ pub(super) fn no_session(session: &SessionId) -> Error {
 
 /// Refuses unless the tenant's session exists and is open.
 pub(super) async fn require_open_session(
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     tenant: &TenantId,
     session: &SessionId,
 ) -> Result<(), Failure> {
-    let finished: Option<bool> = sqlx::query_scalar("SELECT finished FROM sessions WHERE id = ? AND tenant = ?")
+    let finished: Option<bool> = query("SELECT finished FROM sessions WHERE id = $1 AND tenant = $2")
         .bind(session.as_str())
         .bind(tenant.as_str())
-        .fetch_optional(connection)
+        .fetch_optional_value("finished", connection)
         .await?;
     match finished {
         Some(false) => Ok(()),
@@ -78,15 +76,15 @@ pub(super) async fn require_open_session(
     }
 }
 
-fn read_session(row: &SqliteRow) -> Result<SessionRecord> {
+fn read_session(row: &Row) -> Result<SessionRecord> {
     Ok(SessionRecord {
-        id: SessionId::new(row.get::<String, _>("id")),
-        tenant: TenantId::new(row.get::<String, _>("tenant")),
-        tags: from_blob(row.get("tags"))?,
-        user_metadata: from_blob(row.get("user_metadata"))?,
-        sdk_version: row.get("sdk_version"),
-        finished: row.get("finished"),
-        created_at: from_nanoseconds(row.get("created_at"))?,
+        id: SessionId::new(row.get::<String>("id")?),
+        tenant: TenantId::new(row.get::<String>("tenant")?),
+        tags: from_blob(&row.get::<Vec<u8>>("tags")?)?,
+        user_metadata: from_blob(&row.get::<Vec<u8>>("user_metadata")?)?,
+        sdk_version: row.get("sdk_version")?,
+        finished: row.get("finished")?,
+        created_at: from_nanoseconds(row.get("created_at")?)?,
     })
 }
 
@@ -95,11 +93,11 @@ struct CreateSession(SessionRecord);
 impl Write for CreateSession {
     type Answer = ();
 
-    async fn apply(&self, connection: &mut SqliteConnection) -> Result<(), Failure> {
+    async fn apply(&self, connection: &mut Connection) -> Result<(), Failure> {
         let Self(session) = self;
-        let created = sqlx::query(
+        let created = query(
             "INSERT INTO sessions (id, tenant, tags, user_metadata, sdk_version, finished, created_at, last_seen_at)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7) ON CONFLICT DO NOTHING",
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $7) ON CONFLICT DO NOTHING",
         )
         .bind(session.id.as_str())
         .bind(session.tenant.as_str())
@@ -110,7 +108,7 @@ impl Write for CreateSession {
         .bind(to_nanoseconds(session.created_at))
         .execute(connection)
         .await?;
-        if created.rows_affected() == 0 {
+        if created == 0 {
             return Err(Error::new(ErrorCode::Conflict, format!("session `{}` exists already", session.id)).into());
         }
         Ok(())
@@ -125,14 +123,14 @@ struct TouchSession {
 impl Write for TouchSession {
     type Answer = ();
 
-    async fn apply(&self, connection: &mut SqliteConnection) -> Result<(), Failure> {
-        let touched = sqlx::query("UPDATE sessions SET last_seen_at = ? WHERE id = ? AND tenant = ? AND NOT finished")
+    async fn apply(&self, connection: &mut Connection) -> Result<(), Failure> {
+        let touched = query("UPDATE sessions SET last_seen_at = $1 WHERE id = $2 AND tenant = $3 AND finished = 0")
             .bind(now())
             .bind(self.session.as_str())
             .bind(self.tenant.as_str())
             .execute(&mut *connection)
             .await?;
-        if touched.rows_affected() == 1 {
+        if touched == 1 {
             return Ok(());
         }
         require_open_session(connection, &self.tenant, &self.session).await
@@ -147,14 +145,14 @@ struct FinishSession {
 impl Write for FinishSession {
     type Answer = ();
 
-    async fn apply(&self, connection: &mut SqliteConnection) -> Result<(), Failure> {
-        let finished = sqlx::query("UPDATE sessions SET finished = 1, last_seen_at = ? WHERE id = ? AND tenant = ?")
+    async fn apply(&self, connection: &mut Connection) -> Result<(), Failure> {
+        let finished = query("UPDATE sessions SET finished = 1, last_seen_at = $1 WHERE id = $2 AND tenant = $3")
             .bind(now())
             .bind(self.session.as_str())
             .bind(self.tenant.as_str())
             .execute(connection)
             .await?;
-        if finished.rows_affected() == 0 {
+        if finished == 0 {
             return Err(no_session(&self.session).into());
         }
         Ok(())

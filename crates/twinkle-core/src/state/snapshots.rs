@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use sqlx::{Row, SqliteConnection};
-
 use super::StateStore;
 use super::codec::{from_integer, to_integer};
-use super::failure::{Failure, describe};
+use super::connection::Connection;
+use super::failure::Failure;
+use super::sql::query;
 use super::writer::Write;
 use crate::call::Position;
 use crate::error::{Error, ErrorCode, Result};
@@ -49,24 +49,21 @@ impl StateStore {
 
     /// The snapshot a run is rebuilt from.
     pub async fn latest_snapshot(&self, run: &RunId) -> Result<Option<SnapshotRecord>> {
-        let row = sqlx::query("SELECT directory, after, arrival FROM snapshots WHERE run = ?")
+        let row = query("SELECT directory, after, arrival FROM snapshots WHERE run = $1")
             .bind(run.as_str())
             .fetch_optional(&self.readers)
-            .await
-            .map_err(|error| describe(&error))?;
+            .await?;
         let Some(row) = row else { return Ok(None) };
         Ok(Some(SnapshotRecord {
-            directory: PathBuf::from(row.get::<String, _>("directory")),
-            through: Position { after: from_integer(row.get("after"))?, arrival: row.get("arrival") },
+            directory: PathBuf::from(row.get::<String>("directory")?),
+            through: Position { after: from_integer(row.get("after")?)?, arrival: row.get("arrival")? },
         }))
     }
 
     /// The folders of all snapshots in use; any other folder beside them is left over from a crash.
     pub async fn snapshot_directories(&self) -> Result<Vec<PathBuf>> {
-        let directories: Vec<String> = sqlx::query_scalar("SELECT directory FROM snapshots ORDER BY run")
-            .fetch_all(&self.readers)
-            .await
-            .map_err(|error| describe(&error))?;
+        let directories: Vec<String> =
+            query("SELECT directory FROM snapshots ORDER BY run").fetch_column("directory", &self.readers).await?;
         Ok(directories.into_iter().map(PathBuf::from).collect())
     }
 }
@@ -85,49 +82,54 @@ struct RecordSnapshot {
 impl Write for RecordSnapshot {
     type Answer = Recorded;
 
-    async fn apply(&self, connection: &mut SqliteConnection) -> Result<Recorded, Failure> {
+    async fn apply(&self, connection: &mut Connection) -> Result<Recorded, Failure> {
         let after = to_integer(self.through.after)?;
         let arrival = self.through.arrival;
-        let open: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM runs WHERE id = ? AND NOT closed)")
+        let open: bool = query("SELECT EXISTS (SELECT 1 FROM runs WHERE id = $1 AND closed = 0) AS open")
             .bind(self.run.as_str())
-            .fetch_one(&mut *connection)
+            .fetch_value("open", &mut *connection)
             .await?;
         if !open {
             return Err(super::runs::closed_run(&self.run).into());
         }
-        let missing: bool = sqlx::query_scalar(
-            "SELECT EXISTS (SELECT 1 FROM operations WHERE run = ? AND state = 0 AND (after, arrival) <= (?, ?))",
+        let missing: bool = query(
+            "SELECT EXISTS (SELECT 1 FROM operations
+             WHERE run = $1 AND state = 0 AND (after, arrival) <= ($2, $3)) AS missing",
         )
         .bind(self.run.as_str())
         .bind(after)
         .bind(arrival)
-        .fetch_one(&mut *connection)
+        .fetch_value("missing", &mut *connection)
         .await?;
         if missing {
             return Ok(Recorded::ResultsMissing);
         }
-        let previous = sqlx::query("SELECT directory, after, arrival FROM snapshots WHERE run = ?")
+        let previous = query("SELECT directory, after, arrival FROM snapshots WHERE run = $1")
             .bind(self.run.as_str())
             .fetch_optional(&mut *connection)
             .await?;
         let mut replaced = None;
         if let Some(row) = previous {
-            if (row.get::<i64, _>("after"), row.get::<i64, _>("arrival")) > (after, arrival) {
+            if (row.get::<i64>("after")?, row.get::<i64>("arrival")?) > (after, arrival) {
                 return Err(Error::internal(format!("run `{}` has a newer snapshot already", self.run)).into());
             }
-            let directory: String = row.get("directory");
+            let directory: String = row.get("directory")?;
             replaced = (directory != self.directory).then(|| PathBuf::from(directory));
         }
-        sqlx::query("INSERT OR REPLACE INTO snapshots (run, directory, after, arrival) VALUES (?, ?, ?, ?)")
-            .bind(self.run.as_str())
-            .bind(self.directory.as_str())
-            .bind(after)
-            .bind(arrival)
-            .execute(&mut *connection)
-            .await?;
-        sqlx::query(
+        query(
+            "INSERT INTO snapshots (run, directory, after, arrival) VALUES ($1, $2, $3, $4)
+             ON CONFLICT (run) DO UPDATE SET directory = excluded.directory, after = excluded.after,
+             arrival = excluded.arrival",
+        )
+        .bind(self.run.as_str())
+        .bind(self.directory.as_str())
+        .bind(after)
+        .bind(arrival)
+        .execute(&mut *connection)
+        .await?;
+        query(
             "UPDATE operations SET payload = NULL
-             WHERE run = ? AND (after, arrival) <= (?, ?) AND payload IS NOT NULL",
+             WHERE run = $1 AND (after, arrival) <= ($2, $3) AND payload IS NOT NULL",
         )
         .bind(self.run.as_str())
         .bind(after)

@@ -202,8 +202,8 @@ async fn a_full_disk_is_told_and_takes_nothing_with_it() {
     struct LimitPages;
     impl writer::Write for LimitPages {
         type Answer = ();
-        async fn apply(&self, connection: &mut sqlx::SqliteConnection) -> Result<(), failure::Failure> {
-            sqlx::query("PRAGMA max_page_count = 1").fetch_one(connection).await?;
+        async fn apply(&self, connection: &mut connection::Connection) -> Result<(), failure::Failure> {
+            sql::query("PRAGMA max_page_count = 1").fetch_optional(connection).await?;
             Ok(())
         }
     }
