@@ -7,13 +7,17 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tower::{Layer, Service};
 
 use crate::call::{Call, Reply};
 use crate::error::{Error, ErrorCode, Result};
 use crate::ids::TenantId;
 use crate::middleware::places::{Arrival, Places, Room};
+use crate::telemetry::labels::{Component, Deployment, TaskType};
+use crate::telemetry::metrics::QUEUE_DEPTH;
+use crate::telemetry::trace::Stage;
+use crate::telemetry::{spans, tasks};
 
 /// What a client is told to wait when it was turned away.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -84,9 +88,11 @@ where
 
     fn call(&mut self, call: Call) -> Self::Future {
         let limits = self.limits;
+        let entering = Entering::begin(&call);
         let waiting = match self.queue.enter(&call.tenant) {
             // With a turn free the call enters at once, so that the order of calls is the order of work.
             Ok(Entry::Turn(turn)) => {
+                entering.entered();
                 let answer = self.inner.call(call);
                 return Box::pin(run(answer, turn, limits.execution_timeout));
             }
@@ -97,13 +103,39 @@ where
         let fresh = self.inner.clone();
         let mut ready = std::mem::replace(&mut self.inner, fresh);
         Box::pin(async move {
+            let waits = QUEUE_DEPTH.hold(Component { deployment: entering.deployment });
             // Giving up drops the waiting place: nothing of the call has reached the component.
             let turn = match limits.queue_timeout {
                 Some(limit) => timeout(limit, waiting.turn()).await.map_err(|_| waited_too_long(limit))??,
                 None => waiting.turn().await?,
             };
+            drop(waits);
+            entering.entered();
             run(ready.call(call), turn, limits.execution_timeout).await
         })
+    }
+}
+
+/// A call on its way into the component, for the telemetry. Training records its own wait, in its run's line.
+struct Entering {
+    deployment: Deployment,
+    task: Option<TaskType>,
+    since: Instant,
+    stage: Stage,
+}
+
+impl Entering {
+    fn begin(call: &Call) -> Self {
+        let deployment = Deployment::of(&call.operation);
+        let task = (deployment != Deployment::Model).then(|| TaskType(call.operation.name()));
+        Self { deployment, task, since: Instant::now(), stage: spans::begin(spans::QUEUE) }
+    }
+
+    fn entered(self) {
+        if let Some(task) = self.task {
+            tasks::began(self.deployment, task, self.since.elapsed());
+        }
+        self.stage.end();
     }
 }
 

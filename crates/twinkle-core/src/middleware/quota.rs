@@ -24,6 +24,9 @@ use tower::{Layer, Service};
 use crate::call::{Call, Reply};
 use crate::error::{Error, ErrorCode, Result};
 use crate::ids::TenantId;
+use crate::telemetry::labels::{Component, Deployment};
+use crate::telemetry::metrics::{RATE_LIMIT_REJECTIONS, RATE_LIMITER_TENANTS};
+use crate::telemetry::spans;
 
 /// Tenants remembered at once; further ones are turned away until some are forgotten.
 const MOST_TENANTS: usize = 262_144;
@@ -91,9 +94,18 @@ where
     }
 
     fn call(&mut self, call: Call) -> Self::Future {
-        match self.quota.admit(&call) {
+        let mut stage = spans::begin(spans::QUOTA);
+        let admitted = self.quota.admit(&call);
+        stage.note(&admitted);
+        stage.end();
+        match admitted {
             Ok(()) => Either::Right(self.inner.call(call)),
-            Err(refusal) => Either::Left(ready(Err(refusal))),
+            Err(refusal) => {
+                if refusal.code == ErrorCode::QuotaExceeded {
+                    RATE_LIMIT_REJECTIONS.add(1, Component { deployment: Deployment::of(&call.operation) });
+                }
+                Either::Left(ready(Err(refusal)))
+            }
         }
     }
 }
@@ -157,7 +169,18 @@ impl TenantQuota {
             return Ok(());
         }
         let mut tenants = self.tenants.lock();
+        let before = tenants.used.len();
         self.sweep(&mut tenants);
+        let admitted = self.take(&mut tenants, call, tokens);
+        let change = tenants.used.len() as i64 - before as i64;
+        drop(tenants);
+        if change != 0 {
+            RATE_LIMITER_TENANTS.add(change, Component { deployment: Deployment::of(&call.operation) });
+        }
+        admitted
+    }
+
+    fn take(&self, tenants: &mut Tenants, call: &Call, tokens: usize) -> Result<()> {
         let known = tenants.used.get(&call.tenant).copied();
         if known.is_none() && tenants.used.len() >= MOST_TENANTS {
             return Err(Error::new(ErrorCode::Overloaded, "too many tenants at once").retry_after(CROWDED_RETRY));

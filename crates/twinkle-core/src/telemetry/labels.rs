@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use opentelemetry::{KeyValue, StringValue, Value};
 
+use crate::call::Operation;
 use crate::component::ComponentKind;
 use crate::error::{ErrorCode, Result};
 
@@ -114,6 +115,19 @@ impl From<ComponentKind> for Deployment {
             ComponentKind::Model => Self::Model,
             ComponentKind::Sampler => Self::Sampler,
             ComponentKind::Processor => Self::Processor,
+        }
+    }
+}
+
+impl Deployment {
+    /// The kind of component that `operation` is for.
+    #[must_use]
+    pub const fn of(operation: &Operation) -> Self {
+        match operation {
+            Operation::Run(_) => Self::Model,
+            Operation::Sample(_) => Self::Sampler,
+            Operation::Process(_) => Self::Processor,
+            Operation::Serve(_) => Self::Gateway,
         }
     }
 }
