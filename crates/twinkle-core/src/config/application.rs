@@ -1,15 +1,16 @@
 //! `applications`: what a deployment serves, and where it is mounted.
 
-use std::collections::BTreeMap;
-
 use serde::Serialize;
 
+use super::deployment::{CARDS_PER_MACHINE, Deployment, PROCESSORS_PER_TENANT, own_variable};
+use super::device::Devices;
 use super::model::ModelArgs;
 use super::processor::ProcessorArgs;
 use super::queue::QueueConfig;
 use super::sampler::SamplerArgs;
 use super::section::{Located, Section};
 use super::server::ServerArgs;
+use super::tree::Node;
 use crate::component::ComponentKind;
 use crate::error::suggestion;
 
@@ -62,61 +63,48 @@ impl ApplicationArgs {
             Self::Processor(args) => args.queue.clone(),
         }
     }
-}
 
-/// How an application is deployed (`deployments[0]`).
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Deployment {
-    /// Most requests inside the component at once.
-    pub max_ongoing_requests: u32,
-    /// Most requests waiting to enter it; `-1` in the file is this default, because nothing grows without a bound.
-    pub max_queued_requests: u32,
-    /// How many replicas there may be, and when another one is due; `None` when the file does not say.
-    pub autoscaling: Option<Autoscaling>,
-    /// Seconds the component has to finish its work when the node stops.
-    pub graceful_shutdown_timeout_s: f64,
-    /// Environment variables of the component.
-    pub env_vars: BTreeMap<String, String>,
-}
-
-/// `autoscaling_config` of a deployment. One replica runs, whatever the bounds are.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Autoscaling {
-    /// Fewest replicas.
-    pub min_replicas: u32,
-    /// Most replicas.
-    pub max_replicas: u32,
-    /// Requests inside a replica above which it counts as busy.
-    pub target_ongoing_requests: f64,
-}
-
-impl Default for Autoscaling {
-    fn default() -> Self {
-        Self { min_replicas: 1, max_replicas: 1, target_ongoing_requests: 2.0 }
-    }
-}
-
-impl Default for Deployment {
-    fn default() -> Self {
-        Self {
-            max_ongoing_requests: 256,
-            max_queued_requests: 4096,
-            autoscaling: None,
-            graceful_shutdown_timeout_s: 20.0,
-            env_vars: BTreeMap::new(),
+    /// The devices it runs on; `None` of one that needs none.
+    #[must_use]
+    pub const fn devices(&self) -> Option<&Devices> {
+        match self {
+            Self::Model(args) => Some(&args.devices),
+            Self::Sampler(args) => Some(&args.devices),
+            Self::Server(_) | Self::Processor(_) => None,
         }
     }
 }
 
+/// What the readers of `args` need to know of what stands around them.
+pub(super) struct Surroundings<'a> {
+    /// The application's name, for messages.
+    pub(super) name: &'a str,
+    /// Where it is mounted.
+    pub(super) route_prefix: &'a str,
+    /// The limits of an application that sets none.
+    pub(super) task_queue: &'a QueueConfig,
+    /// How many cards one machine has, when the file counts cards over all machines.
+    pub(super) cards_per_machine: Option<u32>,
+    /// Most processors of one tenant, when only the environment says so.
+    pub(super) processors_per_tenant: Option<u32>,
+}
+
 /// Reads the list and checks that names and prefixes are unique.
-pub(super) fn read_all(root: &mut Section<'_>, task_queue: &QueueConfig) -> Vec<Located<Application>> {
+pub(super) fn read_all(
+    root: &mut Section<'_>,
+    task_queue: &QueueConfig,
+    environment: &dyn Fn(&str) -> Option<String>,
+) -> Vec<Located<Application>> {
     let mut applications: Vec<Located<Application>> = Vec::new();
     let mut names: Vec<String> = Vec::new();
     let mut prefixes: Vec<String> = Vec::new();
     for (index, node) in root.list("applications").iter().enumerate() {
         let Some(mut section) = root.item("applications", index, node) else { continue };
         let place = section.place();
-        let name = section.required_text("name");
+        let name = section.either("name", "app", Section::filled_text);
+        if name.is_none() && !section.has("name") && !section.has("app") {
+            section.missing("name");
+        }
         let route_prefix = read_route_prefix(&mut section);
         let report_repeated = |what: &str, seen: &mut Vec<String>, text: Option<&Located<String>>| {
             let Some(text) = text else { return };
@@ -129,8 +117,19 @@ pub(super) fn read_all(root: &mut Section<'_>, task_queue: &QueueConfig) -> Vec<
         report_repeated("name", &mut names, name.as_ref());
         report_repeated("route_prefix", &mut prefixes, route_prefix.as_ref());
         let label = name.as_ref().map_or_else(|| format!("applications[{index}]"), |name| name.value.clone());
-        let args = read_args(&mut section, &label, route_prefix.as_ref(), task_queue);
-        let deployment = read_deployment(&mut section);
+        let variable = |name: &str| {
+            let own = own_variable(node, name).map(Node::whole_number);
+            own.unwrap_or_else(|| environment(name)?.trim().parse().ok())
+        };
+        let surroundings = Surroundings {
+            name: &label,
+            route_prefix: route_prefix.as_ref().map_or("/", |prefix| prefix.value.as_str()),
+            task_queue,
+            cards_per_machine: variable(CARDS_PER_MACHINE).and_then(|count| u32::try_from(count).ok()),
+            processors_per_tenant: variable(PROCESSORS_PER_TENANT).and_then(|most| u32::try_from(most).ok()),
+        };
+        let args = read_args(&mut section, &surroundings);
+        let deployment = Deployment::read(&mut section);
         section.finish();
         if let (Some(name), Some(route_prefix), Some(args)) = (name, route_prefix, args) {
             let application = Application { name: name.value, route_prefix: route_prefix.value, args, deployment };
@@ -141,18 +140,16 @@ pub(super) fn read_all(root: &mut Section<'_>, task_queue: &QueueConfig) -> Vec<
 }
 
 fn read_route_prefix(section: &mut Section<'_>) -> Option<Located<String>> {
-    let Some(prefix) = section.text("route_prefix") else {
-        if section.node("route_prefix").is_some() {
-            return None;
-        }
+    if !section.has("route_prefix") {
         return Some(Located { value: "/".to_owned(), place: section.place() });
-    };
+    }
+    let prefix = section.text("route_prefix")?;
     let text = prefix.value.as_str();
     let wrong = if !text.starts_with('/') {
         Some("must start with `/`")
     } else if text.len() > 1 && text.ends_with('/') {
         Some("must not end with `/`")
-    } else if text.contains("//") || text.contains(['?', '#', '{', '}', '*', ' ']) {
+    } else if text.contains("//") || text.contains(|letter: char| "?#{}*%\\".contains(letter) || letter <= ' ') {
         Some("must be a plain path")
     } else {
         None
@@ -164,38 +161,37 @@ fn read_route_prefix(section: &mut Section<'_>) -> Option<Located<String>> {
     Some(prefix)
 }
 
-fn read_args(
-    section: &mut Section<'_>,
-    label: &str,
-    route_prefix: Option<&Located<String>>,
-    task_queue: &QueueConfig,
-) -> Option<ApplicationArgs> {
+fn read_args(section: &mut Section<'_>, surroundings: &Surroundings<'_>) -> Option<ApplicationArgs> {
     let kind = read_import_path(section);
-    let has_args = section.node("args").is_some();
+    let has_args = section.has("args");
     let args = section.section("args");
     let kind = kind?;
-    let prefix = route_prefix.map_or("/", |prefix| prefix.value.as_str());
     let Some(args) = args else {
         if !has_args && kind == ComponentKind::Server {
             return Some(ApplicationArgs::Server(ServerArgs::default()));
         }
         if !has_args {
-            section.report().problem(section.place(), format!("`args` is missing in `{label}`"));
+            section.missing("args");
         }
         return None;
     };
-    let args = args.renamed(format!("args of {label}"));
     Some(match kind {
         ComponentKind::Server => ApplicationArgs::Server(ServerArgs::read(args)),
-        ComponentKind::Model => ApplicationArgs::Model(Box::new(ModelArgs::read(args, prefix, task_queue)?)),
-        ComponentKind::Sampler => ApplicationArgs::Sampler(Box::new(SamplerArgs::read(args, prefix, task_queue)?)),
-        ComponentKind::Processor => ApplicationArgs::Processor(ProcessorArgs::read(args, task_queue)),
+        ComponentKind::Model => ApplicationArgs::Model(Box::new(ModelArgs::read(args, surroundings)?)),
+        ComponentKind::Sampler => ApplicationArgs::Sampler(Box::new(SamplerArgs::read(args, surroundings)?)),
+        ComponentKind::Processor => ApplicationArgs::Processor(ProcessorArgs::read(args, surroundings)),
     })
 }
 
 /// `server`, `model`, …, or the builder's name that earlier generations wrote, with or without a module before it.
 fn read_import_path(section: &mut Section<'_>) -> Option<ComponentKind> {
-    let path = section.required_text("import_path")?;
+    let path = section.either("import_path", "server", Section::filled_text);
+    let Some(path) = path else {
+        if !section.has("import_path") && !section.has("server") {
+            section.missing("import_path");
+        }
+        return None;
+    };
     let builder = path.value.rsplit(':').next().unwrap_or(&path.value);
     match builder {
         "server" | "build_server_app" | "build_gateway_app" => Some(ComponentKind::Server),
@@ -208,118 +204,4 @@ fn read_import_path(section: &mut Section<'_>) -> Option<ComponentKind> {
             None
         }
     }
-}
-
-fn read_deployment(section: &mut Section<'_>) -> Deployment {
-    let mut deployment = Deployment::default();
-    let list = section.list("deployments");
-    if let Some(extra) = list.get(1) {
-        section.report().unavailable(extra.place, "more than one entry in `deployments`");
-    }
-    let Some(mut entry) = list.first().and_then(|node| section.item("deployments", 0, node)) else { return deployment };
-    // Only a label.
-    let _ = entry.text("name");
-    if let Some(most) = entry.integer("max_ongoing_requests", 1..=1_000_000) {
-        deployment.max_ongoing_requests = most.value;
-    }
-    if let Some(most) = entry.integer::<i64>("max_queued_requests", -1..=10_000_000) {
-        deployment.max_queued_requests = u32::try_from(most.value).unwrap_or(deployment.max_queued_requests);
-    }
-    if let Some(seconds) = entry.number("graceful_shutdown_timeout_s", 0.0) {
-        deployment.graceful_shutdown_timeout_s = seconds.value;
-    }
-    deployment.autoscaling = read_replicas(&mut entry);
-    if let Some(actor) = entry.section("ray_actor_options") {
-        deployment.env_vars = read_actor_options(actor);
-    }
-    for key in [
-        "graceful_shutdown_wait_loop_s",
-        "health_check_period_s",
-        "health_check_timeout_s",
-        "user_config",
-        "placement_group_bundles",
-        "placement_group_strategy",
-        "logging_config",
-    ] {
-        entry.inert(key, "a setting of Ray Serve");
-    }
-    entry.finish();
-    deployment
-}
-
-/// One replica is what we run; asking for more is refused, room for more is noted.
-fn read_replicas(entry: &mut Section<'_>) -> Option<Autoscaling> {
-    let node = entry.node("num_replicas");
-    let is_auto =
-        entry.node("num_replicas").is_some_and(|node| node.value == super::tree::Value::Text("auto".to_owned()));
-    if is_auto {
-        entry.inert("num_replicas", "one replica runs");
-    } else if let Some(count) = entry.integer::<u32>("num_replicas", 1..).filter(|count| count.value > 1) {
-        entry.report().unavailable(count.place, format!("`num_replicas: {}`", count.value));
-    }
-    let mut scaling = entry.section("autoscaling_config")?;
-    if let Some(node) = node.filter(|_| !is_auto) {
-        entry.report().problem(node.place, "`num_replicas` and `autoscaling_config` exclude each other");
-    }
-    let mut autoscaling = Autoscaling::default();
-    let least = scaling.integer::<u32>("min_replicas", 0..);
-    let most = scaling.integer::<u32>("max_replicas", 1..);
-    if let Some(least) = least.as_ref().filter(|least| least.value > 1) {
-        scaling.report().unavailable(least.place, format!("`min_replicas: {}`", least.value));
-    }
-    if let (Some(least), Some(most)) = (&least, &most)
-        && least.value > most.value
-    {
-        let message = format!("`min_replicas` ({}) is above `max_replicas` ({})", least.value, most.value);
-        scaling.report().problem(most.place, message);
-    }
-    if let Some(least) = least {
-        autoscaling.min_replicas = least.value;
-    }
-    if let Some(most) = most {
-        if most.value > 1 {
-            scaling.inert("max_replicas", "one replica runs");
-        }
-        autoscaling.max_replicas = most.value;
-    }
-    if let Some(target) = scaling.number("target_ongoing_requests", 0.0) {
-        if target.value > 0.0 {
-            autoscaling.target_ongoing_requests = target.value;
-        } else {
-            scaling.report().problem(target.place, "`target_ongoing_requests` must be above 0");
-        }
-    }
-    for key in [
-        "initial_replicas",
-        "upscale_delay_s",
-        "downscale_delay_s",
-        "metrics_interval_s",
-        "look_back_period_s",
-        "smoothing_factor",
-        "upscale_smoothing_factor",
-        "downscale_smoothing_factor",
-    ] {
-        scaling.inert(key, "one replica runs");
-    }
-    scaling.finish();
-    Some(autoscaling)
-}
-
-fn read_actor_options(mut actor: Section<'_>) -> BTreeMap<String, String> {
-    for key in ["num_cpus", "num_gpus", "memory", "resources", "accelerator_type"] {
-        actor.inert(key, "a hint for Ray's placement");
-    }
-    let mut variables = BTreeMap::new();
-    if let Some(mut runtime) = actor.section("runtime_env") {
-        variables = runtime.texts("env_vars");
-        if !variables.is_empty() {
-            runtime.inert("env_vars", "one process has one environment: set variables for the node");
-        }
-        for key in ["pip", "working_dir", "py_modules", "conda"] {
-            runtime.inert(key, "no Python runs here");
-        }
-        runtime.finish();
-    }
-    actor.finish();
-    variables
 }

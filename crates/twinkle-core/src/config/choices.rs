@@ -5,7 +5,7 @@ pub(super) trait Choices: Sized {
     /// The words, as they are told to an operator.
     const WORDS: &'static [&'static str];
 
-    /// The value of a word; case matters only where the grammar says so.
+    /// The value of a word, in whatever case it is written.
     fn of(word: &str) -> Option<Self>;
 }
 
@@ -16,10 +16,10 @@ macro_rules! choices {
             const WORDS: &'static [&'static str] = &[$($word),+];
 
             fn of(word: &str) -> Option<Self> {
-                match word {
-                    $($word $(| $alias)* => Some(Self::$variant),)+
-                    _ => None,
-                }
+                $(if [$word $(, $alias)*].iter().any(|known| known.eq_ignore_ascii_case(word)) {
+                    return Some(Self::$variant);
+                })+
+                None
             }
         }
     };

@@ -1,10 +1,12 @@
-//! `device_group` and `device_mesh`: which devices, and how work is split over them.
+//! `device_group`: which devices an application runs on, and whether `device_mesh` fits them.
 
 use serde::Serialize;
 
+use super::application::Surroundings;
 use super::choices::choices;
+use super::mesh::{DeviceMesh, GivenMesh};
 use super::section::{Located, Section};
-use super::tree::{Node, Value};
+use super::tree::{Node, Place, Value};
 
 /// A kind of device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -17,11 +19,7 @@ pub enum DeviceType {
     /// An Ascend card.
     Npu,
 }
-choices!(DeviceType {
-    Cuda = "cuda" | "CUDA" | "Cuda" | "gpu" | "GPU" | "Gpu",
-    Npu = "npu" | "NPU" | "Npu",
-    Cpu = "cpu" | "CPU" | "Cpu",
-});
+choices!(DeviceType { Cuda = "cuda" | "gpu", Npu = "npu", Cpu = "cpu" });
 
 /// One device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -67,41 +65,6 @@ pub struct DeviceGroup {
     pub gpus_per_worker: u32,
 }
 
-/// How work is split over the devices; every size is at least 1.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct DeviceMesh {
-    /// Data parallel.
-    pub dp_size: u32,
-    /// Fully sharded data parallel.
-    pub fsdp_size: u32,
-    /// Tensor parallel.
-    pub tp_size: u32,
-    /// Pipeline parallel.
-    pub pp_size: u32,
-    /// Context parallel.
-    pub cp_size: u32,
-    /// Sequence parallel by heads (Ulysses); does not change the number of devices.
-    pub ulysses_size: u32,
-    /// Expert parallel; does not change the number of devices.
-    pub ep_size: u32,
-}
-
-impl Default for DeviceMesh {
-    fn default() -> Self {
-        Self { dp_size: 1, fsdp_size: 1, tp_size: 1, pp_size: 1, cp_size: 1, ulysses_size: 1, ep_size: 1 }
-    }
-}
-
-impl DeviceMesh {
-    /// Number of workers: the product of the sizes that split devices.
-    #[must_use]
-    pub fn world_size(&self) -> u64 {
-        [self.dp_size, self.fsdp_size, self.tp_size, self.pp_size, self.cp_size]
-            .into_iter()
-            .fold(1, |product, size| product.saturating_mul(u64::from(size)))
-    }
-}
-
 /// The devices of one application.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Devices {
@@ -122,202 +85,206 @@ impl Devices {
         }
     }
 
-    /// Reads `device_group` and `device_mesh` of an application's `args`.
-    pub(super) fn read(args: &mut Section<'_>) -> Option<Self> {
+    /// Reads the devices of an application that needs some, and refuses what a single-device engine cannot do.
+    pub(super) fn required(args: &mut Section<'_>, surroundings: &Surroundings<'_>) -> Option<Self> {
+        if !args.has("device_group") {
+            args.missing("device_group");
+        }
+        let place = args.node("device_group").map_or(args.place(), |group| group.place);
+        let devices = Self::read(args, surroundings)?;
+        if devices.group.device_type == DeviceType::Npu {
+            let what = format!("`device_type: npu` of application `{}`", surroundings.name);
+            args.report().unavailable(place, what);
+        }
+        let count = devices.mesh.world_size().max(u64::from(devices.group.ranks.count()));
+        if count > 1 {
+            let what = format!("more than one device ({count}) for application `{}`", surroundings.name);
+            args.report().unavailable(place, what);
+        }
+        Some(devices)
+    }
+
+    /// Reads `device_group`, `device_mesh` and `nproc_per_node` of an application's `args`.
+    pub(super) fn read(args: &mut Section<'_>, surroundings: &Surroundings<'_>) -> Option<Self> {
+        let per_node: Option<Located<u32>> = args.integer("nproc_per_node", 1..=4096);
         args.inert("nproc_per_node", "one process drives every device");
-        let mesh_section = args.section("device_mesh");
-        let mesh_place = mesh_section.as_ref().map(Section::place);
-        let mesh = mesh_section.map(read_mesh);
-        let group = args.section("device_group").map(read_group)??;
-
-        let workers = u64::from(group.ranks.count()) / u64::from(group.gpus_per_worker);
-        let mut mesh = match mesh {
-            Some(mesh) => mesh,
-            None => DeviceMesh { dp_size: u32::try_from(workers.max(1)).unwrap_or(1), ..DeviceMesh::default() },
-        };
-        let chosen_by_mesh = group.device_type == DeviceType::Cpu && workers == 0;
-        if let Some(place) = mesh_place
-            && !chosen_by_mesh
-            && mesh.world_size() != workers
+        let mesh = args.section("device_mesh").map(GivenMesh::read);
+        let group = args.section("device_group").map(|section| GivenGroup::read(section, surroundings))??;
+        if let Some(device_type) = mesh.as_ref().and_then(|mesh| mesh.device_type.as_ref())
+            && device_type.value != group.device_type
         {
-            let message = format!(
-                "`device_mesh` needs {} {}, but `device_group` `{}` has {workers}",
-                mesh.world_size(),
-                if mesh.world_size() == 1 { "worker" } else { "workers" },
-                group.name,
-            );
-            args.report().problem_with_hint(
-                place,
-                message,
-                "the product of dp, fsdp, tp, pp and cp sizes must equal the number of `ranks`",
-            );
+            let message =
+                format!("`device_type` of `device_mesh` differs from that of `device_group` `{}`", group.name);
+            args.report().problem(device_type.place, message);
         }
-        if mesh.world_size() == 0 {
-            mesh = DeviceMesh::default();
-        }
-        Some(Self { group, mesh })
-    }
-
-    /// Reports what a single-device engine cannot do.
-    pub(super) fn check_available(&self, args: &Section<'_>) {
-        let application = args.suffix();
-        if self.group.device_type == DeviceType::Npu {
-            args.report().unavailable(args.place(), format!("`device_type: npu`{application}"));
-        }
-        let devices = self.mesh.world_size().max(u64::from(self.group.ranks.count()));
-        if devices > 1 {
-            args.report().unavailable(args.place(), format!("more than one device ({devices}){application}"));
-        }
+        Some(if group.device_type == DeviceType::Cpu {
+            group.on_the_host(mesh, args)
+        } else {
+            group.on_cards(mesh, per_node, args)
+        })
     }
 }
 
-fn read_group(mut section: Section<'_>) -> Option<DeviceGroup> {
-    let name = section.required_text("name");
-    let ranks = section.required("ranks", |section, key| {
-        let node = section.node(key)?;
-        read_ranks(section, node)
-    });
-    let device_type = section.choice::<DeviceType>("device_type").map_or(DeviceType::Cuda, |kind| kind.value);
-    let gpus_per_worker: Option<Located<u32>> = section.integer("gpus_per_worker", 1..);
-    section.inert("visible_devices", "set `CUDA_VISIBLE_DEVICES` for the node");
-    let report = section.report();
-    if let (Some(ranks), Some(per_worker)) = (&ranks, &gpus_per_worker)
-        && !ranks.count().is_multiple_of(per_worker.value)
-    {
-        report.problem(
-            per_worker.place,
-            format!(
-                "number of ranks ({}) must be divisible by `gpus_per_worker` ({})",
-                ranks.count(),
-                per_worker.value
-            ),
-        );
-    }
-    if device_type != DeviceType::Cpu && ranks.as_ref().is_some_and(|ranks| ranks.count() == 0) {
-        report.problem(section.place(), format!("`device_group`{} has no ranks", section.suffix()));
-    }
-    section.finish();
-    let gpus_per_worker = gpus_per_worker.map_or(1, |per_worker| per_worker.value);
-    Some(DeviceGroup { name: name?.value, ranks: ranks?, device_type, gpus_per_worker })
+/// A group as a file gives it.
+struct GivenGroup {
+    name: String,
+    ranks: Ranks,
+    place: Place,
+    device_type: DeviceType,
+    gpus_per_worker: Option<Located<u32>>,
 }
 
-fn read_ranks(section: &mut Section<'_>, node: &Node) -> Option<Ranks> {
-    let rank = |value: &Value| match value {
-        Value::Integer(number) => u32::try_from(*number).ok(),
-        Value::Text(text) => text.trim().parse().ok(),
-        _ => None,
-    };
-    if let Value::List(items) = &node.value {
-        let mut list = Vec::with_capacity(items.len());
-        for item in items {
-            match rank(&item.value) {
-                Some(rank) if list.contains(&rank) => {
-                    section.report().problem(item.place, format!("rank `{rank}` is listed twice in `ranks`"));
+impl GivenGroup {
+    fn read(mut section: Section<'_>, surroundings: &Surroundings<'_>) -> Option<Self> {
+        let place = section.place();
+        let name = section.required_text("name");
+        let ranks = section.required("ranks", |section, key| {
+            let node = section.node(key)?;
+            read_ranks(section, key, node)
+        });
+        let device_type = section.choice::<DeviceType>("device_type").map_or(DeviceType::Cuda, |kind| kind.value);
+        let gpus_per_worker = section.integer("gpus_per_worker", 1..=4096);
+        let visible = section.node("visible_devices").and_then(|node| read_visible(&section, node));
+        let on_cards = device_type != DeviceType::Cpu;
+        let ranks = ranks.map(|ranks| match visible.filter(|_| on_cards) {
+            Some(visible) => among(&ranks, &visible, &section),
+            None => ranks,
+        });
+        if let (true, Some(cards), Some(Ranks::List(list))) = (on_cards, surroundings.cards_per_machine, &ranks)
+            && let Some(rank) = list.iter().find(|rank| **rank >= cards)
+        {
+            let what = format!("rank {rank} on a machine of {cards} cards, for application `{}`,", surroundings.name);
+            section.report().unavailable(place, what);
+        }
+        section.finish();
+        let ranks = ranks?;
+        Some(Self { name: name?.value, ranks, place, device_type, gpus_per_worker })
+    }
+
+    /// On the host a rank names nothing: a list, or 0, is as many workers as the mesh has.
+    fn on_the_host(self, mesh: Option<GivenMesh>, args: &Section<'_>) -> Devices {
+        let named = u64::from(self.ranks.count());
+        let mesh = match mesh {
+            None => DeviceMesh::data_parallel(named),
+            Some(given) => {
+                if matches!(self.ranks, Ranks::Count(count) if count > 0) {
+                    check_fit(&given, named, &self.name, args);
                 }
-                Some(rank) => list.push(rank),
-                None => {
-                    let message = format!("a rank in `ranks` must be a whole number, got {}", item.value.describe());
-                    section.report().problem(item.place, message);
-                }
+                given.mesh
+            }
+        };
+        let ranks = Ranks::Count(u32::try_from(mesh.world_size()).unwrap_or(u32::MAX));
+        let gpus_per_worker = self.gpus_per_worker.map_or(1, |devices| devices.value);
+        Devices { group: DeviceGroup { name: self.name, ranks, device_type: self.device_type, gpus_per_worker }, mesh }
+    }
+
+    fn on_cards(self, mesh: Option<GivenMesh>, per_node: Option<Located<u32>>, args: &Section<'_>) -> Devices {
+        let count = self.ranks.count();
+        let gpus_per_worker = self.gpus_per_worker.as_ref().map_or(1, |devices| devices.value);
+        let report = args.report();
+        if count == 0 {
+            report.problem(self.place, format!("`device_group` `{}` has no ranks", self.name));
+        }
+        if let Some(per_worker) = &self.gpus_per_worker {
+            if !count.is_multiple_of(per_worker.value) {
+                let message =
+                    format!("number of ranks ({count}) must be divisible by gpus_per_worker ({})", per_worker.value);
+                report.problem(per_worker.place, message);
+            } else if let Some(per_node) = &per_node
+                && !workers_fit(&self.ranks, per_worker.value, per_node.value)
+            {
+                let message = format!(
+                    "the {} devices of one worker are not on one node of {} (`nproc_per_node`)",
+                    per_worker.value, per_node.value
+                );
+                report.problem(per_worker.place, message);
             }
         }
-        return Some(Ranks::List(list));
+        let workers = u64::from(count) / u64::from(gpus_per_worker);
+        let mesh = match mesh {
+            None => DeviceMesh::data_parallel(workers),
+            Some(given) => {
+                check_fit(&given, workers, &self.name, args);
+                given.mesh
+            }
+        };
+        let Self { name, ranks, device_type, .. } = self;
+        Devices { group: DeviceGroup { name, ranks, device_type, gpus_per_worker }, mesh }
     }
-    let count = rank(&node.value);
-    if count.is_none() {
-        let message = format!(
-            "`ranks`{} must be a number of devices or a list of ranks, got {}",
-            section.suffix(),
-            node.value.describe()
-        );
-        section.report().problem(node.place, message);
-    }
-    count.map(Ranks::Count)
 }
 
-fn read_mesh(mut section: Section<'_>) -> DeviceMesh {
-    let mut mesh = DeviceMesh::default();
-    let sizes = [
-        ("dp_size", &mut mesh.dp_size),
-        ("fsdp_size", &mut mesh.fsdp_size),
-        ("tp_size", &mut mesh.tp_size),
-        ("pp_size", &mut mesh.pp_size),
-        ("cp_size", &mut mesh.cp_size),
-        ("ulysses_size", &mut mesh.ulysses_size),
-        ("ep_size", &mut mesh.ep_size),
-    ];
-    for (key, size) in sizes {
-        if let Some(given) = section.integer(key, 1..) {
-            *size = given.value;
-        }
-    }
-    // What the group says wins; a mesh of another type would be a typing slip.
-    let _ = section.choice::<DeviceType>("device_type");
-    for key in ["etp_size", "ep_fsdp_size", "vpp_size"] {
-        if section.integer::<u32>(key, 1..).is_some_and(|size| size.value > 1) {
-            section.unavailable(key);
-        }
-    }
-    section.inert("sequence_parallel", "one device holds the whole sequence");
-    if let Some(world) = section.integer::<u64>("world_size", 1..)
-        && world.value > 1
-        && world.value != mesh.world_size()
-    {
-        let message = format!("`world_size` is {}, but the sizes multiply to {}", world.value, mesh.world_size());
-        section.report().problem(world.place, message);
-    }
-    read_mesh_form(&mut section, &mut mesh);
-    section.finish();
-    mesh
-}
-
-/// The older form: `mesh: [[0, 1], [2, 3]]` with `mesh_dim_names: ['dp', 'tp']`.
-fn read_mesh_form(section: &mut Section<'_>, mesh: &mut DeviceMesh) {
-    let names = section.list("mesh_dim_names");
-    let Some(nested) = section.node("mesh") else { return };
-    let shape = shape_of(nested);
-    if shape.len() != names.len() {
-        let message = format!("`mesh` has {} axes, but `mesh_dim_names` names {}", shape.len(), names.len());
-        section.report().problem(nested.place, message);
+fn check_fit(given: &GivenMesh, workers: u64, group: &str, args: &Section<'_>) {
+    let world = given.mesh.world_size();
+    if world == workers {
         return;
     }
-    for (name, size) in names.iter().zip(shape) {
-        let Value::Text(axis) = &name.value else {
-            section
-                .report()
-                .problem(name.place, format!("an axis of `mesh` must be a text, got {}", name.value.describe()));
-            continue;
-        };
-        let target = match axis.as_str() {
-            "dp" => &mut mesh.dp_size,
-            "fsdp" => &mut mesh.fsdp_size,
-            "tp" => &mut mesh.tp_size,
-            "pp" => &mut mesh.pp_size,
-            "cp" => &mut mesh.cp_size,
-            "ulysses" => &mut mesh.ulysses_size,
-            "ep" => &mut mesh.ep_size,
-            other => {
-                let known = ["dp", "fsdp", "tp", "pp", "cp", "ep", "ulysses"];
-                let hint = crate::error::suggestion(other, "axes", &known);
-                section.report().problem_with_hint(
-                    name.place,
-                    format!("unknown axis `{other}` in `mesh_dim_names`"),
-                    hint,
-                );
-                continue;
-            }
-        };
-        *target = size.max(1);
+    let noun = if world == 1 { "worker" } else { "workers" };
+    args.report().problem_with_hint(
+        given.place,
+        format!("`device_mesh` needs {world} {noun}, but `device_group` `{group}` has {workers}"),
+        "the product of dp, fsdp, tp, pp and cp sizes must equal the number of `ranks`, divided by `gpus_per_worker`",
+    );
+}
+
+/// Whether every worker's devices are on one node, where `rank / per_node` is a rank's node.
+fn workers_fit(ranks: &Ranks, per_worker: u32, per_node: u32) -> bool {
+    let node_of = |rank: &u32| rank / per_node;
+    match ranks {
+        Ranks::List(list) => list
+            .chunks(per_worker as usize)
+            .all(|worker| worker.iter().map(node_of).all(|node| Some(node) == worker.first().map(node_of))),
+        // Consecutive ranks: either workers divide a node, or the only worker fits.
+        Ranks::Count(count) => per_node.is_multiple_of(per_worker) || (*count == per_worker && per_worker <= per_node),
     }
 }
 
-/// The sizes of a nested list, outermost first.
-fn shape_of(node: &Node) -> Vec<u32> {
-    let mut shape = Vec::new();
-    let mut level = Some(node);
-    while let Some(Node { value: Value::List(items), .. }) = level {
-        shape.push(u32::try_from(items.len()).unwrap_or(u32::MAX));
-        level = items.first();
+fn read_ranks(section: &mut Section<'_>, key: &str, node: &Node) -> Option<Ranks> {
+    let rank = |node: &Node| node.whole_number().and_then(|number| u32::try_from(number).ok());
+    let Value::List(items) = &node.value else {
+        let count = rank(node).filter(|count| *count <= 65_536);
+        if count.is_none() {
+            section.wrong_type(key, node, "a number of devices or a list of ranks");
+        }
+        return count.map(Ranks::Count);
+    };
+    let mut list = Vec::with_capacity(items.len());
+    for item in items {
+        match rank(item) {
+            Some(rank) if list.contains(&rank) => {
+                let message = format!("rank `{rank}` is listed twice{}", section.suffix());
+                section.report().problem(item.place, message);
+            }
+            Some(rank) => list.push(rank),
+            None => section.wrong_type(key, item, "a list of whole numbers"),
+        }
     }
-    shape
+    Some(Ranks::List(list))
+}
+
+/// `visible_devices`: one ordinal, a list of them, or a text of them with commas between.
+fn read_visible(section: &Section<'_>, node: &Node) -> Option<Located<Vec<u32>>> {
+    let ordinal = |node: &Node| node.whole_number().and_then(|number| u32::try_from(number).ok());
+    let list: Option<Vec<u32>> = match &node.value {
+        Value::List(items) => items.iter().map(ordinal).collect(),
+        Value::Text(text) => text.split(',').map(|part| part.trim().parse().ok()).collect(),
+        _ => ordinal(node).map(|ordinal| vec![ordinal]),
+    };
+    if list.is_none() {
+        section.wrong_type("visible_devices", node, "a list of device ordinals");
+    }
+    list.map(|value| Located { value, place: node.place })
+}
+
+/// The devices that ranks name among the visible ones.
+fn among(ranks: &Ranks, visible: &Located<Vec<u32>>, section: &Section<'_>) -> Ranks {
+    let wanted: Vec<u32> = match ranks {
+        Ranks::Count(count) => (0..*count).collect(),
+        Ranks::List(list) => list.clone(),
+    };
+    let found: Option<Vec<u32>> = wanted.iter().map(|rank| visible.value.get(*rank as usize).copied()).collect();
+    found.map(Ranks::List).unwrap_or_else(|| {
+        let message = format!("`ranks` names more than the {} `visible_devices`", visible.value.len());
+        section.report().problem(visible.place, message);
+        ranks.clone()
+    })
 }

@@ -18,6 +18,21 @@ pub struct Problem {
     pub hint: Option<String>,
 }
 
+impl Problem {
+    /// As `file:line:column: what`, and the hint on a line of its own.
+    pub(super) fn told(&self, file: &str) -> String {
+        let mut told = match self.line {
+            0 => format!("{file}: {}", self.message),
+            line => format!("{file}:{line}:{}: {}", self.column, self.message),
+        };
+        if let Some(hint) = &self.hint {
+            told.push_str("\nhint: ");
+            told.push_str(hint);
+        }
+        told
+    }
+}
+
 /// Every problem of one file, in the order of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigErrors {
@@ -45,13 +60,7 @@ impl fmt::Display for ConfigErrors {
             if index > 0 {
                 writeln!(formatter)?;
             }
-            match problem.line {
-                0 => write!(formatter, "{}: {}", self.file, problem.message)?,
-                line => write!(formatter, "{}:{line}:{}: {}", self.file, problem.column, problem.message)?,
-            }
-            if let Some(hint) = &problem.hint {
-                write!(formatter, "\nhint: {hint}")?;
-            }
+            formatter.write_str(&problem.told(&self.file))?;
         }
         Ok(())
     }
@@ -78,6 +87,22 @@ pub(super) struct Report {
     problems: RefCell<Vec<Problem>>,
     inert: RefCell<Vec<InertKey>>,
     unavailable: RefCell<Vec<Problem>>,
+    warnings: RefCell<Vec<Problem>>,
+    #[cfg(test)]
+    asked: RefCell<std::collections::BTreeMap<String, Vec<&'static str>>>,
+}
+
+/// What a file's reading found out.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Findings {
+    /// What is wrong.
+    pub(super) problems: Vec<Problem>,
+    /// What changes nothing.
+    pub(super) inert: Vec<InertKey>,
+    /// What cannot be done yet.
+    pub(super) unavailable: Vec<Problem>,
+    /// What is allowed and probably not meant.
+    pub(super) warnings: Vec<Problem>,
 }
 
 impl Report {
@@ -102,8 +127,33 @@ impl Report {
         self.inert.borrow_mut().push(InertKey { path, reason });
     }
 
-    pub(super) fn into_parts(self) -> (Vec<Problem>, Vec<InertKey>, Vec<Problem>) {
-        (self.problems.into_inner(), self.inert.into_inner(), self.unavailable.into_inner())
+    /// Something is right and probably not meant.
+    pub(super) fn warning(&self, place: Place, message: impl Into<String>) {
+        self.warnings.borrow_mut().push(problem_at(place, message, None));
+    }
+
+    /// A section is read, and these are the keys it knows.
+    #[cfg_attr(not(test), expect(clippy::unused_self, reason = "only the tests keep a list"))]
+    pub(super) fn asked(&self, path: &str, keys: &[&'static str]) {
+        #[cfg(test)]
+        self.asked.borrow_mut().insert(path.to_owned(), keys.to_vec());
+        #[cfg(not(test))]
+        let _ = (path, keys);
+    }
+
+    /// The keys each section knows, by its path.
+    #[cfg(test)]
+    pub(super) fn all_asked(&self) -> std::collections::BTreeMap<String, Vec<&'static str>> {
+        self.asked.borrow().clone()
+    }
+
+    pub(super) fn into_findings(self) -> Findings {
+        Findings {
+            problems: self.problems.into_inner(),
+            inert: self.inert.into_inner(),
+            unavailable: self.unavailable.into_inner(),
+            warnings: self.warnings.into_inner(),
+        }
     }
 }
 

@@ -36,7 +36,7 @@ impl HttpOptions {
     pub(super) fn read(section: Option<Section<'_>>) -> Self {
         let mut options = Self::default();
         let Some(mut section) = section else { return options };
-        if let Some(host) = section.required_if_given("host") {
+        if let Some(host) = section.filled_text("host") {
             options.host = host.value;
         }
         if let Some(port) = section.integer("port", 0..=65535) {

@@ -4,8 +4,11 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::choices::choices;
+use super::choices::{Choices, choices};
+use super::diagnostic::Report;
 use super::section::{Located, Section};
+use super::tree::Place;
+use crate::error::suggestion;
 
 /// Where the node's files are when the operator does not say.
 const DEFAULT_DIRECTORY: &str = "twinkle-state";
@@ -56,43 +59,110 @@ enum Mode {
 choices!(Mode { Memory = "memory", File = "file", Redis = "redis", Postgres = "postgres" });
 
 impl Persistence {
-    pub(super) fn read(section: Option<Section<'_>>) -> Self {
-        let Some(mut section) = section else { return Self::default() };
-        let place = section.place();
-        let mode = section.choice::<Mode>("mode");
-        let file_path = section.text("file_path").filter(|path| !path.value.is_empty());
-        let redis_url = section.text("redis_url");
-        let postgres_url = section.text("postgres_url");
-        let key_prefix = section.text("key_prefix");
-        let report = section.report();
-        section.finish();
-
-        let needed = |key: &str, mode: &str, url: Option<Located<String>>| {
-            let url = url.map(|url| url.value).unwrap_or_default();
-            if url.is_empty() {
-                let message = format!("`persistence.{key}` is required when `persistence.mode` is `{mode}`");
-                report.problem(place, message);
-            }
-            url
-        };
-        let directory = file_path.as_ref().map(|path| state_directory(Path::new(&path.value)));
-        let has_directory = directory.is_some();
-        let directory = directory.unwrap_or_else(|| PathBuf::from(DEFAULT_DIRECTORY));
-        match mode.as_ref().map(|mode| mode.value) {
-            Some(Mode::Memory) => Self::Memory,
-            Some(Mode::Redis) => {
-                let key_prefix = key_prefix.map(|prefix| prefix.value).unwrap_or_default();
-                Self::Redis { url: needed("redis_url", "redis", redis_url), key_prefix, directory }
-            }
-            Some(Mode::Postgres) => Self::Postgres { url: needed("postgres_url", "postgres", postgres_url), directory },
-            Some(Mode::File) | None => {
-                if mode.is_some() && !has_directory {
-                    needed("file_path", "file", None);
-                }
-                Self::File { directory }
+    /// Reads the section; what it leaves out is looked for in `TWINKLE_PERSISTENCE_*`.
+    ///
+    /// The file wins: with a section in the file, the environment does not choose the mode.
+    pub(super) fn read(
+        section: Option<Section<'_>>,
+        environment: &dyn Fn(&str) -> Option<String>,
+        report: &Report,
+    ) -> Self {
+        let mut place = Place::default();
+        let mut mode = None;
+        let mut settings = Settings::default();
+        if let Some(mut section) = section {
+            place = section.place();
+            mode = section.choice::<Mode>("mode");
+            settings = Settings::read(&mut section);
+            settings.note_unused(&mut section, mode.as_ref().map(|mode| mode.value));
+            section.finish();
+        } else if let Some(word) = environment(&variable("mode")).filter(|word| !word.is_empty()) {
+            mode = Mode::of(&word).map(|value| Located { value, place });
+            if mode.is_none() {
+                let message = format!("unknown mode `{word}` in the environment variable `{}`", variable("mode"));
+                report.problem_with_hint(place, message, suggestion(&word, "values", Mode::WORDS));
             }
         }
+        let Settings { file_path, redis_url, postgres_url, key_prefix } = settings.or(environment);
+
+        let needed = |key: &str, mode: &str, value: Option<String>| {
+            value.unwrap_or_else(|| {
+                let message = format!("`persistence.{key}` is required when `persistence.mode` is `{mode}`");
+                report.problem(place, message);
+                String::new()
+            })
+        };
+        let directory = file_path.as_deref().map(|path| state_directory(Path::new(path)));
+        let lasting = directory.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_DIRECTORY));
+        match mode.map(|mode| mode.value) {
+            Some(Mode::Memory) => Self::Memory,
+            Some(Mode::Redis) => Self::Redis {
+                url: needed("redis_url", "redis", redis_url),
+                key_prefix: key_prefix.unwrap_or_default(),
+                directory: lasting,
+            },
+            Some(Mode::Postgres) => {
+                Self::Postgres { url: needed("postgres_url", "postgres", postgres_url), directory: lasting }
+            }
+            Some(Mode::File) if directory.is_none() => {
+                needed("file_path", "file", None);
+                Self::default()
+            }
+            Some(Mode::File) | None => Self::File { directory: lasting },
+        }
     }
+}
+
+/// What the modes need, each from the file or from the environment.
+#[derive(Default)]
+struct Settings {
+    file_path: Option<String>,
+    redis_url: Option<String>,
+    postgres_url: Option<String>,
+    key_prefix: Option<String>,
+}
+
+impl Settings {
+    fn read(section: &mut Section<'_>) -> Self {
+        let mut text = |key| section.text(key).map(|text| text.value).filter(|text| !text.is_empty());
+        Self {
+            file_path: text("file_path"),
+            redis_url: text("redis_url"),
+            postgres_url: text("postgres_url"),
+            key_prefix: text("key_prefix"),
+        }
+    }
+
+    /// Lists what another mode would use.
+    fn note_unused(&self, section: &mut Section<'_>, mode: Option<Mode>) {
+        const ANOTHER_MODE: &str = "another `mode` uses it";
+        if mode == Some(Mode::Memory) {
+            section.inert("file_path", ANOTHER_MODE);
+        }
+        if mode != Some(Mode::Redis) {
+            section.inert("redis_url", ANOTHER_MODE);
+            section.inert("key_prefix", ANOTHER_MODE);
+        }
+        if mode != Some(Mode::Postgres) {
+            section.inert("postgres_url", ANOTHER_MODE);
+        }
+    }
+
+    /// Fills what is absent from the environment.
+    fn or(self, environment: &dyn Fn(&str) -> Option<String>) -> Self {
+        let given = |key| environment(&variable(key)).filter(|text| !text.is_empty());
+        Self {
+            file_path: self.file_path.or_else(|| given("file_path")),
+            redis_url: self.redis_url.or_else(|| given("redis_url")),
+            postgres_url: self.postgres_url.or_else(|| given("postgres_url")),
+            key_prefix: self.key_prefix.or_else(|| given("key_prefix")),
+        }
+    }
+}
+
+/// The environment variable of a key of `persistence`.
+fn variable(key: &str) -> String {
+    format!("TWINKLE_PERSISTENCE_{}", key.to_uppercase())
 }
 
 /// The folder of a path that names a folder, or a file of an earlier generation such as `state.json`.

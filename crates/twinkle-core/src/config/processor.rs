@@ -2,7 +2,9 @@
 
 use serde::Serialize;
 
+use super::application::Surroundings;
 use super::device::Devices;
+use super::limits::Limits;
 use super::queue::QueueConfig;
 use super::section::Section;
 
@@ -20,16 +22,17 @@ pub struct ProcessorArgs {
 }
 
 impl ProcessorArgs {
-    pub(super) fn read(mut args: Section<'_>, task_queue: &QueueConfig) -> Self {
+    pub(super) fn read(mut args: Section<'_>, surroundings: &Surroundings<'_>) -> Self {
         let workers = args.integer("ncpu_proc_per_node", 1..=4096).map(|workers| workers.value);
-        let queue = QueueConfig::read(args.section("queue_config"), task_queue);
-        let _ = Devices::read(&mut args);
+        let queue = QueueConfig::read(args.section("queue_config"), surroundings.task_queue);
+        // Checked like any other, so that a slip is told; text work needs no device.
+        let _ = Devices::read(&mut args, surroundings);
+        args.inert("device_group", "text is worked on by threads of this process");
+        args.inert("device_mesh", "text is worked on by threads of this process");
         let mut processor_timeout = 1800.0;
-        let mut per_token_processor_limit = 20;
+        let mut per_token_processor_limit = surroundings.processors_per_tenant.filter(|most| *most > 0).unwrap_or(20);
         if let Some(mut section) = args.section("processor_config") {
-            if let Some(seconds) = section.number("processor_timeout", 0.0) {
-                processor_timeout = seconds.value;
-            }
+            section.set_number("processor_timeout", Limits::SOME_SECONDS, &mut processor_timeout);
             if let Some(limit) = section.integer("per_token_processor_limit", 1..) {
                 per_token_processor_limit = limit.value;
             }

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::limits::Limits;
 use super::section::Section;
 
 /// What one tenant may send to one application.
@@ -61,24 +62,16 @@ impl QueueConfig {
             config.enabled = enabled.value;
         }
         let numbers = [
-            ("rps_limit", &mut config.rps_limit),
-            ("tps_limit", &mut config.tps_limit),
-            ("queue_timeout", &mut config.queue_timeout),
-            ("execution_timeout", &mut config.execution_timeout),
-            ("token_cleanup_multiplier", &mut config.token_cleanup_multiplier),
-            ("token_cleanup_interval", &mut config.token_cleanup_interval),
+            ("rps_limit", Limits::FROM_ZERO, &mut config.rps_limit),
+            ("tps_limit", Limits::FROM_ZERO, &mut config.tps_limit),
+            ("window_seconds", Limits::SOME_SECONDS, &mut config.window_seconds),
+            ("queue_timeout", Limits::SECONDS, &mut config.queue_timeout),
+            ("execution_timeout", Limits::SECONDS, &mut config.execution_timeout),
+            ("token_cleanup_multiplier", Limits::FROM_ZERO, &mut config.token_cleanup_multiplier),
+            ("token_cleanup_interval", Limits::SECONDS, &mut config.token_cleanup_interval),
         ];
-        for (key, value) in numbers {
-            if let Some(number) = section.number(key, 0.0) {
-                *value = number.value;
-            }
-        }
-        if let Some(window) = section.number("window_seconds", 0.0) {
-            if window.value > 0.0 {
-                config.window_seconds = window.value;
-            } else {
-                section.report().problem(window.place, "`window_seconds` must be above 0");
-            }
+        for (key, limits, value) in numbers {
+            section.set_number(key, limits, value);
         }
         if let Some(most) = section.integer("max_input_tokens", 1..) {
             config.max_input_tokens = most.value;

@@ -2,10 +2,13 @@
 
 use serde::Serialize;
 
+use super::application::Surroundings;
 use super::choices::choices;
 use super::device::Devices;
-use super::model::Precision;
+use super::limits::Limits;
+use super::model::read_model_id;
 use super::model_source::{ModelSource, public_name};
+use super::precision::{Dtype, Precision};
 use super::queue::QueueConfig;
 use super::section::Section;
 
@@ -99,31 +102,25 @@ pub struct SamplerArgs {
 }
 
 impl SamplerArgs {
-    pub(super) fn read(mut args: Section<'_>, route_prefix: &str, task_queue: &QueueConfig) -> Option<Self> {
-        let model = args.required_text("model_id");
+    pub(super) fn read(mut args: Section<'_>, surroundings: &Surroundings<'_>) -> Option<Self> {
+        let model = read_model_id(&mut args);
         let sampler_type = args.choice::<SamplerType>("sampler_type");
-        let is_misspelt = sampler_type.is_none() && args.node("sampler_type").is_some();
+        let is_misspelt = sampler_type.is_none() && args.has("sampler_type");
         let engine = EngineArgs::read(args.section("engine_args"));
-        let queue = QueueConfig::read(args.section("queue_config"), task_queue);
-        if args.node("device_group").is_none() {
-            args.report().problem(args.place(), format!("`device_group` is missing{}", args.suffix()));
-        }
-        let devices = Devices::read(&mut args);
-        if let Some(devices) = &devices {
-            devices.check_available(&args);
-        }
+        let queue = QueueConfig::read(args.section("queue_config"), surroundings.task_queue);
+        let devices = Devices::required(&mut args, surroundings);
         args.inert("adapter_config", "adapters are managed by the model application");
         if let Some(kind) = sampler_type.as_ref().filter(|kind| kind.value == SamplerType::Mock) {
             args.report().unavailable(kind.place, "sampler_type `mock`");
         }
         args.finish();
 
-        let model = ModelSource::new(model?.value);
+        let model = model?;
         if is_misspelt {
             return None;
         }
         Some(Self {
-            public_name: public_name(route_prefix, &["/sampler/", "/samplers/"], &model),
+            public_name: public_name(surroundings.route_prefix, &["/sampler/", "/samplers/"], &model),
             model,
             sampler_type: sampler_type.map_or(SamplerType::Vllm, |kind| kind.value),
             engine,
@@ -148,7 +145,7 @@ impl EngineArgs {
                 *count = given.value;
             }
         }
-        if let Some(dtype) = section.choice("dtype") {
+        if let Some(dtype) = Dtype::read(&mut section, "dtype") {
             engine.dtype = dtype.value;
         }
         if let Some(enabled) = section.boolean("enable_lora") {
@@ -161,25 +158,46 @@ impl EngineArgs {
             }
         }
         engine.seed = section.integer("seed", 0..).map(|seed| seed.value);
-        if let Some(share) = section.number("gpu_memory_utilization", 0.0) {
-            if share.value > 0.0 && share.value <= 1.0 {
-                engine.gpu_memory_utilization = share.value;
-            } else {
-                section.report().problem(share.place, "`gpu_memory_utilization` must be above 0 and at most 1");
-            }
-        }
-        if let Some(size) = section.integer::<u32>("tensor_parallel_size", 1..).filter(|size| size.value > 1) {
-            section.report().unavailable(size.place, format!("`tensor_parallel_size: {}`", size.value));
-        }
-        if section.node("quantization").is_some() {
-            section.unavailable("quantization");
-        }
-        for key in ["enable_prefix_caching", "enforce_eager", "enable_sleep_mode", "enable_tower_connector_lora"] {
-            section.inert(key, "a setting of vLLM's engine that changes no result");
-        }
-        section.inert("load_format", "weights are always safetensors");
-        section.inert("trust_remote_code", "code from a model folder is never run");
+        section.set_number("gpu_memory_utilization", Limits::SHARE, &mut engine.gpu_memory_utilization);
+        read_vllm(&mut section);
         section.finish();
         engine
     }
+}
+
+/// Keys of vLLM's own engine.
+fn read_vllm(section: &mut Section<'_>) {
+    for key in ["tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"] {
+        if let Some(size) = section.integer::<u32>(key, 1..).filter(|size| size.value > 1) {
+            section.report().unavailable(size.place, format!("`{key}: {}`", size.value));
+        }
+    }
+    for key in ["quantization", "rope_scaling", "rope_theta", "hf_overrides", "speculative_config", "tokenizer"] {
+        section.unavailable(key);
+    }
+    if section.text("kv_cache_dtype").is_some_and(|dtype| dtype.value != "auto") {
+        section.unavailable("kv_cache_dtype");
+    }
+    const SPEED_ONLY: &str = "a setting of vLLM's engine that changes no result";
+    for key in [
+        "enable_prefix_caching",
+        "enforce_eager",
+        "enable_sleep_mode",
+        "enable_tower_connector_lora",
+        "enable_chunked_prefill",
+        "async_scheduling",
+        "disable_log_stats",
+        "disable_custom_all_reduce",
+        "enable_expert_parallel",
+    ] {
+        section.inert_boolean(key, SPEED_ONLY);
+    }
+    for key in ["block_size", "swap_space", "cpu_offload_gb", "max_num_batched_tokens", "max_logprobs"] {
+        section.inert_number(key, Limits::FROM_ZERO, SPEED_ONLY);
+    }
+    for key in ["compilation_config", "distributed_executor_backend", "limit_mm_per_prompt", "mm_processor_kwargs"] {
+        section.inert(key, SPEED_ONLY);
+    }
+    section.inert("load_format", "weights are always safetensors");
+    section.inert_boolean("trust_remote_code", "code from a model folder is never run");
 }

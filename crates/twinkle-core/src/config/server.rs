@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::limits::Limits;
 use super::section::Section;
 use super::tree::{Node, Value};
 
@@ -34,22 +35,29 @@ impl Default for ServerArgs {
 
 impl ServerArgs {
     pub(super) fn read(mut args: Section<'_>) -> Self {
-        let mut server = Self { supported_models: read_supported_models(&mut args), ..Self::default() };
+        let mut server = Self::default();
+        let listed = read_supported_models(&mut args);
+        server.supported_models.clone_from(&listed);
         if let Some(mut section) = args.section("server_config") {
-            if let Some(seconds) = section.number("expiration_timeout", 0.0) {
-                server.expiration_timeout = seconds.value;
-            }
-            if let Some(seconds) = section.number("cleanup_interval", 0.0) {
-                server.cleanup_interval = seconds.value;
+            let times = [
+                ("expiration_timeout", &mut server.expiration_timeout),
+                ("cleanup_interval", &mut server.cleanup_interval),
+                ("metrics_update_interval", &mut server.metrics_update_interval),
+            ];
+            for (key, seconds) in times {
+                section.set_number(key, Limits::SOME_SECONDS, seconds);
             }
             if let Some(limit) = section.integer("per_token_model_limit", 1..) {
                 server.per_token_model_limit = limit.value;
             }
             let inner = read_supported_models(&mut section);
-            server.supported_models = server.supported_models.or(inner);
-            if let Some(seconds) = section.number("metrics_update_interval", 0.0) {
-                server.metrics_update_interval = seconds.value;
+            if let (Some(outer), Some(inner), Some(node)) = (&listed, &inner, section.node("supported_models"))
+                && outer != inner
+            {
+                let message = format!("`supported_models`{} contradicts the one in `args`", section.suffix());
+                section.report().problem_with_hint(node.place, message, "keep one of them");
             }
+            server.supported_models = listed.or(inner);
             section.inert("actor_name", "everything runs in one process");
             section.finish();
         }
@@ -73,7 +81,7 @@ fn read_supported_models(section: &mut Section<'_>) -> Option<Vec<String>> {
                 item.finish();
             }
             Node { place, value } => {
-                let message = format!("a supported model must be a text, got {}", value.describe());
+                let message = format!("a model in `supported_models` must be a text, got {}", value.describe());
                 section.report().problem(*place, message);
             }
         }

@@ -43,10 +43,10 @@ impl TelemetryConfig {
         if let Some(enabled) = section.boolean("enabled") {
             config.enabled = enabled.value;
         }
-        if let Some(name) = section.required_if_given("service_name") {
+        if let Some(name) = section.filled_text("service_name") {
             config.service_name = name.value;
         }
-        if let Some(endpoint) = section.required_if_given("otlp_endpoint") {
+        if let Some(endpoint) = section.filled_text("otlp_endpoint") {
             config.otlp_endpoint = endpoint.value;
         }
         if let Some(debug) = section.boolean("debug") {

@@ -51,11 +51,7 @@ applications:
         rnaks: 1
         device_type: CPU
 ";
-    insta::assert_snapshot!(problems(text), @r"
-    node.yaml:9:9: `ranks` is missing in `device_group`
-    node.yaml:10:9: unknown key `rnaks` in `device_group`
-    hint: did you mean `ranks`? known keys: `device_type`, `gpus_per_worker`, `name`, `ranks`, `visible_devices`
-    ");
+    insta::assert_snapshot!(problems(text), @r"node.yaml:9:9: `ranks` is missing in `applications[0].args.device_group`");
 }
 
 #[test]
@@ -94,7 +90,7 @@ colour: blue
     insta::assert_snapshot!(problems(text), @r"
     node.yaml:3:9: `port` in `http_options` must be a whole number, got the text `eighty`
     node.yaml:5:9: unknown `mode` `fiel` in `persistence`
-    hint: did you mean `file`? known values: `memory`, `file`, `redis`
+    hint: did you mean `file`? known values: `memory`, `file`, `redis`, `postgres`
     node.yaml:7:14: `rps_limit` in `task_queue` must be at least 0, got the number `-1`
     node.yaml:8:21: `max_input_tokens` in `task_queue` must be at least 1, got the number `0`
     node.yaml:11:19: route_prefix `api/v1` must start with `/`
@@ -102,26 +98,26 @@ colour: blue
     hint: did you mean `server`? known import paths: `server`, `model`, `sampler`, `processor`
     node.yaml:13:11: name `one` is used by another application
     node.yaml:14:19: route_prefix `/x/` must not end with `/`
-    node.yaml:17:7: `model_id` is missing in `args of one`
-    node.yaml:17:7: `device_group` is missing in `args of one`
-    node.yaml:17:21: unknown `sampler_type` `vlm` in `args of one`
+    node.yaml:17:7: `model_id` is missing in `applications[1].args`
+    node.yaml:17:7: `device_group` is missing in `applications[1].args`
+    node.yaml:17:21: unknown `sampler_type` `vlm` in `applications[1].args`
     hint: did you mean `vllm`? known values: `vllm`, `torch`, `mock`
-    node.yaml:19:9: unknown key `max_model_length` in `engine_args`
-    hint: did you mean `max_model_len`? known keys: `dtype`, `enable_lora`, `enable_prefix_caching`, `enable_sleep_mode`, `enable_tower_connector_lora`, `enforce_eager`, `gpu_memory_utilization`, `load_format`, `logprobs_mode`, `max_lora_rank`, `max_loras`, `max_model_len`, `max_num_seqs`, `quantization`, `seed`, `tensor_parallel_size`, `trust_remote_code`
-    node.yaml:20:22: `enable_lora` in `engine_args` must be `true` or `false`, got the text `maybe`
+    node.yaml:19:9: unknown key `max_model_length` in `applications[1].args.engine_args`
+    hint: did you mean `max_model_len`? known keys: `async_scheduling`, `block_size`, `compilation_config`, `cpu_offload_gb`, `data_parallel_size`, `disable_custom_all_reduce`, `disable_log_stats`, `distributed_executor_backend`, `dtype`, `enable_chunked_prefill`, `enable_expert_parallel`, `enable_lora`, `enable_prefix_caching`, `enable_sleep_mode`, `enable_tower_connector_lora`, `enforce_eager`, `gpu_memory_utilization`, `hf_overrides`, `kv_cache_dtype`, `limit_mm_per_prompt`, `load_format`, `logprobs_mode`, `max_logprobs`, `max_lora_rank`, `max_loras`, `max_model_len`, `max_num_batched_tokens`, `max_num_seqs`, `mm_processor_kwargs`, `pipeline_parallel_size`, `quantization`, `rope_scaling`, `rope_theta`, `seed`, `speculative_config`, `swap_space`, `tensor_parallel_size`, `tokenizer`, `trust_remote_code`
+    node.yaml:20:22: `enable_lora` in `applications[1].args.engine_args` must be `true` or `false`, got the text `maybe`
     node.yaml:21:5: `name` is missing in `applications[2]`
-    node.yaml:24:17: `model_id` in `args of applications[2]` is empty
-    node.yaml:25:16: unknown `backend` `megatorn` in `args of applications[2]`
+    node.yaml:24:17: `model_id` in `applications[2].args` is empty
+    node.yaml:25:16: unknown `backend` `megatorn` in `applications[2].args`
     hint: did you mean `megatron`? known values: `transformers`, `megatron`, `mock`
-    node.yaml:26:20: unknown `torch_dtype` `float15` in `args of applications[2]`
-    hint: did you mean `float32`? known values: `auto`, `float32`, `bfloat16`
-    node.yaml:27:42: rank `0` is listed twice in `ranks`
-    node.yaml:27:45: a rank in `ranks` must be a whole number, got the text `x`
-    node.yaml:27:62: unknown `device_type` `tpu` in `device_group`
+    node.yaml:26:20: unknown `torch_dtype` `float15` in `applications[2].args`
+    hint: did you mean `float16`? known values: `auto`, `float32`, `bfloat16`, `float16`, `fp8`
+    node.yaml:27:42: rank `0` is listed twice in `applications[2].args.device_group`
+    node.yaml:27:45: `ranks` in `applications[2].args.device_group` must be a list of whole numbers, got the text `x`
+    node.yaml:27:62: unknown `device_type` `tpu` in `applications[2].args.device_group`
     hint: did you mean `npu`? known values: `cuda`, `npu`, `cpu`
     node.yaml:28:5: `applications[3]` must be a mapping, got the number `7`
     node.yaml:29:1: unknown key `colour`
-    hint: known keys: `applications`, `http_options`, `persistence`, `persistence_config`, `proxy_location`, `ray_namespace`, `server_type`, `task_queue`, `telemetry`, `telemetry_config`
+    hint: known keys: `applications`, `auth`, `http_options`, `model`, `persistence`, `persistence_config`, `proxy_location`, `ray`, `ray_namespace`, `server`, `server_type`, `task_queue`, `telemetry`, `telemetry_config`
     ");
 }
 
@@ -147,7 +143,7 @@ fn the_older_and_the_newer_word_for_a_backend_mean_the_same() {
     let older = parse(&model_with("use_megatron: false")).unwrap();
     assert_eq!(newer, older);
     insta::assert_snapshot!(problems(&model_with("use_megatron: true\nbackend: transformers")), @r"
-    node.yaml:8:21: `use_megatron: true` contradicts `backend: transformers` in `args of m`
+    node.yaml:8:21: `use_megatron: true` contradicts `backend: transformers` in `applications[0].args`
     hint: keep `backend`; `use_megatron` is its older form
     ");
 }
@@ -266,12 +262,11 @@ applications:
     let config = parse(text).unwrap();
     assert_eq!(config.check_supported(), Ok(()));
     insta::assert_snapshot!(config.inert_keys().join("\n"), @r"
-    ray_namespace: everything runs in one process
     proxy_location: there is one listener
+    ray_namespace: everything runs in one process
     http_options.keep_alive_timeout_s: a setting of Ray Serve's proxy
-    applications[0].deployments[0].autoscaling_config.target_ongoing_requests: one replica runs
     applications[0].deployments[0].ray_actor_options.num_cpus: a hint for Ray's placement
-    applications[0].deployments[0].ray_actor_options.runtime_env.env_vars: one process has one environment: set variables for the node
+    applications[0].deployments[0].ray_actor_options.runtime_env.env_vars.A: one process has one environment: set variables for the node
     ");
 }
 
@@ -279,7 +274,7 @@ applications:
 fn the_mesh_must_fit_the_group() {
     insta::assert_snapshot!(problems(&model_with("device_mesh: {device_type: CPU, dp_size: 2, tp_size: 2}")), @r"
     node.yaml:8:20: `device_mesh` needs 4 workers, but `device_group` `g` has 1
-    hint: the product of dp, fsdp, tp, pp and cp sizes must equal the number of `ranks`
+    hint: the product of dp, fsdp, tp, pp and cp sizes must equal the number of `ranks`, divided by `gpus_per_worker`
     ");
     insta::assert_snapshot!(problems(&model_with("device_mesh: {mesh: [[0, 1]], mesh_dim_names: [dp]}")), @r"node.yaml:8:27: `mesh` has 2 axes, but `mesh_dim_names` names 1");
     assert!(parse(&model_with("device_mesh: {mesh: [0], mesh_dim_names: [dp]}")).is_ok());
@@ -334,7 +329,7 @@ fn state_is_kept_in_a_file_unless_the_operator_says_otherwise() {
     assert_eq!(directory("persistence: {mode: memory}"), Persistence::Memory);
     assert_eq!(directory("persistence: {mode: file, file_path: /var/lib/twinkle}"), file("/var/lib/twinkle"));
     assert_eq!(directory("persistence: {mode: file, file_path: data/state.json}"), file("data"));
-    insta::assert_snapshot!(problems("persistence: {mode: file}"), @r"node.yaml:1:14: `file_path` is missing in `persistence`: `mode: file` needs it");
+    insta::assert_snapshot!(problems("persistence: {mode: file}"), @r"node.yaml:1:14: `persistence.file_path` is required when `persistence.mode` is `file`");
 }
 
 #[test]

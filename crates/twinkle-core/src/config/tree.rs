@@ -34,6 +34,8 @@ pub(super) enum Value {
     Text(String),
     List(Vec<Node>),
     Mapping(Vec<Entry>),
+    /// An interpolation that could not be resolved and was reported: whoever reads it says nothing more.
+    Failed,
 }
 
 /// One `key: value`.
@@ -52,9 +54,44 @@ impl Value {
             Self::Boolean(value) => format!("`{value}`"),
             Self::Integer(value) => format!("the number `{value}`"),
             Self::Float(value) => format!("the number `{value}`"),
-            Self::Text(value) => format!("the text `{value}`"),
+            Self::Text(value) => format!("the text `{}`", shown(value)),
             Self::List(_) => "a list".to_owned(),
             Self::Mapping(_) => "a mapping".to_owned(),
+            Self::Failed => "an unresolved value".to_owned(),
+        }
+    }
+}
+
+/// The start of a text on one line, for a message.
+fn shown(text: &str) -> String {
+    const LONGEST: usize = 60;
+    let line: String = text.chars().take(LONGEST).flat_map(char::escape_debug).collect();
+    if text.chars().nth(LONGEST).is_some() { format!("{line}…") } else { line }
+}
+
+impl Node {
+    /// The value below these keys.
+    pub(super) fn at(&self, path: &[&str]) -> Option<&Self> {
+        path.iter().try_fold(self, |node, key| match &node.value {
+            Value::Mapping(entries) => entries.iter().find(|entry| entry.key == **key).map(|entry| &entry.node),
+            _ => None,
+        })
+    }
+
+    /// Whether two values are equal, wherever they stand and in whatever order their keys are.
+    pub(super) fn says_the_same(&self, other: &Self) -> bool {
+        match (&self.value, &other.value) {
+            (Value::List(mine), Value::List(theirs)) => {
+                mine.len() == theirs.len() && mine.iter().zip(theirs).all(|(mine, theirs)| mine.says_the_same(theirs))
+            }
+            (Value::Mapping(mine), Value::Mapping(theirs)) => {
+                mine.len() == theirs.len()
+                    && mine.iter().all(|mine| {
+                        let theirs = theirs.iter().find(|theirs| theirs.key == mine.key);
+                        theirs.is_some_and(|theirs| mine.node.says_the_same(&theirs.node))
+                    })
+            }
+            (mine, theirs) => mine == theirs,
         }
     }
 }
