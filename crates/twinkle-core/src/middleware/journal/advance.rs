@@ -16,10 +16,12 @@ use crate::call::{Call, Operation, Position, Reply, RunCall, RunOperation, RunOu
 use crate::error::{Error, ErrorCode, Result};
 use crate::futures::Outcome;
 use crate::ids::RequestId;
-use crate::state::{Finished, closed_run};
+use crate::state::{Finished, end_by};
 
 /// The pause before a run whose rebuilding met a full component is tried again.
 const REBUILD_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// The pause after the component lost the run while it was rebuilt: an operation of its tail failed, or the engine did.
+const REBUILD_LOST_AFTER: Duration = Duration::from_millis(100);
 
 /// Puts an accepted operation in its place.
 pub(super) fn place(state: &mut LineState, work: Work) {
@@ -49,7 +51,8 @@ pub(super) fn wake(shared: &Arc<Shared>, line: &Arc<Line>, state: &mut LineState
         return;
     }
     let has_work = !state.ready.is_empty() || state.rebuild_until.is_some();
-    if has_work && !state.advancing {
+    // A lost run's operations come back first; the last of them wakes it.
+    if has_work && !state.lost && !state.advancing {
         state.advancing = true;
         tokio::spawn(advance(Arc::clone(shared), Arc::clone(line)));
     }
@@ -59,27 +62,25 @@ pub(super) fn wake(shared: &Arc<Shared>, line: &Arc<Line>, state: &mut LineState
     }
 }
 
-/// Hands ready operations to the component until there are none.
+/// Hands ready operations to the component until there are none, rebuilding the run first where that is due.
 async fn advance(shared: Arc<Shared>, line: Arc<Line>) {
-    while let Err(error) = rebuild::ensure(&shared, &line).await {
-        if shared.is_draining() {
-            break;
-        }
-        tracing::warn!(run = %line.run, %error, "the run cannot be rebuilt now, trying again");
-        tokio::time::sleep(REBUILD_AGAIN_AFTER).await;
-    }
     loop {
+        make_whole(&shared, &line).await;
         // Waiting for room in the component happens outside of the lock: accepting goes on meanwhile.
         let mut component = shared.inner.clone();
         let room = component.ready().await.map(|_| ());
         let mut state = line.state.lock().await;
-        let stopped = shared.is_draining() || state.closed.is_some();
-        let Some(work) = state.ready.pop_front().filter(|_| !stopped) else {
+        let stopped = shared.is_draining() || state.closed.is_some() || state.lost;
+        if state.rebuild_until.is_some() && !stopped {
+            continue;
+        }
+        let Some(work) = state.ready.pop_front_if(|_| !stopped) else {
             state.advancing = false;
             return;
         };
         state.working += 1;
         let Work { request, position, operation, memory, .. } = work;
+        state.handed_through = position;
         let call = call_for(&line, position, operation);
         let answer = match room {
             Ok(()) => catch_unwind(AssertUnwindSafe(|| component.call(call)))
@@ -88,6 +89,18 @@ async fn advance(shared: Arc<Shared>, line: Arc<Line>) {
         };
         drop(state);
         shared.working.spawn(conclude(Arc::clone(&shared), Arc::clone(&line), request, memory, answer));
+    }
+}
+
+/// Rebuilds the run if the component does not have it, as often as it takes.
+async fn make_whole(shared: &Shared, line: &Line) {
+    while let Err(error) = rebuild::ensure(shared, line).await {
+        if shared.is_draining() {
+            return;
+        }
+        tracing::warn!(run = %line.run, %error, "the run cannot be rebuilt now, trying again");
+        let pause = if is_lost(&error) { REBUILD_LOST_AFTER } else { REBUILD_AGAIN_AFTER };
+        tokio::time::sleep(pause).await;
     }
 }
 
@@ -101,14 +114,16 @@ async fn conclude(
 ) {
     let result = outcome_of(answer).await;
     drop(memory);
-    if is_put_off(&result) {
+    let is_lost = result.as_ref().is_err_and(is_lost);
+    if is_lost {
+        tracing::info!(run = %line.run, %request, "the engine lost the run; the operation is executed again");
+    } else if is_put_off(&result) {
         tracing::info!(run = %line.run, %request, "left in the journal for the next start");
     } else {
         settle(&shared, &line, &request, result).await;
     }
     let mut state = line.state.lock().await;
-    state.working -= 1;
-    state.last_progress = Instant::now();
+    state.came_back(is_lost);
     wake(&shared, &line, &mut state);
 }
 
@@ -124,6 +139,12 @@ pub(super) async fn perform(
     outcome_of(Box::pin(async move { component.ask(call).await })).await
 }
 
+/// Whether the component no longer has the run: the operation was not executed, and none after it can be before the run
+/// is rebuilt.
+pub(super) fn is_lost(error: &Error) -> bool {
+    error.code == ErrorCode::Interrupted
+}
+
 /// Whether the component refused because it is shutting down: the operation was not executed.
 pub(super) fn is_put_off(result: &Result<RunOutcome>) -> bool {
     result.as_ref().is_err_and(|error| error.code == ErrorCode::Draining)
@@ -131,19 +152,20 @@ pub(super) fn is_put_off(result: &Result<RunOutcome>) -> bool {
 
 /// Stores a result and then publishes it.
 pub(super) async fn settle(shared: &Shared, line: &Line, request: &RequestId, result: Result<RunOutcome>) {
-    let unloaded = matches!(result, Ok(RunOutcome::Unloaded { .. }));
+    let ended = result.as_ref().is_ok_and(RunOutcome::ends_run);
+    let end = end_by(&line.run, result.as_ref().ok());
     let finished = match shared.store.finish(request, &result).await {
         Ok(finished) => finished,
         Err(error) => {
             // Publishing it all the same is safe: the operation stays in the journal, and executing it
             // again after a restart gives the same bits.
             tracing::error!(run = %line.run, %request, %error, "a result could not be stored");
-            Finished { closed: unloaded, abandoned: Vec::new() }
+            Finished { closed: ended, abandoned: Vec::new() }
         }
     };
     shared.futures.complete(request, &line.tenant, result.map(Outcome::Run));
     if finished.closed {
-        close(shared, line, &closed_run(&line.run), finished.abandoned).await;
+        close(shared, line, &end, finished.abandoned).await;
     }
 }
 

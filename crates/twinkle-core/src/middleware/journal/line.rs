@@ -32,6 +32,10 @@ pub(super) struct LineState {
     pub(super) last_arrival: i64,
     /// Where the journal's tail ends, while the run must be rebuilt before anything else.
     pub(super) rebuild_until: Option<Position>,
+    /// The place of the last operation that was handed to the component.
+    pub(super) handed_through: Position,
+    /// Whether the component has lost the run: once the operations inside it have come back, the run is rebuilt.
+    pub(super) lost: bool,
     /// Why nothing more is accepted.
     pub(super) closed: Option<Error>,
     /// Operations inside the component.
@@ -70,12 +74,26 @@ impl LineState {
         state
     }
 
+    /// An operation has come back from the component. With the last one, a run that was lost can be rebuilt: from here
+    /// on the journal's tail is exactly what the component was given.
+    pub(super) fn came_back(&mut self, is_lost: bool) {
+        self.working -= 1;
+        self.lost |= is_lost;
+        self.last_progress = Instant::now();
+        if self.lost && self.working == 0 {
+            self.lost = false;
+            self.rebuild_until = Some(self.handed_through);
+        }
+    }
+
     fn at(turns: Turns<Work>, last_arrival: i64) -> Self {
         Self {
             turns,
             ready: VecDeque::new(),
             last_arrival,
             rebuild_until: None,
+            handed_through: Position::default(),
+            lost: false,
             closed: None,
             working: 0,
             last_progress: Instant::now(),
@@ -136,7 +154,9 @@ async fn load(shared: &Shared, run: &RunId) -> Result<(LineState, Vec<RequestId>
         let _ = turns.offer(number, work);
     }
     let mut state = LineState::at(turns, last_arrival);
-    state.rebuild_until = Some(Position { after: released, arrival: last_arrival });
+    let until = Position { after: released, arrival: last_arrival };
+    state.rebuild_until = Some(until);
+    state.handed_through = until;
     Ok((state, unfinished))
 }
 

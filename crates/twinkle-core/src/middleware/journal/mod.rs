@@ -4,14 +4,16 @@
 //! its client hears [`Reply::Accepted`]; a repetition of it gets the first answer.
 //! *Turn*: numbered operations reach the component in strict order, whatever the order of arrival.
 //! *Finish*: a result is stored before it is announced on the [`Futures`] board.
-//! *Rebuild*: after a restart a run is restored from its snapshot and the journal's tail, the same
-//! operations in the same order, and so ends in the same bits.
+//! *Rebuild*: after a restart of the server, or when the component's engine has lost the run, it is restored from its
+//! snapshot and the journal's tail, the same operations in the same order, and so ends in the same bits. A failed
+//! operation is left out, as it changed nothing.
 //!
 //! Everything about one run is one [`line::Line`]; [`accept`], [`advance`] and [`rebuild`] are the
 //! three things that happen to it.
 
 mod accept;
 mod advance;
+mod expire;
 mod line;
 mod rebuild;
 #[cfg(test)]
@@ -34,7 +36,7 @@ use crate::component::BoxComponent;
 use crate::error::{Error, ErrorCode, Result};
 use crate::futures::Futures;
 use crate::ids::{RunId, TenantId};
-use crate::state::StateStore;
+use crate::state::{RunLimits, StateStore};
 
 use line::Line;
 
@@ -50,11 +52,19 @@ pub struct JournalOptions {
     pub waiting_per_run: usize,
     /// Mebibytes of accepted, unfinished operations held in memory, all runs together.
     pub waiting_mebibytes: usize,
+    /// How many open runs a tenant may have.
+    pub run_limits: RunLimits,
 }
 
 impl Default for JournalOptions {
     fn default() -> Self {
-        Self { base_model: None, gap_grace: Duration::from_mins(1), waiting_per_run: 1024, waiting_mebibytes: 1024 }
+        Self {
+            base_model: None,
+            gap_grace: Duration::from_mins(1),
+            waiting_per_run: 1024,
+            waiting_mebibytes: 1024,
+            run_limits: RunLimits::default(),
+        }
     }
 }
 
@@ -154,8 +164,11 @@ impl Service<Call> for Journal {
         let shared = Arc::clone(&self.shared);
         match call.operation {
             Operation::Run(run_call) => Box::pin(async move {
+                tracing::Span::current().record("run", run_call.run.as_str());
+                trace::set(Attribute::ModelId, run_call.run.as_str().to_owned());
+                let accepting = Origin::current().surround(accept::accept(shared, call.tenant, run_call));
                 // On its own task: a client that hangs up must not leave an operation half accepted.
-                let accepting = tokio::spawn(accept::accept(shared, call.tenant, run_call));
+                let accepting = tokio::spawn(accepting.in_current_span());
                 let request =
                     accepting.await.map_err(|error| Error::internal(format!("accepting failed: {error}")))??;
                 Ok(Reply::Accepted(request))

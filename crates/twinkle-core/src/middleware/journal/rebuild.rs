@@ -1,11 +1,12 @@
-//! Rebuilding a run after a restart: its snapshot, then the same operations in the same order.
+//! Rebuilding a run that the component does not have, after a restart of the server or of the engine: its snapshot,
+//! then the same operations in the same order.
 
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
 use super::Shared;
-use super::advance::{close, is_put_off, perform, settle, wake};
+use super::advance::{close, is_lost, is_put_off, perform, settle, wake};
 use super::line::{Line, find};
 use crate::call::{Position, RunOperation, RunOutcome, SamplerTarget};
 use crate::error::{Error, ErrorCode, Result};
@@ -117,7 +118,7 @@ async fn execute_again(shared: &Shared, line: &Line, journaled: JournaledOperati
     if journaled.status == Status::Pending {
         shared.futures.adopt(&journaled.request, &line.tenant);
         let result = perform(shared, line, journaled.position, operation).await;
-        if is_put_off(&result) {
+        if is_put_off(&result) || result.as_ref().is_err_and(is_lost) {
             return result.map(|_| ());
         }
         settle(shared, line, &journaled.request, result).await;
@@ -150,7 +151,10 @@ fn has_its_effect_on_disk(operation: &RunOperation) -> bool {
 
 /// Errors that say nothing about the run itself.
 fn is_passing(error: &Error) -> bool {
-    matches!(error.code, ErrorCode::Draining | ErrorCode::Overloaded | ErrorCode::ResourceExhausted)
+    matches!(
+        error.code,
+        ErrorCode::Draining | ErrorCode::Overloaded | ErrorCode::ResourceExhausted | ErrorCode::Interrupted
+    )
 }
 
 fn cannot_rebuild(run: &RunId, error: &Error) -> Error {
