@@ -1,2 +1,16 @@
 //! Where a model's files come from: folders, both hubs and their caches, GGUF files.
+//!
+//! [`ModelLibrary::folder`] turns a `model_id` into a folder that `twinkle-nn` can load. Both hubs' caches are shared
+//! with their own tools: what those have downloaded is used, and what is downloaded here they find.
 #![forbid(unsafe_code)]
+
+mod download;
+mod environment;
+mod folder;
+pub mod gguf;
+mod hubs;
+mod library;
+
+pub use download::Patience;
+pub use environment::Environment;
+pub use library::{LibraryOptions, ModelLibrary};
