@@ -3,8 +3,11 @@
 
 mod crash;
 mod disk_full;
+mod lifecycle;
+mod keys;
 mod order;
 mod sdk;
+mod tenancy;
 
 use twinkle_tests::{Node, NodeOptions};
 

@@ -15,10 +15,13 @@ pub mod logging;
 mod native;
 pub mod node;
 mod openmp;
+mod route_table;
 mod routes;
+mod run_files;
 mod server;
 pub mod server_component;
 pub mod stack;
+pub mod telemetry;
 mod tinker;
 
-pub use launcher::{LaunchError, LaunchOptions, RunningServer, TwinkleServer};
+pub use launcher::{LaunchError, LaunchOptions, RunningServer, TwinkleServer, launch_server};

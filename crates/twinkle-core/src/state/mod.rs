@@ -10,6 +10,7 @@
 mod api_keys;
 mod backend;
 mod checkpoints;
+mod clear;
 mod codec;
 mod connection;
 mod counts;

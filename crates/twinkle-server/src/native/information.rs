@@ -1,8 +1,7 @@
-//! Whether the node is alive and ready, and what each application is.
+//! What each application is.
 
 use axum::Json;
 use axum::response::{IntoResponse, Response};
-use http::StatusCode;
 use serde::Serialize;
 use twinkle_core::component::{ComponentKind, Health};
 
@@ -27,17 +26,10 @@ pub(crate) struct ApplicationInformation {
 
 /// An application and whether it can work.
 #[derive(Serialize)]
-struct ApplicationState<'a> {
+pub(super) struct ApplicationState<'a> {
     #[serde(flatten)]
     application: &'a ApplicationInformation,
-    health: Health,
-}
-
-/// The node's answer to a readiness probe.
-#[derive(Serialize)]
-struct Readiness<'a> {
-    ready: bool,
-    applications: Vec<ApplicationState<'a>>,
+    pub(super) health: Health,
 }
 
 impl<'a> From<&'a Mounted> for ApplicationState<'a> {
@@ -49,17 +41,4 @@ impl<'a> From<&'a Mounted> for ApplicationState<'a> {
 /// `GET {route_prefix}`: what this application is and whether it can work.
 pub(crate) fn information(application: &Mounted) -> Response {
     Json(ApplicationState::from(application)).into_response()
-}
-
-/// `GET /livez`: the process answers.
-pub(crate) async fn liveness() -> Response {
-    Json(serde_json::json!({ "status": "ok" })).into_response()
-}
-
-/// `GET /readyz`: 200 when every application can work, else 503.
-pub(crate) fn readiness(applications: &[Mounted]) -> Response {
-    let applications: Vec<ApplicationState<'_>> = applications.iter().map(ApplicationState::from).collect();
-    let ready = applications.iter().all(|application| application.health == Health::Ready);
-    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(Readiness { ready, applications })).into_response()
 }

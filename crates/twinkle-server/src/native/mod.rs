@@ -1,8 +1,10 @@
-//! Our own routes: what each application tells about itself, and the processor's text work.
+//! Our own routes: the probes, what each application tells about itself, and the processor's text work.
 
 mod information;
 mod json;
+mod probes;
 mod processor;
 
-pub(crate) use information::{ApplicationInformation, information, liveness, readiness};
-pub(crate) use processor::processor_routes;
+pub(crate) use information::{ApplicationInformation, information};
+pub(crate) use probes::{NodeHealth, health, liveness, readiness};
+pub(crate) use processor::{processor_router, processor_routes};

@@ -1,7 +1,6 @@
 //! `POST {prefix}/encode_chat`, `/encode` and `/decode` of a `processor` application.
 
 use axum::extract::{Extension, State};
-use axum::routing::post;
 use axum::{Json as JsonResponse, Router};
 use twinkle_core::call::{Call, Operation, ProcessOutcome, ProcessRequest, Reply};
 use twinkle_core::component::BoxComponent;
@@ -11,14 +10,16 @@ use twinkle_core::wire::native::{DecodeRequest, DecodedResponse, EncodeChatReque
 
 use super::json::Json;
 use crate::error_response::ErrorResponse;
+use crate::route_table::{Route, router_of};
 
-/// The routes of one processor, to be mounted at its prefix.
-pub(crate) fn processor_routes(processor: BoxComponent) -> Router {
-    Router::new()
-        .route("/encode_chat", post(encode_chat))
-        .route("/encode", post(encode))
-        .route("/decode", post(decode))
-        .with_state(processor)
+/// The routes of a processor, relative to its prefix.
+pub(crate) fn processor_routes() -> Vec<Route<BoxComponent>> {
+    vec![Route::post("/encode_chat", encode_chat), Route::post("/encode", encode), Route::post("/decode", decode)]
+}
+
+/// What answers the routes of this processor.
+pub(crate) fn processor_router(processor: BoxComponent) -> Router {
+    router_of(processor_routes()).with_state(processor)
 }
 
 async fn encode_chat(

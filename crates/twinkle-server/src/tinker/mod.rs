@@ -37,7 +37,6 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, FromRequestParts, OriginalUri};
-use axum::routing::{delete, get, post};
 use http::Method;
 use http::request::Parts;
 use twinkle_core::call::{
@@ -49,6 +48,7 @@ use twinkle_core::ids::{CheckpointPath, RequestId, RunId, SamplingSessionId, Ses
 
 use crate::error_response::ErrorResponse;
 use crate::front::FrontContext;
+use crate::route_table::{Route, router_of};
 
 /// How many sampling requests are remembered, so that one sent twice is executed once.
 const REMEMBERED_SAMPLES: u64 = 100_000;
@@ -57,37 +57,43 @@ const REMEMBERED_SAMPLES: u64 = 100_000;
 const SAMPLE_MEMORY: Duration = Duration::from_mins(10);
 
 /// The routes of the Tinker protocol, relative to the prefix they are mounted at.
+pub(crate) fn routes() -> Vec<Route<Front>> {
+    vec![
+        Route::get("/healthz", session::health),
+        Route::post("/client/config", session::client_config),
+        Route::post("/client/dynamic_config", session::dynamic_config),
+        Route::get("/get_server_capabilities", session::capabilities),
+        Route::post("/create_session", session::create),
+        Route::post("/session_heartbeat", session::heartbeat),
+        Route::post("/sessions/{session}/finish", session::finish),
+        Route::post("/telemetry", session::telemetry),
+        Route::post("/create_model", models::create),
+        Route::post("/get_info", models::info),
+        Route::post("/unload_model", models::unload),
+        Route::post("/forward_backward", training::forward_backward),
+        Route::post("/forward", training::forward),
+        Route::post("/optim_step", training::optim_step),
+        Route::post("/save_weights", weights::save),
+        Route::post("/save_weights_for_sampler", weights::save_for_sampler),
+        Route::post("/load_weights", weights::load),
+        Route::post("/weights_info", weights::info),
+        Route::post("/create_sampling_session", sampling::create_session),
+        Route::get("/samplers/{sampler}", sampling::describe),
+        Route::post("/asample", sampling::sample),
+        Route::post("/retrieve_future", retrieve::retrieve),
+        Route::get("/training_runs", rest::runs),
+        Route::get("/training_runs/{run}", rest::run),
+        Route::get("/training_runs/{run}/checkpoints", rest::run_checkpoints),
+        // A checkpoint's id has a slash in it: `weights/<name>`.
+        Route::delete("/training_runs/{run}/checkpoints/{*checkpoint}", rest::delete_checkpoint),
+        Route::get("/checkpoints", rest::checkpoints),
+    ]
+}
+
+/// What answers them.
 pub(crate) fn router(context: FrontContext) -> Router {
     let samples = moka::sync::Cache::builder().max_capacity(REMEMBERED_SAMPLES).time_to_live(SAMPLE_MEMORY).build();
-    Router::new()
-        .route("/healthz", get(session::health))
-        .route("/client/config", post(session::client_config))
-        .route("/client/dynamic_config", post(session::dynamic_config))
-        .route("/get_server_capabilities", get(session::capabilities))
-        .route("/create_session", post(session::create))
-        .route("/session_heartbeat", post(session::heartbeat))
-        .route("/sessions/{session}/finish", post(session::finish))
-        .route("/telemetry", post(session::telemetry))
-        .route("/create_model", post(models::create))
-        .route("/get_info", post(models::info))
-        .route("/unload_model", post(models::unload))
-        .route("/forward_backward", post(training::forward_backward))
-        .route("/forward", post(training::forward))
-        .route("/optim_step", post(training::optim_step))
-        .route("/save_weights", post(weights::save))
-        .route("/save_weights_for_sampler", post(weights::save_for_sampler))
-        .route("/load_weights", post(weights::load))
-        .route("/weights_info", post(weights::info))
-        .route("/create_sampling_session", post(sampling::create_session))
-        .route("/samplers/{sampler}", get(sampling::describe))
-        .route("/asample", post(sampling::sample))
-        .route("/retrieve_future", post(retrieve::retrieve))
-        .route("/training_runs", get(rest::runs))
-        .route("/training_runs/{run}", get(rest::run))
-        .route("/training_runs/{run}/checkpoints", get(rest::run_checkpoints))
-        // A checkpoint's id has a slash in it: `weights/<name>`.
-        .route("/training_runs/{run}/checkpoints/{*checkpoint}", delete(rest::delete_checkpoint))
-        .route("/checkpoints", get(rest::checkpoints))
+    router_of(routes())
         .fallback(missing)
         .method_not_allowed_fallback(missing)
         // Bodies are bounded by the node stack and, once unpacked, by `body`.
@@ -106,7 +112,7 @@ async fn missing(method: Method, OriginalUri(uri): OriginalUri) -> ErrorResponse
 
 /// What every handler works with; a cheap handle.
 #[derive(Clone)]
-struct Front {
+pub(crate) struct Front {
     context: FrontContext,
     samples: Samples,
 }
@@ -157,9 +163,10 @@ impl Front {
         }
     }
 
-    async fn checkpoints(&self, tenant: &TenantId, run: Option<RunId>) -> Result<Vec<CheckpointRecord>> {
-        match self.serve(tenant, ServeRequest::ListCheckpoints { run }).await? {
-            ServeOutcome::Checkpoints(records) => Ok(records),
+    /// Checkpoints and how many there are in all; `request` is one that is answered with them.
+    async fn checkpoints(&self, tenant: &TenantId, request: ServeRequest) -> Result<(Vec<CheckpointRecord>, u64)> {
+        match self.serve(tenant, request).await? {
+            ServeOutcome::Checkpoints { checkpoints, total } => Ok((checkpoints, total)),
             other => Err(unexpected("the server component", &other)),
         }
     }

@@ -1,0 +1,71 @@
+//! Forgetting everything, for an operator who wants to start anew.
+
+use super::StateStore;
+use super::connection::Connection;
+use super::failure::Failure;
+use super::sql::query;
+use super::writer::Write;
+use crate::error::Result;
+
+/// One statement for each table, in an order that references allow. Each takes a bounded bite, so that a transaction
+/// stays small.
+const STATEMENTS: [&str; 7] = [
+    "DELETE FROM snapshots WHERE run IN (SELECT run FROM snapshots LIMIT 1000)",
+    "DELETE FROM operations WHERE id IN (SELECT id FROM operations LIMIT 1000)",
+    "DELETE FROM runs WHERE id IN (SELECT id FROM runs LIMIT 1000)",
+    "DELETE FROM sampling_sessions WHERE id IN (SELECT id FROM sampling_sessions LIMIT 1000)",
+    "DELETE FROM sessions WHERE id IN (SELECT id FROM sessions LIMIT 1000)",
+    "DELETE FROM checkpoints WHERE (tenant, run, kind, name) IN
+     (SELECT tenant, run, kind, name FROM checkpoints LIMIT 1000)",
+    "DELETE FROM api_keys WHERE prefix IN (SELECT prefix FROM api_keys LIMIT 1000)",
+];
+
+impl StateStore {
+    /// Forgets every record, API keys included, and returns how many there were. Files of checkpoints and snapshots
+    /// stay where they are.
+    pub async fn clear(&self) -> Result<u64> {
+        let mut cleared = 0;
+        for statement in STATEMENTS {
+            loop {
+                let gone = self.writer.write(Clear(statement)).await?;
+                cleared += gone;
+                if gone == 0 {
+                    break;
+                }
+            }
+        }
+        Ok(cleared)
+    }
+}
+
+struct Clear(&'static str);
+
+impl Write for Clear {
+    type Answer = u64;
+
+    async fn apply(&self, connection: &mut Connection) -> Result<u64, Failure> {
+        query(self.0).execute(connection).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn no_table_is_forgotten() {
+        let store = StateStore::open_in_memory().await.unwrap();
+        let tables: Vec<String> =
+            query("SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE '\\_%' ESCAPE '\\'")
+                .fetch_column("name", &store.readers)
+                .await
+                .unwrap();
+        assert!(tables.contains(&"sessions".to_owned()), "{tables:?}");
+        for table in tables.iter().filter(|table| !table.starts_with("sqlite_")) {
+            assert!(
+                STATEMENTS.iter().any(|statement| statement.starts_with(&format!("DELETE FROM {table} "))),
+                "{table}"
+            );
+        }
+    }
+}
