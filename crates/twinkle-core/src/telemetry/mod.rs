@@ -6,6 +6,7 @@
 //!
 //! Labels and attributes are typed: a misspelt one does not compile, and none of them takes an API key.
 
+pub mod carried;
 pub mod document;
 pub mod labels;
 pub mod metric;

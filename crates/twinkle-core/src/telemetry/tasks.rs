@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use super::labels::{Deployment, FinishedTask, Task, TaskStatus, TaskType};
 use super::metrics::{TASK_EXECUTION, TASK_WAIT, TASKS};
-use crate::error::Result;
 
 /// An operation has waited this long and begins now.
 pub fn began(deployment: Deployment, task_type: TaskType, waited: Duration) {
@@ -12,7 +11,7 @@ pub fn began(deployment: Deployment, task_type: TaskType, waited: Duration) {
 }
 
 /// An operation ended like this, after this long.
-pub fn ended<T>(deployment: Deployment, task_type: TaskType, took: Duration, outcome: &Result<T>) {
-    TASKS.add(1, FinishedTask { deployment, task_type, status: TaskStatus::of(outcome) });
+pub fn ended(deployment: Deployment, task_type: TaskType, took: Duration, status: TaskStatus) {
+    TASKS.add(1, FinishedTask { deployment, task_type, status });
     TASK_EXECUTION.record(took, Task { deployment, task_type });
 }

@@ -11,11 +11,15 @@ use tokio::time::Instant;
 use super::Shared;
 use super::advance::{place, release, wake};
 use super::line::{Line, LineState, Work, find};
+use super::watched::Passage;
 use crate::call::{CreateRun, Position, RunCall, RunOperation, RunRecord};
 use crate::error::{Error, ErrorCode, Result};
 use crate::ids::{RequestId, RunId, TenantId};
 use crate::middleware::turns::Standing;
 use crate::state::{Appended, Existing, NewOperation, NewRun, to_blob};
+use crate::telemetry::labels::{Component, Deployment};
+use crate::telemetry::metrics::JOURNAL_COMMIT;
+use crate::telemetry::spans::{self, SpanName};
 
 /// Operations with more input tokens than this are encoded beside the async runtime.
 const LARGE_INPUT_TOKENS: usize = 16_384;
@@ -119,11 +123,21 @@ pub(super) async fn submit(
         position,
         operation: encoded.operation,
         arrived: Instant::now(),
+        passage: Passage::from_here(),
         memory: Some(memory),
     };
     place(&mut state, work);
     wake(shared, &line, &mut state);
     Ok(request)
+}
+
+/// Waits until a write is durable, and tells how long that took.
+async fn durably<T>(name: SpanName, write: impl Future<Output = Result<T>>) -> Result<T> {
+    let (mut stage, began) = (spans::begin(name), Instant::now());
+    let written = write.await;
+    stage.note(&written);
+    JOURNAL_COMMIT.record(began.elapsed(), Component { deployment: Deployment::Model });
+    written
 }
 
 enum Unaccepted {
@@ -143,7 +157,7 @@ async fn append(
     let request = RequestId::journaled();
     shared.futures.register(&request, tenant).map_err(Unaccepted::Failed)?;
     let operation = new_operation(&request, tenant, run, position, encoded);
-    let appended = shared.store.append(operation).await;
+    let appended = durably(spans::JOURNAL_COMMIT, shared.store.append(operation)).await;
     if matches!(appended, Ok(Appended::New)) {
         return Ok(request);
     }
@@ -167,7 +181,8 @@ async fn create(shared: &Arc<Shared>, record: RunRecord, encoded: Encoded) -> Re
     let request = RequestId::journaled();
     shared.futures.register(&request, &tenant)?;
     let operation = new_operation(&request, &tenant, &run, Position::default(), &encoded);
-    match shared.store.insert_run_within(NewRun { record, operation }, shared.options.run_limits).await {
+    let insertion = shared.store.insert_run_within(NewRun { record, operation }, shared.options.run_limits);
+    match durably(spans::REGISTER_MODEL, insertion).await {
         Ok(Appended::New) => {}
         Ok(Appended::Existing(existing)) => {
             shared.futures.withdraw(&request);
@@ -188,6 +203,7 @@ async fn create(shared: &Arc<Shared>, record: RunRecord, encoded: Encoded) -> Re
         position: Position::default(),
         operation: encoded.operation,
         arrived: Instant::now(),
+        passage: Passage::from_here(),
         memory: Some(memory),
     };
     let line = Line {

@@ -9,14 +9,18 @@ use futures::future::BoxFuture;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tower::{Service, ServiceExt};
+use tracing::Instrument;
 
 use super::line::{Line, LineState, Work};
+use super::watched::Execution;
 use super::{Shared, rebuild};
 use crate::call::{Call, Operation, Position, Reply, RunCall, RunOperation, RunOutcome};
 use crate::error::{Error, ErrorCode, Result};
 use crate::futures::Outcome;
 use crate::ids::RequestId;
 use crate::state::{Finished, end_by};
+use crate::telemetry::labels::{TaskStatus, TaskType};
+use crate::telemetry::spans;
 
 /// The pause before a run whose rebuilding met a full component is tried again.
 const REBUILD_AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -79,16 +83,24 @@ async fn advance(shared: Arc<Shared>, line: Arc<Line>) {
             return;
         };
         state.working += 1;
-        let Work { request, position, operation, memory, .. } = work;
+        let Work { request, position, operation, memory, arrived, passage } = work;
+        let task = TaskType(operation.name());
+        let execution = Execution::begin(&line, &request, position, task, (passage, arrived));
+        let origin = execution.origin();
         state.handed_through = position;
         let call = call_for(&line, position, operation);
         let answer = match room {
-            Ok(()) => catch_unwind(AssertUnwindSafe(|| component.call(call)))
+            Ok(()) => catch_unwind(AssertUnwindSafe(|| {
+                let (_trace, _log) = (origin.enter(), execution.span.enter());
+                component.call(call)
+            }))
                 .unwrap_or_else(|_| Box::pin(async { Err(panicked()) })),
             Err(error) => Box::pin(async { Err(error) }),
         };
         drop(state);
-        shared.working.spawn(conclude(Arc::clone(&shared), Arc::clone(&line), request, memory, answer));
+        let span = execution.span.clone();
+        let conclusion = conclude(Arc::clone(&shared), Arc::clone(&line), request, memory, execution, answer);
+        shared.working.spawn(origin.surround(conclusion).instrument(span));
     }
 }
 
@@ -110,17 +122,22 @@ async fn conclude(
     line: Arc<Line>,
     request: RequestId,
     memory: Option<OwnedSemaphorePermit>,
+    execution: Execution,
     answer: BoxFuture<'static, Result<Reply>>,
 ) {
     let result = outcome_of(answer).await;
     drop(memory);
     let is_lost = result.as_ref().is_err_and(is_lost);
     if is_lost {
-        tracing::info!(run = %line.run, %request, "the engine lost the run; the operation is executed again");
+        tracing::info!("the engine lost the run; the operation is executed again");
+        execution.put_off();
     } else if is_put_off(&result) {
-        tracing::info!(run = %line.run, %request, "left in the journal for the next start");
+        tracing::info!("left in the journal for the next start");
+        execution.put_off();
     } else {
+        let status = TaskStatus::of(&result);
         settle(&shared, &line, &request, result).await;
+        execution.ended(status);
     }
     let mut state = line.state.lock().await;
     state.came_back(is_lost);
@@ -154,7 +171,10 @@ pub(super) fn is_put_off(result: &Result<RunOutcome>) -> bool {
 pub(super) async fn settle(shared: &Shared, line: &Line, request: &RequestId, result: Result<RunOutcome>) {
     let ended = result.as_ref().is_ok_and(RunOutcome::ends_run);
     let end = end_by(&line.run, result.as_ref().ok());
-    let finished = match shared.store.finish(request, &result).await {
+    let stage = spans::begin(spans::RESULT_COMMIT);
+    let finished = shared.store.finish(request, &result).await;
+    stage.end();
+    let finished = match finished {
         Ok(finished) => finished,
         Err(error) => {
             // Publishing it all the same is safe: the operation stays in the journal, and executing it

@@ -7,6 +7,7 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit};
 use tokio::time::Instant;
 
 use super::Shared;
+use super::watched::Passage;
 use crate::call::{Position, RunOperation};
 use crate::error::{Error, Result};
 use crate::ids::{RequestId, RunId, TenantId};
@@ -55,6 +56,7 @@ pub(super) struct Work {
     pub(super) position: Position,
     pub(super) operation: RunOperation,
     pub(super) arrived: Instant,
+    pub(super) passage: Passage,
     /// Its share of the memory for waiting operations; `None` for one read back after a restart.
     pub(super) memory: Option<OwnedSemaphorePermit>,
 }
@@ -176,6 +178,7 @@ async fn read_waiting(shared: &Shared, run: &RunId, number: u64) -> Result<Work>
         position,
         operation: from_blob(&payload)?,
         arrived: Instant::now(),
+        passage: Passage::default(),
         memory: None,
     })
 }

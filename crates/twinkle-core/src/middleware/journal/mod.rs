@@ -18,6 +18,7 @@ mod line;
 mod rebuild;
 #[cfg(test)]
 mod tests;
+mod watched;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -30,6 +31,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 use tower::Service;
+use tracing::Instrument;
 
 use crate::call::{Call, Operation, Reply};
 use crate::component::BoxComponent;
@@ -37,6 +39,8 @@ use crate::error::{Error, ErrorCode, Result};
 use crate::futures::Futures;
 use crate::ids::{RunId, TenantId};
 use crate::state::{RunLimits, StateStore};
+use crate::telemetry::spans::Attribute;
+use crate::telemetry::trace::{self, Origin};
 
 use line::Line;
 
