@@ -1,6 +1,6 @@
 //! The `server` component: sessions, and the directories of runs, sampling sessions and checkpoints.
 //!
-//! It holds no state of its own: everything is in the store, so any number of front ends may ask it at once.
+//! Everything it answers from is in the store, so any number of front ends may ask it at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,6 +19,7 @@ use twinkle_core::ids::TenantId;
 use twinkle_core::state::StateStore;
 
 use crate::directory::Directory;
+use crate::server::heartbeats::RecentHeartbeats;
 use crate::server::{checkpoints, runs, sampling_sessions, sessions};
 
 /// What the launcher hands the component.
@@ -36,6 +37,7 @@ pub struct ServerContext {
 #[derive(Clone)]
 pub struct ServerComponent {
     context: Arc<ServerContext>,
+    recent: RecentHeartbeats,
     draining: Arc<AtomicBool>,
 }
 
@@ -44,7 +46,7 @@ impl Component for ServerComponent {
     type Context = ServerContext;
 
     async fn build(_: ServerArgs, context: ServerContext) -> Result<Self> {
-        Ok(Self { context: Arc::new(context), draining: Arc::default() })
+        Ok(Self { context: Arc::new(context), recent: RecentHeartbeats::default(), draining: Arc::default() })
     }
 }
 
@@ -67,7 +69,8 @@ impl Service<Call> for ServerComponent {
             return async { Err(Error::new(ErrorCode::Draining, "the server is stopping")) }.boxed();
         }
         let context = Arc::clone(&self.context);
-        async move { serve(&context, tenant, request).await.map(Reply::Serve) }.boxed()
+        let recent = self.recent.clone();
+        async move { serve(&context, &recent, tenant, request).await.map(Reply::Serve) }.boxed()
     }
 }
 
@@ -88,14 +91,19 @@ impl Lifecycle for ServerComponent {
 }
 
 /// Sends each request to the file of its resource.
-async fn serve(context: &ServerContext, tenant: TenantId, request: ServeRequest) -> Result<ServeOutcome> {
+async fn serve(
+    context: &ServerContext,
+    recent: &RecentHeartbeats,
+    tenant: TenantId,
+    request: ServeRequest,
+) -> Result<ServeOutcome> {
     let ServerContext { store, checkpoints: files, directory } = context;
     match request {
         ServeRequest::CreateSession { tags, user_metadata, sdk_version } => {
             sessions::create(store, tenant, tags, user_metadata, sdk_version).await
         }
-        ServeRequest::Heartbeat(session) => sessions::heartbeat(store, &tenant, &session).await,
-        ServeRequest::FinishSession(session) => sessions::finish(store, &tenant, &session).await,
+        ServeRequest::Heartbeat(session) => recent.heartbeat(store, tenant, session).await,
+        ServeRequest::FinishSession(session) => recent.finish(store, tenant, session).await,
         ServeRequest::DescribeSession(session) => sessions::describe(store, &tenant, &session).await,
         ServeRequest::CreateSamplingSession { session, number, base_model, source } => {
             let wanted = sampling_sessions::Wanted { session, number, base_model, source };
@@ -106,7 +114,10 @@ async fn serve(context: &ServerContext, tenant: TenantId, request: ServeRequest)
         }
         ServeRequest::DescribeRun(run) => store.run(&tenant, &run).await.map(ServeOutcome::Run),
         ServeRequest::ListRuns { limit, offset } => runs::list(store, &tenant, limit, offset).await,
-        ServeRequest::ListCheckpoints { run } => checkpoints::list(store, &tenant, run.as_ref()).await,
+        ServeRequest::ListCheckpoints { run, limit, offset } => {
+            checkpoints::list(store, &tenant, run.as_ref(), limit, offset).await
+        }
+        ServeRequest::LatestCheckpoints(run) => checkpoints::latest(store, &tenant, &run).await,
         ServeRequest::DescribeCheckpoint(path) => store.checkpoint(&tenant, &path).await.map(ServeOutcome::Checkpoint),
         ServeRequest::DeleteCheckpoint(path) => checkpoints::delete(store, files, tenant, path).await,
     }

@@ -1,6 +1,7 @@
 //! What the `server` component does, one resource a file.
 
 pub(crate) mod checkpoints;
+pub(crate) mod heartbeats;
 pub(crate) mod runs;
 pub(crate) mod sampling_sessions;
 pub(crate) mod sessions;
