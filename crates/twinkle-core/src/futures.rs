@@ -46,6 +46,8 @@ pub enum Waited {
 pub struct FuturesOptions {
     /// Unfinished operations that one tenant may have at once.
     pub pending_per_tenant: usize,
+    /// Unfinished operations of all tenants together.
+    pub pending_in_all: usize,
     /// Bytes of finished results kept in memory.
     pub finished_bytes: u64,
     /// How long a finished result is kept in memory.
@@ -54,7 +56,12 @@ pub struct FuturesOptions {
 
 impl Default for FuturesOptions {
     fn default() -> Self {
-        Self { pending_per_tenant: 16_384, finished_bytes: 256 << 20, finished_for: Duration::from_hours(1) }
+        Self {
+            pending_per_tenant: 16_384,
+            pending_in_all: 262_144,
+            finished_bytes: 256 << 20,
+            finished_for: Duration::from_hours(1),
+        }
     }
 }
 
@@ -135,6 +142,14 @@ impl Futures {
             return Err(Error::new(ErrorCode::Overloaded, format!("{limit} operations of this key are unfinished"))
                 .hint("wait for some of them")
                 .retry_after(Duration::from_secs(1)));
+        }
+        let in_all = self.board.options.pending_in_all;
+        if pending.by_request.len() >= in_all {
+            return Err(Error::new(
+                ErrorCode::Overloaded,
+                format!("{in_all} operations are unfinished on this server"),
+            )
+            .retry_after(Duration::from_secs(1)));
         }
         pending.add(request, tenant);
         Ok(())
@@ -432,6 +447,14 @@ mod tests {
         futures.register(&RequestId::ephemeral(), &TenantId::new("bob")).unwrap();
         futures.complete(&first, &alice(), unloaded());
         futures.register(&RequestId::ephemeral(), &alice()).unwrap();
+    }
+
+    #[tokio::test]
+    async fn all_tenants_together_have_a_bound_too() {
+        let futures = board(FuturesOptions { pending_in_all: 1, ..FuturesOptions::default() }).await;
+        futures.register(&RequestId::ephemeral(), &alice()).unwrap();
+        let refused = futures.register(&RequestId::ephemeral(), &TenantId::new("bob")).unwrap_err();
+        assert_eq!(refused.code, ErrorCode::Overloaded);
     }
 
     #[tokio::test]

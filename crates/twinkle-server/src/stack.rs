@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use tower::ServiceBuilder;
+use tower::{Layer, ServiceBuilder};
 use tower::util::BoxCloneSyncService;
 use twinkle_core::component::{BoxComponent, ComponentKind};
 use twinkle_core::config::{Application, QueueConfig};
 use twinkle_core::middleware::concurrency::{ConcurrencyLayer, ConcurrencyLimits};
 use twinkle_core::middleware::journal::Journal;
+use twinkle_core::middleware::measure::MeasureLayer;
 use twinkle_core::middleware::quota::{QuotaLayer, QuotaLimits};
 use twinkle_core::middleware::rescue::RescueLayer;
 
@@ -32,7 +33,8 @@ pub fn component_stack(
             // Innermost: nothing may change the order of operations between the journal and the component.
             .service(match journal {
                 Some(journal) => BoxCloneSyncService::new(journal),
-                None => component,
+                // A component that answers at once is measured here; the journal measures what it executes.
+                None => BoxCloneSyncService::new(MeasureLayer.layer(component)),
             })
     })
 }
@@ -192,7 +194,7 @@ mod tests {
     async fn a_panic_in_a_component_gives_its_place_back() {
         let gate = Arc::new(Semaphore::new(1));
         let stack = stack(&gate).await;
-        let panicking = call("alice", ServeRequest::ListCheckpoints { run: None });
+        let panicking = call("alice", ServeRequest::ListCheckpoints { run: None, limit: 1, offset: 0 });
         assert_eq!(stack.ask(panicking).await.unwrap_err().code, ErrorCode::Internal);
         stack.ask(heartbeat("alice")).await.unwrap();
     }

@@ -2,3 +2,4 @@
 
 ALTER TABLE runs ADD COLUMN ending BYTEA;
 CREATE INDEX open_runs ON runs (base_model, id) WHERE closed = 0;
+CREATE INDEX closed_runs ON runs (last_used_at) WHERE closed = 1;

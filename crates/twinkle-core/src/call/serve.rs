@@ -48,11 +48,17 @@ pub enum ServeRequest {
         /// Leaving out this many.
         offset: u32,
     },
-    /// Lists checkpoints of a run, or of all runs.
+    /// Lists checkpoints of a run, or of all runs, oldest first.
     ListCheckpoints {
         /// Only this run's.
         run: Option<RunId>,
+        /// At most this many.
+        limit: u32,
+        /// Leaving out this many.
+        offset: u32,
     },
+    /// The newest checkpoint of each kind of a run.
+    LatestCheckpoints(RunId),
     /// Describes a checkpoint.
     DescribeCheckpoint(CheckpointPath),
     /// Deletes a checkpoint.
@@ -77,8 +83,13 @@ pub enum ServeOutcome {
         /// How many there are in all.
         total: u64,
     },
-    /// Checkpoints.
-    Checkpoints(Vec<CheckpointRecord>),
+    /// Checkpoints, and how many there are in all.
+    Checkpoints {
+        /// One page.
+        checkpoints: Vec<CheckpointRecord>,
+        /// How many there are in all.
+        total: u64,
+    },
     /// A checkpoint.
     Checkpoint(CheckpointRecord),
 }

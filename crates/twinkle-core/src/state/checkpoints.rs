@@ -35,18 +35,57 @@ impl StateStore {
         read_checkpoint(&row)
     }
 
-    /// The tenant's checkpoints, of one run or of all, oldest first.
-    pub async fn list_checkpoints(&self, tenant: &TenantId, run: Option<&RunId>) -> Result<Vec<CheckpointRecord>> {
+    /// One page of the tenant's checkpoints, of one run or of all, oldest first, and how many there are in all.
+    pub async fn list_checkpoints(
+        &self,
+        tenant: &TenantId,
+        run: Option<&RunId>,
+        limit: u32,
+        offset: u32,
+    ) -> Result<(Vec<CheckpointRecord>, u64)> {
+        let now = now();
         let rows = query(
-            "SELECT * FROM checkpoints WHERE tenant = $1 AND ($2 IS NULL OR run = $2)
-             AND (expires_at IS NULL OR expires_at > $3) ORDER BY created_at, run, kind, name",
+            "SELECT * FROM checkpoints WHERE tenant = $1 AND (CAST($2 AS TEXT) IS NULL OR run = $2)
+             AND (expires_at IS NULL OR expires_at > $3) ORDER BY created_at, run, kind, name LIMIT $4 OFFSET $5",
         )
         .bind(tenant.as_str())
         .bind(run.map(RunId::as_str))
-        .bind(now())
+        .bind(now)
+        .bind(limit)
+        .bind(offset)
         .fetch_all(&self.readers)
         .await?;
-        rows.iter().map(read_checkpoint).collect()
+        let total: i64 = query(
+            "SELECT COUNT(*) AS total FROM checkpoints WHERE tenant = $1 AND (CAST($2 AS TEXT) IS NULL OR run = $2)
+             AND (expires_at IS NULL OR expires_at > $3)",
+        )
+        .bind(tenant.as_str())
+        .bind(run.map(RunId::as_str))
+        .bind(now)
+        .fetch_value("total", &self.readers)
+        .await?;
+        let checkpoints = rows.iter().map(read_checkpoint).collect::<Result<Vec<_>>>()?;
+        Ok((checkpoints, from_integer(total)?))
+    }
+
+    /// The newest checkpoint of that kind of the tenant's run.
+    pub async fn latest_checkpoint(
+        &self,
+        tenant: &TenantId,
+        run: &RunId,
+        kind: CheckpointKind,
+    ) -> Result<Option<CheckpointRecord>> {
+        let row = query(
+            "SELECT * FROM checkpoints WHERE tenant = $1 AND run = $2 AND kind = $3
+             AND (expires_at IS NULL OR expires_at > $4) ORDER BY created_at DESC, name DESC LIMIT 1",
+        )
+        .bind(tenant.as_str())
+        .bind(run.as_str())
+        .bind(kind.segment())
+        .bind(now())
+        .fetch_optional(&self.readers)
+        .await?;
+        row.as_ref().map(read_checkpoint).transpose()
     }
 
     /// Checkpoints whose lifetime is over at `time`, of all tenants; their files can be deleted.

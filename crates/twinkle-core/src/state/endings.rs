@@ -192,7 +192,7 @@ mod tests {
     use super::*;
     use crate::call::{LoraSpec, Position, RunRecord, SessionRecord};
     use crate::ids::{CheckpointKind, CheckpointPath, RequestId};
-    use crate::state::{NewOperation, NewRun, RunLimits};
+    use crate::state::{NewOperation, NewRun, Retention, RunLimits};
 
     const TINY: RunPage<'_> = RunPage { base_model: "tiny", after: None, limit: 10 };
 
@@ -340,6 +340,25 @@ mod tests {
         let of_model = RunLimits { per_tenant: None, per_model: Some(2) };
         let refused = store.insert_run_within(new(3), of_model).await.unwrap_err();
         assert!(refused.message.contains("on base model `tiny`"), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn a_closed_run_is_forgotten_with_its_session_when_nothing_of_it_is_left() {
+        let store = StateStore::open_in_memory().await.unwrap();
+        open_session(&store, "a", at(0)).await;
+        let (gone, kept) = (RunId::new("a:train:0"), RunId::new("a:train:1"));
+        for number in 0..2 {
+            insert(&store, "a", number, at(0), at(0)).await;
+        }
+        store.close_run(&gone, &Error::not_found("unloaded")).await.unwrap();
+        let retention =
+            Retention { results: Duration::ZERO, idle_sessions: Duration::from_mins(1), ..Retention::default() };
+        assert_eq!(store.sweep(&retention).await.unwrap().runs, 0, "its session is open");
+        store.finish_silent_sessions(at(1), 10).await.unwrap();
+        assert_eq!(store.sweep(&retention).await.unwrap().runs, 1);
+        assert_eq!(store.run(&alice(), &gone).await.unwrap_err().code, ErrorCode::NotFound);
+        store.run(&alice(), &kept).await.unwrap();
+        assert!(store.session(&alice(), &SessionId::new("a")).await.unwrap().finished, "it has a run on record");
     }
 
     #[tokio::test]

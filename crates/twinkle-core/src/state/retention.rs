@@ -42,6 +42,8 @@ pub struct Swept {
     pub results: u64,
     /// Operations that are no longer known.
     pub operations: u64,
+    /// Closed runs without checkpoints whose clients are long gone.
+    pub runs: u64,
     /// Sessions without runs whose clients are long gone.
     pub sessions: u64,
 }
@@ -93,8 +95,9 @@ impl Write for Sweep {
         .execute(&mut *connection)
         .await?;
         let operations = self.forget_operations(connection).await?;
+        let runs = self.forget_runs(connection).await?;
         let sessions = self.forget_sessions(connection).await?;
-        Ok(Swept { results, operations, sessions })
+        Ok(Swept { results, operations, runs, sessions })
     }
 }
 
@@ -126,13 +129,27 @@ impl Sweep {
         }
         let refused = query(
             "DELETE FROM operations WHERE id IN (SELECT operations.id FROM operations JOIN runs ON runs.id = run
-             WHERE state = 3 AND finished_at < $1 AND after <= passed_through LIMIT $2)",
+             WHERE state = 3 AND finished_at < $1 AND (after <= passed_through OR runs.closed = 1) LIMIT $2)",
         )
         .bind(self.finished_before)
         .bind(self.batch)
         .execute(connection)
         .await?;
         Ok(gone.len() as u64 + refused)
+    }
+
+    /// A closed run stays on record as long as its session, its checkpoints or its results do.
+    async fn forget_runs(&self, connection: &mut Connection) -> Result<u64, Failure> {
+        query(
+            "DELETE FROM runs WHERE id IN (SELECT runs.id FROM runs JOIN sessions ON sessions.id = runs.session
+             WHERE runs.closed = 1 AND runs.last_used_at < $1 AND sessions.finished = 1 AND sessions.last_seen_at < $1
+             AND NOT EXISTS (SELECT 1 FROM operations WHERE operations.run = runs.id)
+             AND NOT EXISTS (SELECT 1 FROM checkpoints WHERE checkpoints.run = runs.id) LIMIT $2)",
+        )
+        .bind(self.seen_before)
+        .bind(self.batch)
+        .execute(connection)
+        .await
     }
 
     /// A session whose runs are on record stays with them.

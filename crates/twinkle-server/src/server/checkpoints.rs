@@ -3,15 +3,35 @@
 use twinkle_core::call::ServeOutcome;
 use twinkle_core::checkpoint::CheckpointStore;
 use twinkle_core::error::{Error, ErrorCode, Result};
-use twinkle_core::ids::{CheckpointPath, RunId, TenantId};
+use twinkle_core::ids::{CheckpointKind, CheckpointPath, RunId, TenantId};
 use twinkle_core::state::StateStore;
 
-/// The checkpoints of one run, which must exist, or of all runs.
-pub(crate) async fn list(store: &StateStore, tenant: &TenantId, run: Option<&RunId>) -> Result<ServeOutcome> {
+/// Most checkpoints in one page; a larger wish gets this many.
+const LARGEST_PAGE: u32 = 1_000;
+
+/// One page of the checkpoints of one run, which must exist, or of all runs.
+pub(crate) async fn list(
+    store: &StateStore,
+    tenant: &TenantId,
+    run: Option<&RunId>,
+    limit: u32,
+    offset: u32,
+) -> Result<ServeOutcome> {
     if let Some(run) = run {
         store.run(tenant, run).await?;
     }
-    store.list_checkpoints(tenant, run).await.map(ServeOutcome::Checkpoints)
+    let (checkpoints, total) = store.list_checkpoints(tenant, run, limit.min(LARGEST_PAGE), offset).await?;
+    Ok(ServeOutcome::Checkpoints { checkpoints, total })
+}
+
+/// The newest checkpoint of each kind of one run.
+pub(crate) async fn latest(store: &StateStore, tenant: &TenantId, run: &RunId) -> Result<ServeOutcome> {
+    let mut checkpoints = Vec::new();
+    for kind in [CheckpointKind::Weights, CheckpointKind::SamplerWeights] {
+        checkpoints.extend(store.latest_checkpoint(tenant, run, kind).await?);
+    }
+    let total = checkpoints.len() as u64;
+    Ok(ServeOutcome::Checkpoints { checkpoints, total })
 }
 
 /// Deletes a checkpoint's files, then its record: interrupted in between, the delete can be repeated.

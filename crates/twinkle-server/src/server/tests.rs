@@ -171,14 +171,14 @@ async fn a_deleted_checkpoint_is_gone_from_the_list() {
     let node = node().await;
     let checkpoint = checkpoint("alice");
     node.store.insert_checkpoint(&checkpoint).await.unwrap();
-    let listed = node.ask("alice", ServeRequest::ListCheckpoints { run: None }).await.unwrap();
-    assert_eq!(listed, ServeOutcome::Checkpoints(vec![checkpoint.clone()]));
+    let listed = node.ask("alice", ServeRequest::ListCheckpoints { run: None, limit: 10, offset: 0 }).await.unwrap();
+    assert_eq!(listed, ServeOutcome::Checkpoints { checkpoints: vec![checkpoint.clone()], total: 1 });
 
     let foreign = node.ask("bob", ServeRequest::DeleteCheckpoint(checkpoint.path.clone())).await.unwrap_err();
     assert_eq!(foreign.code, ErrorCode::NotFound);
     node.ask("alice", ServeRequest::DeleteCheckpoint(checkpoint.path.clone())).await.unwrap();
-    let listed = node.ask("alice", ServeRequest::ListCheckpoints { run: None }).await.unwrap();
-    assert_eq!(listed, ServeOutcome::Checkpoints(Vec::new()));
+    let listed = node.ask("alice", ServeRequest::ListCheckpoints { run: None, limit: 10, offset: 0 }).await.unwrap();
+    assert_eq!(listed, ServeOutcome::Checkpoints { checkpoints: Vec::new(), total: 0 });
     let again = node.ask("alice", ServeRequest::DeleteCheckpoint(checkpoint.path)).await.unwrap_err();
     assert_eq!(again.code, ErrorCode::NotFound);
 }
@@ -187,6 +187,6 @@ async fn a_deleted_checkpoint_is_gone_from_the_list() {
 async fn a_drained_server_takes_no_more_requests() {
     let node = node().await;
     node.server.drain(std::time::Duration::ZERO).await;
-    let refused = node.ask("alice", ServeRequest::ListCheckpoints { run: None }).await.unwrap_err();
+    let refused = node.ask("alice", ServeRequest::ListCheckpoints { run: None, limit: 10, offset: 0 }).await.unwrap_err();
     assert_eq!(refused.code, ErrorCode::Draining);
 }

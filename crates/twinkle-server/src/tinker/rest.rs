@@ -14,6 +14,8 @@ use super::{Front, Tenant, unexpected};
 
 /// Most entries of one page.
 const MAX_PAGE: u32 = 100;
+/// Most checkpoints of one run in one answer: its clients ask for no pages.
+const MAX_OF_RUN: u32 = 1_000;
 
 type Captured<T> = std::result::Result<Path<T>, PathRejection>;
 type Asked = std::result::Result<Query<Page>, QueryRejection>;
@@ -34,13 +36,13 @@ struct Bounds {
 }
 
 impl Bounds {
-    fn of(asked: Asked, default_limit: u32) -> Result<Self> {
+    fn of(asked: Asked, default_limit: u32, most: u32) -> Result<Self> {
         let Query(page) =
             asked.map_err(|error| Error::invalid(format!("the query of the request is wrong: {error}")))?;
         if page.project_id.is_some() {
             return Err(Error::unsupported("`project_id` is not supported").hint("this server has no projects"));
         }
-        Ok(Self { limit: page.limit.unwrap_or(default_limit).min(MAX_PAGE), offset: page.offset.unwrap_or(0) })
+        Ok(Self { limit: page.limit.unwrap_or(default_limit).min(most), offset: page.offset.unwrap_or(0) })
     }
 
     fn cursor(self, total: u64) -> Cursor {
@@ -50,7 +52,7 @@ impl Bounds {
 
 /// `GET training_runs`
 pub(super) async fn runs(State(front): State<Front>, Tenant(tenant): Tenant, asked: Asked) -> Answer {
-    let bounds = Bounds::of(asked, 20)?;
+    let bounds = Bounds::of(asked, 20, MAX_PAGE)?;
     let request = ServeRequest::ListRuns { limit: bounds.limit, offset: bounds.offset };
     let (records, total) = match front.serve(&tenant, request).await? {
         ServeOutcome::Runs { runs, total } => (runs, total),
@@ -71,10 +73,10 @@ pub(super) async fn run(State(front): State<Front>, Tenant(tenant): Tenant, run:
 
 impl Front {
     async fn training_run(&self, tenant: &TenantId, record: RunRecord) -> Result<TrainingRun> {
-        let saved = self.checkpoints(tenant, Some(record.id.clone())).await?;
+        let request = ServeRequest::LatestCheckpoints(record.id.clone());
+        let (saved, _) = self.checkpoints(tenant, request).await?;
         let newest = |kind: CheckpointKind| {
-            let of_kind = saved.iter().filter(|checkpoint| checkpoint.path.kind == kind);
-            of_kind.max_by_key(|checkpoint| checkpoint.created_at).map(checkpoint)
+            saved.iter().find(|checkpoint| checkpoint.path.kind == kind).map(checkpoint)
         };
         Ok(TrainingRun {
             training_run_id: record.id.as_str().to_owned(),
@@ -91,23 +93,27 @@ impl Front {
     }
 }
 
-/// `GET training_runs/{run}/checkpoints`
+/// `GET training_runs/{run}/checkpoints`: all of them, with a cursor when there are more than fit.
 pub(super) async fn run_checkpoints(
     State(front): State<Front>,
     Tenant(tenant): Tenant,
     run: Captured<String>,
+    asked: Asked,
 ) -> Answer {
+    let bounds = Bounds::of(asked, MAX_OF_RUN, MAX_OF_RUN)?;
     let record = front.run(&tenant, RunId::new(path(run)?)).await?;
-    let saved = front.checkpoints(&tenant, Some(record.id)).await?;
-    ok(&Checkpoints { checkpoints: saved.iter().map(checkpoint).collect(), cursor: None })
+    let page = ServeRequest::ListCheckpoints { run: Some(record.id), limit: bounds.limit, offset: bounds.offset };
+    let (saved, total) = front.checkpoints(&tenant, page).await?;
+    let cursor = (total > saved.len() as u64).then(|| bounds.cursor(total));
+    ok(&Checkpoints { checkpoints: saved.iter().map(checkpoint).collect(), cursor })
 }
 
 /// `GET checkpoints`
 pub(super) async fn checkpoints(State(front): State<Front>, Tenant(tenant): Tenant, asked: Asked) -> Answer {
-    let bounds = Bounds::of(asked, MAX_PAGE)?;
-    let saved = front.checkpoints(&tenant, None).await?;
-    let page = saved.iter().skip(bounds.offset as usize).take(bounds.limit as usize);
-    ok(&Checkpoints { checkpoints: page.map(checkpoint).collect(), cursor: Some(bounds.cursor(saved.len() as u64)) })
+    let bounds = Bounds::of(asked, MAX_PAGE, MAX_PAGE)?;
+    let page = ServeRequest::ListCheckpoints { run: None, limit: bounds.limit, offset: bounds.offset };
+    let (saved, total) = front.checkpoints(&tenant, page).await?;
+    ok(&Checkpoints { checkpoints: saved.iter().map(checkpoint).collect(), cursor: Some(bounds.cursor(total)) })
 }
 
 /// `DELETE training_runs/{run}/checkpoints/{kind}/{name}`

@@ -271,7 +271,9 @@ fn serve(call: Call) -> Result<Reply> {
         ServeRequest::FinishSession(id) if id.as_str() == "s" => ServeOutcome::Done,
         ServeRequest::DescribeRun(id) if id.as_str() == RUN => ServeOutcome::Run(run()),
         ServeRequest::ListRuns { .. } => ServeOutcome::Runs { runs: vec![run()], total: 21 },
-        ServeRequest::ListCheckpoints { .. } => ServeOutcome::Checkpoints(vec![checkpoint(CHECKPOINT)]),
+        ServeRequest::ListCheckpoints { .. } | ServeRequest::LatestCheckpoints(_) => {
+            ServeOutcome::Checkpoints { checkpoints: vec![checkpoint(CHECKPOINT)], total: 1 }
+        }
         ServeRequest::DescribeCheckpoint(path) if path.to_string() == CHECKPOINT => {
             ServeOutcome::Checkpoint(checkpoint(CHECKPOINT))
         }

@@ -1,31 +1,16 @@
-//! What a node does now and then: forgets old records and deletes checkpoints whose lifetime is over.
-
-use std::time::Duration;
+//! Checkpoints whose lifetime is over, and what an interrupted save left behind.
 
 use jiff::Timestamp;
-use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval};
 use tracing::{debug, warn};
 use twinkle_core::checkpoint::CheckpointStore;
 use twinkle_core::error::{Error, ErrorCode, Result};
-use twinkle_core::state::{Retention, StateStore};
+use twinkle_core::state::StateStore;
 
-/// The time between two looks for expired checkpoints.
-const EVERY: Duration = Duration::from_mins(1);
-
-/// Checkpoints deleted in one look: each is a folder to remove.
+/// Checkpoints deleted at once: each is a folder to remove.
 const BATCH: u32 = 100;
 
-/// Starts the node's housekeeping; it ends when the returned set is dropped.
-pub(super) fn start(store: &StateStore, checkpoints: &CheckpointStore, retention: Retention) -> JoinSet<()> {
-    let mut tasks = JoinSet::new();
-    tasks.spawn(store.clone().sweep_periodically(retention));
-    tasks.spawn(delete_expired(store.clone(), checkpoints.clone()));
-    tasks
-}
-
 /// Removes what a process that died in the middle of a save left behind.
-pub(super) async fn remove_leftovers(checkpoints: &CheckpointStore) -> Result<()> {
+pub(crate) async fn remove_leftovers(checkpoints: &CheckpointStore) -> Result<()> {
     let checkpoints = checkpoints.clone();
     let removal = tokio::task::spawn_blocking(move || checkpoints.remove_leftovers()).await;
     let removed = removal.map_err(|error| Error::internal(format!("tidying the checkpoints failed: {error}")))??;
@@ -35,23 +20,18 @@ pub(super) async fn remove_leftovers(checkpoints: &CheckpointStore) -> Result<()
     Ok(())
 }
 
-async fn delete_expired(store: StateStore, checkpoints: CheckpointStore) {
-    let mut ticks = interval(EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        match delete_batch(&store, &checkpoints).await {
-            Ok(0) => {}
-            Ok(deleted) => debug!(deleted, "expired checkpoints deleted"),
-            Err(error) if error.code == ErrorCode::Draining => return,
-            Err(error) => warn!(%error, "expired checkpoints could not be deleted"),
-        }
+/// Deletes a batch of checkpoints whose lifetime is over.
+pub(super) async fn delete_expired(store: &StateStore, checkpoints: &CheckpointStore, now: Timestamp) -> Result<()> {
+    let deleted = delete_batch(store, checkpoints, now).await?;
+    if deleted > 0 {
+        debug!(deleted, "expired checkpoints deleted");
     }
+    Ok(())
 }
 
 /// Deletes files first: what an interruption leaves is found again by its record.
-async fn delete_batch(store: &StateStore, checkpoints: &CheckpointStore) -> Result<usize> {
-    let expired = store.expired_checkpoints(Timestamp::now(), BATCH).await?;
+async fn delete_batch(store: &StateStore, checkpoints: &CheckpointStore, now: Timestamp) -> Result<usize> {
+    let expired = store.expired_checkpoints(now, BATCH).await?;
     for record in &expired {
         let (files, tenant, path) = (checkpoints.clone(), record.tenant.clone(), record.path.clone());
         let deleted = tokio::task::spawn_blocking(move || files.delete(&tenant, &path)).await;
@@ -108,9 +88,9 @@ mod tests {
             store.insert_checkpoint(record).await.unwrap();
         }
 
-        assert_eq!(delete_batch(&store, &checkpoints).await.unwrap(), 1);
+        assert_eq!(delete_batch(&store, &checkpoints, Timestamp::now()).await.unwrap(), 1);
         assert_eq!(checkpoints.open(&old.tenant, &old.path).unwrap_err().code, ErrorCode::NotFound);
         checkpoints.open(&lasting.tenant, &lasting.path).unwrap();
-        assert_eq!(delete_batch(&store, &checkpoints).await.unwrap(), 0);
+        assert_eq!(delete_batch(&store, &checkpoints, Timestamp::now()).await.unwrap(), 0);
     }
 }
