@@ -22,6 +22,10 @@ use twinkle_core::engine::supervisor::{Ended, panic_text};
 use twinkle_core::engine::ticket::Ticket;
 use twinkle_core::ids::{RunId, SamplingSessionId, TenantId};
 use twinkle_core::state::StateStore;
+use twinkle_core::telemetry::carried::Carried;
+use twinkle_core::telemetry::labels::{BaseModel as BaseModelLabel, Component, Deployment, Model, Task, TaskType};
+use twinkle_core::telemetry::metrics::{ENGINE_RESTARTS, ENGINE_TURN, RUNS_RESIDENT, RUNS_SPILLED, TOKENS_TRAINED};
+use twinkle_core::telemetry::spans;
 use twinkle_nn::{BaseModel, PublishedAdapters};
 
 use crate::backend::Backend;
@@ -86,6 +90,8 @@ pub struct Work {
     pub call: RunCall,
     /// Who waits.
     pub ticket: Ticket<RunOutcome>,
+    /// Which request it belongs to, for log and trace.
+    pub carried: Carried,
 }
 
 /// What an engine shows while it works.
@@ -122,6 +128,9 @@ impl Engine {
         incarnation: u64,
     ) -> Self {
         let most = context.limits.max_runs.unwrap_or(usize::MAX);
+        if incarnation > 0 {
+            ENGINE_RESTARTS.add(1, Component { deployment: Deployment::Model });
+        }
         let runs = if incarnation == 0 { Residents::new(most) } else { Residents::after_a_loss(most) };
         Self { context, backend, runtime, gauges, runs, schedule: Schedule::default(), stopping: None }
     }
@@ -141,7 +150,7 @@ impl Engine {
         self.gauges.runs_in_memory.store(0, Ordering::Relaxed);
         self.backend.probe(&self.context.base).map_err(|error| Lost(error.message))?;
         self.gauges.pulse.working();
-        while self.stopping.is_none() {
+        loop {
             if self.schedule.is_empty() {
                 match commands.blocking_recv() {
                     Some(command) => self.admit(command),
@@ -152,6 +161,9 @@ impl Engine {
                 self.admit(command);
             }
             self.gauges.pulse.turn();
+            if self.stopping.is_some() {
+                break;
+            }
             if let Some(work) = self.schedule.take() {
                 self.execute(work)?;
             }
@@ -192,13 +204,19 @@ impl Engine {
 
     /// Executes and answers. On an error the device is lost, and so is the ticket: it says that work had begun.
     fn execute(&mut self, work: Work) -> Result<(), Lost> {
-        let Work { tenant, call, mut ticket } = work;
+        let Work { tenant, call, mut ticket, carried } = work;
         let run = call.run.clone();
+        let task_type = TaskType(call.operation.name());
+        let _taken_up = carried.take_up(Deployment::Model, task_type);
+        let stage = spans::begin(spans::operation(task_type.0)).into_origin();
+        let _in_stage = stage.enter();
         let depends_on_checkpoint = depends_on_checkpoint(&call.operation);
         let started = Instant::now();
         self.gauges.pulse.begin(format!("{} of run `{run}`", call.operation.name()));
         ticket.begin();
         let ending = Ending::of(catch_unwind(AssertUnwindSafe(|| self.perform(&tenant, call))));
+        ENGINE_TURN.record(started.elapsed(), Task { deployment: Deployment::Model, task_type });
+        stage.end();
         if let Some(resident) = self.runs.in_memory(&run) {
             resident.unsaved += started.elapsed();
         }
@@ -211,7 +229,7 @@ impl Engine {
             }
             Ending::Lost(reason) => return Err(Lost(reason)),
         };
-        self.gauges.runs_in_memory.store(self.runs.len(), Ordering::Relaxed);
+        self.show_runs();
         let published = published_session(&outcome);
         // The journal may be gone while the node stops; the operation is durable, so nothing is lost.
         ticket.answer(outcome);
@@ -233,9 +251,17 @@ impl Engine {
         Ok(())
     }
 
+    fn show_runs(&self) {
+        self.gauges.runs_in_memory.store(self.runs.len(), Ordering::Relaxed);
+        let base_model = BaseModelLabel::new(&self.context.base_model);
+        RUNS_RESIDENT.set(self.runs.len() as u64, Model { base_model: base_model.clone() });
+        RUNS_SPILLED.set(self.runs.on_disk() as u64, Model { base_model });
+    }
+
     fn perform(&mut self, tenant: &TenantId, call: RunCall) -> Result<RunOutcome> {
         let position = call.position;
         let run = call.run.clone();
+        let tokens = call.input_tokens() as u64;
         let (context, backend, runtime) = (&self.context, self.backend.as_ref(), &self.runtime);
         let outcome = operations::perform(context, backend, runtime, &mut self.runs, tenant, call);
         if let Some(resident) = self.runs.in_memory(&run)
@@ -243,6 +269,9 @@ impl Engine {
         {
             resident.position = position;
             resident.saved = None;
+        }
+        if tokens > 0 && outcome.is_ok() {
+            TOKENS_TRAINED.add(tokens, Model { base_model: BaseModelLabel::new(&self.context.base_model) });
         }
         outcome
     }

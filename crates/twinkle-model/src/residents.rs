@@ -114,6 +114,12 @@ impl Residents {
         self.resident.is_empty()
     }
 
+    /// How many runs wait on disk.
+    #[must_use]
+    pub fn on_disk(&self) -> usize {
+        self.spilled.len()
+    }
+
     /// The names of all runs in memory.
     #[must_use]
     pub fn names(&self) -> Vec<RunId> {

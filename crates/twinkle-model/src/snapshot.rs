@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use tokio::runtime::Handle;
 use tracing::warn;
@@ -12,6 +13,8 @@ use twinkle_core::Result;
 use twinkle_core::call::Position;
 use twinkle_core::ids::{RunId, TenantId};
 use twinkle_core::state::SnapshotRecord;
+use twinkle_core::telemetry::labels::{Attempt, TaskStatus, Whole};
+use twinkle_core::telemetry::metrics::{SNAPSHOT_BYTES, SNAPSHOT_DURATION, SNAPSHOTS};
 
 use crate::engine::EngineContext;
 use crate::files::{self, io_error};
@@ -26,7 +29,14 @@ pub(crate) struct Snapshots<'a> {
 
 impl Disk for Snapshots<'_> {
     fn write(&self, id: &RunId, run: &Run, position: Position) -> Result<PathBuf> {
-        write(self.context, self.runtime, id, run, position)
+        let began = Instant::now();
+        let written = write(self.context, self.runtime, id, run, position);
+        SNAPSHOTS.add(1, Attempt { status: TaskStatus::of(&written) });
+        if let Ok(folder) = &written {
+            SNAPSHOT_DURATION.record(began.elapsed(), Whole);
+            SNAPSHOT_BYTES.record(bytes_in(folder), Whole);
+        }
+        written
     }
 
     fn read(&self, snapshot: &Path, tenant: &TenantId) -> Result<Run> {
@@ -50,6 +60,12 @@ fn write(context: &EngineContext, runtime: &Handle, id: &RunId, run: &Run, posit
     runtime.block_on(context.store.record_snapshot(id, &record))?;
     remove_others(&folder, &target);
     Ok(target)
+}
+
+/// The bytes of a folder's files; 0 for what cannot be read, since this is for a metric.
+fn bytes_in(folder: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(folder) else { return 0 };
+    entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).sum()
 }
 
 /// Removes every snapshot of a run that no longer exists.

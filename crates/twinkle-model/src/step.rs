@@ -2,9 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use twinkle_core::call::{ForwardBackwardOutcome, Logprobs};
 use twinkle_core::{Error, Result};
+use twinkle_core::telemetry::labels::{Component, Deployment};
+use twinkle_core::telemetry::metrics::ENGINE_PASS;
+use twinkle_core::telemetry::spans::{self, Attribute};
 use twinkle_nn::{Adapter, BaseModel, Gradients, Pack, Segment};
 
 use crate::batch::{Example, packs};
@@ -57,6 +61,9 @@ fn evaluate(
 
     for range in packs(&lengths, row_limit) {
         let examples = &examples[range];
+        let rows: usize = examples.iter().map(|example| example.tokens.len()).sum();
+        let stage = spans::begin(spans::PASS).with(Attribute::Rows, rows as i64);
+        let began = Instant::now();
         let pack = Pack {
             tokens: examples.iter().flat_map(|example| &example.tokens).copied().collect(),
             segments: examples
@@ -90,6 +97,8 @@ fn evaluate(
                 head.logprobs
             }
         };
+        stage.end();
+        ENGINE_PASS.record(began.elapsed(), Component { deployment: Deployment::Model });
         let mut rest = pack_logprobs.as_slice();
         for example in examples {
             let (own, others) = rest.split_at(example.tokens.len());

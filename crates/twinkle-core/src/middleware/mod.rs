@@ -2,6 +2,7 @@
 
 pub mod concurrency;
 pub mod journal;
+pub mod measure;
 pub mod places;
 pub mod quota;
 pub mod rescue;

@@ -10,6 +10,8 @@ use super::backend::{Backend, NotCommitted, Recovered};
 use super::connection::Connection;
 use super::failure::{Failure, closed, outcome_unknown};
 use crate::error::{Error, Result};
+use crate::telemetry::labels::Whole;
+use crate::telemetry::metrics::{STORE_COMMIT, STORE_GROUP};
 
 /// Writes that may wait for the next commit; further callers wait for a place.
 const WAITING_WRITES: usize = 1024;
@@ -180,7 +182,12 @@ impl Writer {
     /// wait on.
     async fn commit(&mut self, count: usize) -> Result<(), NotCommitted> {
         let mut group: Group = self.waiting.drain(..count.min(self.waiting.len())).collect();
+        let began = Instant::now();
         let outcome = self.commit_group(&mut group).await;
+        if outcome.is_ok() {
+            STORE_COMMIT.record(began.elapsed(), Whole);
+            STORE_GROUP.record(group.len() as u64, Whole);
+        }
         if group.len() > 1 && matches!(outcome, Err(NotCommitted::Statement(_))) {
             group.append(&mut self.waiting);
             self.waiting = group;

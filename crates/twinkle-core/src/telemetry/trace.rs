@@ -60,12 +60,6 @@ impl Origin {
         if TRACERS.get().is_none() { Self::default() } else { Self(Context::current()) }
     }
 
-    /// Of the span a client says it is in; `None` for a client that says nothing.
-    #[must_use]
-    pub fn remote(context: Context) -> Self {
-        Self(context)
-    }
-
     /// Stages begun on this thread belong to it until the guard is dropped.
     #[must_use]
     pub fn enter(&self) -> ContextGuard {
@@ -134,9 +128,10 @@ pub fn set(attribute: Attribute, value: impl Into<Value>) {
 
 /// Begins the span of a request, in the trace of the client if `remote` names one. `None` when nothing is recorded.
 #[must_use]
-pub fn server_span(deployment: Deployment, name: &'static str, remote: &Context) -> Option<Origin> {
+pub fn server_span(deployment: Deployment, name: &'static str, remote: impl FnOnce() -> Context) -> Option<Origin> {
     let tracer = TRACERS.get()?.server(deployment);
-    let span = tracer.span_builder(name).with_kind(SpanKind::Server).start_with_context(tracer, remote);
+    let remote = remote();
+    let span = tracer.span_builder(name).with_kind(SpanKind::Server).start_with_context(tracer, &remote);
     Some(Origin(remote.with_span(span)))
 }
 

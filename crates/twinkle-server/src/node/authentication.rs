@@ -13,6 +13,8 @@ use tower::{Layer, Service};
 use tracing::Span;
 use twinkle_core::error::{Error, ErrorCode};
 use twinkle_core::ids::TenantId;
+use twinkle_core::telemetry::spans::Attribute;
+use twinkle_core::telemetry::trace;
 
 use super::request_id::RequestTag;
 use crate::error_response::respond;
@@ -115,6 +117,7 @@ where
         match tenant {
             Ok(Some(tenant)) => {
                 Span::current().record("tenant", tenant.as_str());
+                trace::set(Attribute::TokenId, tenant.as_str().to_owned());
                 request.extensions_mut().insert(tenant);
                 Either::Right(self.inner.call(request))
             }

@@ -17,6 +17,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
+use twinkle_core::telemetry::labels::Whole;
+use twinkle_core::telemetry::metrics::CONNECTIONS;
 
 use super::HttpService;
 use super::tls::Tls;
@@ -105,6 +107,7 @@ impl Connection {
     /// Answers requests until either side ends the connection, or the client does not even send one.
     async fn serve(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, service: impl HttpService) {
         let Self { protocol, peer, limits, watcher } = self;
+        let _open = CONNECTIONS.hold(Whole);
         let (asked, mut first) = watch::channel(false);
         let answer = service_fn(move |request: hyper::Request<Incoming>| {
             asked.send_if_modified(|asked| !std::mem::replace(asked, true));
@@ -177,6 +180,7 @@ mod tests {
     use tokio::sync::Notify;
     use tokio::task::JoinHandle;
     use tower::service_fn;
+    use twinkle_core::config::TlsConfig;
 
     use super::*;
 
@@ -199,6 +203,10 @@ mod tests {
 
     /// Listens with a service that answers `ok` once it is released.
     async fn listening(limits: ConnectionLimits, handler: Arc<Handler>) -> Listening {
+        listening_with(None, limits, handler).await
+    }
+
+    async fn listening_with(tls: Option<Tls>, limits: ConnectionLimits, handler: Arc<Handler>) -> Listening {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let service = service_fn(move |_: Request<Body>| {
@@ -211,7 +219,7 @@ mod tests {
         });
         let stop = CancellationToken::new();
         let grace = Duration::from_secs(20);
-        let ended = tokio::spawn(serve(listener, None, service, limits, stop.clone(), grace));
+        let ended = tokio::spawn(serve(listener, tls, service, limits, stop.clone(), grace));
         Listening { address, stop, ended }
     }
 
@@ -247,6 +255,24 @@ mod tests {
             let answer = read_to_end(stream).await;
             assert!(!answer.contains("200"), "{answer}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_does_not_agree_on_tls_is_hung_up_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        let files = TlsConfig {
+            certificate: folder.path().join("node.pem"),
+            private_key: folder.path().join("node.key"),
+        };
+        std::fs::write(&files.certificate, made.cert.pem()).unwrap();
+        std::fs::write(&files.private_key, made.signing_key.serialize_pem()).unwrap();
+        let tls = Tls::load(&files).unwrap();
+
+        let limits = ConnectionLimits { handshake: Duration::from_millis(20), ..ConnectionLimits::default() };
+        let node = listening_with(Some(tls), limits, Arc::default()).await;
+        let stream = TcpStream::connect(node.address).await.unwrap();
+        assert_eq!(read_to_end(stream).await, "");
     }
 
     #[tokio::test]

@@ -28,7 +28,8 @@ pub use body_progress::BodyProgressLayer;
 pub use panic_catch::PanicCatchLayer;
 pub use request_id::{RequestIdLayer, RequestTag};
 pub use tls::Tls;
-pub use trace::TraceLayer;
+pub(crate) use trace::tell_route;
+pub use trace::{Mounts, TraceLayer};
 
 /// Largest request body on the wire, in bytes. The largest honest request is a chunk of training data:
 /// clients split at 5 MB of tokens, images and dense targets come on top.
@@ -52,12 +53,12 @@ impl<S> HttpService for S where
 }
 
 /// Wraps the router in everything a request passes, outermost first.
-pub fn node_stack(authentication: Authentication, router: impl HttpService) -> impl HttpService {
+pub fn node_stack(authentication: Authentication, mounts: Mounts, router: impl HttpService) -> impl HttpService {
     ServiceBuilder::new()
         // Outermost: whatever happens below, the response names the request.
         .layer(RequestIdLayer::default())
         // Next, so that every log line below carries the request's id, also those of refusals.
-        .layer(TraceLayer)
+        .layer(TraceLayer::new(mounts))
         // Before anything reads a body; a stated length is refused without reading one byte of it.
         .layer(BodyLimitLayer::new(MAX_BODY_BYTES))
         // Around whatever reads the body, so that its reader need not know how slow a client may be.
@@ -88,7 +89,7 @@ mod tests {
             .route("/boom", get(|| async { panic!("a defect") as &'static str }))
             .route("/echo", post(|body: Bytes| async move { body.len().to_string() }))
             .route("/api/v1/healthz", get(|| async { "ok" }));
-        node_stack(Authentication::Open, router)
+        node_stack(Authentication::Open, Mounts::default(), router)
     }
 
     async fn ask(request: Request<Body>) -> (StatusCode, http::HeaderMap, serde_json::Value) {

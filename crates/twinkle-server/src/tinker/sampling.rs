@@ -7,11 +7,13 @@ use std::time::Duration;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use sha2::{Digest, Sha256};
+use tracing::Instrument;
 use twinkle_core::call::{Call, Operation, Reply, SampleRequest, SamplingSource, ServeOutcome, ServeRequest};
 use twinkle_core::component::BoxComponent;
 use twinkle_core::error::{Error, ErrorCode, Result};
 use twinkle_core::futures::{Outcome, Waited};
 use twinkle_core::ids::{CheckpointPath, RequestId, SamplingSessionId, SessionId, TenantId};
+use twinkle_core::telemetry::trace::Origin;
 use twinkle_core::wire::tinker::json::{self, CreateSamplingSession, Sample, Sampler, SamplingSessionCreated, Tag};
 use twinkle_core::wire::tinker::sampling::params;
 
@@ -127,12 +129,14 @@ impl Front {
     fn start(&self, tenant: &TenantId, sampler: &BoxComponent, request: SampleRequest) -> Result<RequestId> {
         let sampler = sampler.clone();
         let call = Call { tenant: tenant.clone(), operation: Operation::Sample(Box::new(request)) };
-        let mut answer = Box::pin(async move {
+        let answer = async move {
             match sampler.ask(call).await? {
                 Reply::Sample(outcome) => Ok(Outcome::Sample(outcome)),
                 other => Err(unexpected("the sampler component", &other)),
             }
-        });
+        };
+        // It outlives this request, but belongs to it.
+        let mut answer = Box::pin(Origin::current().surround(answer.in_current_span()));
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
         let request = match answer.as_mut().poll(&mut context) {
             Poll::Ready(Err(error)) if !error.code.is_users_fault() => return Err(back_pressure(error)),
