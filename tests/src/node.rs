@@ -25,6 +25,8 @@ pub struct NodeOptions {
     pub dtype: String,
     /// Environment variables of the server.
     pub environment: Vec<(String, String)>,
+    /// Further lines at the top level of the configuration.
+    pub settings: String,
 }
 
 impl NodeOptions {
@@ -37,6 +39,7 @@ impl NodeOptions {
             name: format!("tiny/{variant}"),
             dtype: "float32".to_owned(),
             environment: Vec::new(),
+            settings: String::new(),
         }
     }
 }
@@ -148,13 +151,14 @@ fn spawn(options: &NodeOptions, folder: &Path) -> Result<Child> {
 }
 
 fn configuration(options: &NodeOptions, port: u16, folder: &Path) -> String {
-    let NodeOptions { model, name, dtype, .. } = options;
+    let NodeOptions { model, name, dtype, settings, .. } = options;
     let (model, state) = (model.display(), folder.join("state"));
     let state = state.display();
     format!(
         "\
 http_options: {{host: 127.0.0.1, port: {port}}}
 persistence: {{mode: file, file_path: {state}}}
+{settings}
 applications:
   - name: server
     route_prefix: /api/v1

@@ -38,6 +38,18 @@ impl TinkerHttp {
         Ok((status, body))
     }
 
+    /// Gets `/api/v1/<route>` and expects success.
+    pub async fn get(&self, route: &str) -> Result<Value> {
+        let request = self.client.get(format!("{}/api/v1/{route}", self.base_url)).header("X-API-Key", &self.key);
+        let response = request.timeout(Duration::from_secs(45)).send().await?;
+        let status = response.status().as_u16();
+        let text = response.text().await?;
+        if status != 200 {
+            bail!("{route} answered {status}: {text}");
+        }
+        Ok(serde_json::from_str(&text)?)
+    }
+
     /// Posts and expects success.
     pub async fn ask(&self, route: &str, body: &Value) -> Result<Value> {
         let (status, body) = self.post(route, body).await?;

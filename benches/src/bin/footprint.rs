@@ -36,6 +36,7 @@ async fn main() -> Result<()> {
         name: "bench/model".to_owned(),
         dtype: arguments.dtype,
         environment: Vec::new(),
+        settings: String::new(),
     };
     let mut seconds = Vec::new();
     let (mut own, mut mapped) = (0, 0);

@@ -54,6 +54,7 @@ async fn main() -> Result<()> {
         name: "bench/model".to_owned(),
         dtype: arguments.dtype.clone(),
         environment: Vec::new(),
+        settings: String::new(),
     };
     let mut ours = Vec::new();
     let mut theirs = Vec::new();

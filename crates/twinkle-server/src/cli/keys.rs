@@ -166,8 +166,7 @@ mod tests {
     use super::*;
 
     fn keys() -> [ApiKeyRecord; 2] {
-        [("alice", "laptop"), ("bob", "server")]
-            .map(|(tenant, name)| ApiKey::fresh().record(Some(tenant), Some(name)))
+        [("alice", "laptop"), ("bob", "server")].map(|(tenant, name)| ApiKey::fresh().record(Some(tenant), Some(name)))
     }
 
     #[test]

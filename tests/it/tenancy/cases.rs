@@ -1,0 +1,259 @@
+//! For every route: the requests that name an object, one for each kind of object they can name.
+
+use prost::Message;
+use serde_json::{Value, json};
+use twinkle_core::wire::tinker::proto;
+
+use super::objects::Objects;
+
+/// What its owner would wait for, too.
+const WAITING: &str = "a waiting operation";
+
+/// How a request for a foreign object ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Expected {
+    /// 404.
+    NotFound,
+    /// 410, which makes the SDK submit a sample again: samples are not kept for long, so it may have been there.
+    Gone,
+    /// 400: the content is wrong, whatever it names.
+    BadRequest,
+    /// The operation is accepted and fails, because its run is the caller's own.
+    FailedOperation,
+    /// No object is named, and none is shown.
+    NothingForeign,
+}
+
+/// What goes along.
+#[derive(Clone, Debug)]
+pub(super) enum Body {
+    None,
+    Json(Value),
+    Protobuf(Vec<u8>),
+}
+
+/// One request.
+#[derive(Clone, Debug)]
+pub(super) struct Case {
+    pub(super) about: &'static str,
+    pub(super) method: &'static str,
+    pub(super) path: String,
+    pub(super) body: Body,
+    pub(super) takes_protobuf: bool,
+    pub(super) expected: Expected,
+    /// Above 0 when it ends an object; greater for objects that others need.
+    pub(super) ends: u8,
+}
+
+impl Case {
+    fn new(method: &'static str, path: impl Into<String>, body: Body) -> Self {
+        let (path, expected) = (path.into(), Expected::NotFound);
+        Self { about: "an object", method, path, body, takes_protobuf: false, expected, ends: 0 }
+    }
+
+    pub(super) fn get(path: impl Into<String>) -> Self {
+        Self::new("GET", path, Body::None)
+    }
+
+    pub(super) fn post(path: impl Into<String>, body: Value) -> Self {
+        Self::new("POST", path, Body::Json(body))
+    }
+
+    const fn about(mut self, about: &'static str) -> Self {
+        self.about = about;
+        self
+    }
+
+    const fn expecting(mut self, expected: Expected) -> Self {
+        self.expected = expected;
+        self
+    }
+
+    const fn ending(mut self, rank: u8) -> Self {
+        self.ends = rank;
+        self
+    }
+
+    /// Whether it would do what it asks for if the objects were the caller's own.
+    pub(super) fn works_for_the_owner(&self) -> bool {
+        self.expected != Expected::BadRequest && self.about != WAITING
+    }
+
+    /// Whether Bob was answered as he should be.
+    pub(super) fn check(&self, about: &str, status: u16, body: &Value) {
+        match self.expected {
+            Expected::NotFound => assert_eq!(status, 404, "{about}: {body}"),
+            Expected::Gone => assert_eq!(status, 410, "{about}: {body}"),
+            Expected::BadRequest => assert_eq!(status, 400, "{about}: {body}"),
+            Expected::NothingForeign => assert_eq!(status, 200, "{about}: {body}"),
+            Expected::FailedOperation => {
+                assert_eq!(status, 200, "{about}: {body}");
+                let text = body["error"].as_str().unwrap_or_default();
+                assert!(text.ends_with("does not exist") && body["category"] == "user", "{about}: {body}");
+            }
+        }
+    }
+}
+
+/// The requests of a route that name an object of `theirs`, everything else in them being `mine` and right.
+///
+/// `None` for a route that is not known here: whoever adds one says what it can name.
+pub(super) fn cases(method: &str, path: &str, theirs: &Objects, mine: &Objects, model: &str) -> Option<Vec<Case>> {
+    let nothing = |case: Case| Some(vec![case.about("nothing").expecting(Expected::NothingForeign)]);
+    let Some(route) = path.strip_prefix("/api/v1/") else {
+        return match (method, path) {
+            ("GET", "/livez" | "/readyz" | "/metrics" | "/api/v1") => nothing(Case::get(path)),
+            ("GET", "/health/{application}") => nothing(Case::get("/health/model")),
+            _ => None,
+        };
+    };
+    let at = |route: &str| format!("/api/v1/{route}");
+    let post = |body: Value| Case::post(path, body);
+    let Objects { session, run, sampler, .. } = theirs;
+    let cases = match (method, route) {
+        ("GET", "healthz" | "get_server_capabilities" | "training_runs" | "checkpoints" | "processor") => {
+            return nothing(Case::get(path));
+        }
+        ("GET", route) if route.starts_with("model/") || route.starts_with("sampler/") => {
+            return nothing(Case::get(path));
+        }
+        ("POST", "client/config" | "client/dynamic_config" | "create_session" | "telemetry") => {
+            return nothing(post(json!({ "sdk_version": "0.38.0" })));
+        }
+        ("POST", "processor/encode_chat") => {
+            return nothing(post(json!({ "conversations": [[{ "role": "user", "content": "hello" }]] })));
+        }
+        ("POST", "processor/encode") => return nothing(post(json!({ "texts": ["hello"] }))),
+        ("POST", "processor/decode") => return nothing(post(json!({ "sequences": [[1, 2]] }))),
+        ("POST", "session_heartbeat") => vec![post(json!({ "session_id": session })).about("a session")],
+        ("POST", "sessions/{session}/finish") => {
+            let body = json!({ "reason": { "type": "success" } });
+            vec![Case::post(at(&format!("sessions/{session}/finish")), body).about("a session").ending(3)]
+        }
+        ("POST", "create_model") => vec![post(new_model(session, model)).about("a session")],
+        ("POST", "get_info") => vec![post(json!({ "model_id": run })).about("a run")],
+        ("POST", "unload_model") => vec![post(json!({ "model_id": run })).about("a run").ending(2)],
+        ("POST", "forward_backward") => vec![
+            post(training(run, "forward_backward_input")).about("a run"),
+            Case::new("POST", path, Body::Protobuf(training_protobuf(run))).about("a run, in protobuf"),
+        ],
+        ("POST", "forward") => vec![post(training(run, "forward_input")).about("a run")],
+        ("POST", "optim_step") => {
+            let step = |rate: Value| post(json!({ "model_id": run, "adam_params": { "learning_rate": rate } }));
+            let broken = step(json!("fast")).expecting(Expected::BadRequest);
+            vec![step(json!(0.0)).about("a run"), broken.about("a run and a broken number")]
+        }
+        ("POST", "save_weights") => vec![post(json!({ "model_id": run, "path": "copy" })).about("a run")],
+        ("POST", "save_weights_for_sampler") => vec![
+            post(json!({ "model_id": run, "path": "copy" })).about("a run, by name"),
+            post(json!({ "model_id": run, "sampling_session_seq_id": 9 })).about("a run, unnamed"),
+        ],
+        ("POST", "load_weights") => load_weights(&post, theirs, mine),
+        ("POST", "weights_info") => [theirs.weights_path(), theirs.sampler_weights_path()]
+            .into_iter()
+            .flat_map(|path| [path.replace("tinker://", "twinkle://"), path])
+            .map(|path| post(json!({ "tinker_path": path })).about("a checkpoint"))
+            .collect(),
+        ("POST", "create_sampling_session") => vec![
+            post(json!({ "session_id": session, "sampling_session_seq_id": 5, "base_model": model }))
+                .about("a session"),
+            post(sampling_of(mine, 6, &theirs.sampler_weights_path())).about("a checkpoint to sample from"),
+            post(sampling_of(mine, 7, &theirs.weights_path())).about("a checkpoint to train from"),
+        ],
+        ("GET", "samplers/{sampler}") => {
+            vec![Case::get(at(&format!("samplers/{sampler}"))).about("a sampling session")]
+        }
+        ("POST", "asample") => vec![post(sample_of(sampler)).about("a sampling session")],
+        ("POST", "retrieve_future") => polls(&post, theirs),
+        ("GET", "training_runs/{run}") => vec![Case::get(at(&format!("training_runs/{run}"))).about("a run")],
+        ("GET", "training_runs/{run}/checkpoints") => {
+            vec![Case::get(at(&format!("training_runs/{run}/checkpoints"))).about("a run")]
+        }
+        ("DELETE", "training_runs/{run}/checkpoints/{*checkpoint}") => {
+            [format!("weights/{}", theirs.weights), format!("sampler_weights/{}", theirs.sampler_weights)]
+                .map(|id| Case::new("DELETE", at(&format!("training_runs/{run}/checkpoints/{id}")), Body::None))
+                .map(|case| case.about("a checkpoint").ending(1))
+                .into()
+        }
+        _ => return None,
+    };
+    Some(cases)
+}
+
+/// Loading names a run or session, and a checkpoint.
+fn load_weights(post: &impl Fn(Value) -> Case, theirs: &Objects, mine: &Objects) -> Vec<Case> {
+    let body = |path: String| json!({ "path": path, "optimizer": false });
+    let with = |mut body: Value, more: Value| {
+        for (name, value) in more.as_object().into_iter().flatten() {
+            body[name] = value.clone();
+        }
+        post(body)
+    };
+    vec![
+        with(body(mine.weights_path()), json!({ "model_id": theirs.run })).about("a run"),
+        with(body(theirs.weights_path()), json!({ "model_id": mine.run }))
+            .about("a checkpoint")
+            .expecting(Expected::FailedOperation),
+        with(body(mine.weights_path()), json!({ "session_id": theirs.session, "model_seq_id": 20 }))
+            .about("a session for a new run"),
+        with(body(theirs.weights_path()), json!({ "session_id": mine.session, "model_seq_id": 21 }))
+            .about("a checkpoint for a new run"),
+    ]
+}
+
+/// Polls of every kind of result, in both forms.
+fn polls(post: &impl Fn(Value) -> Case, theirs: &Objects) -> Vec<Case> {
+    let kinds = [
+        ("a finished operation", &theirs.operation, Expected::NotFound),
+        (WAITING, &theirs.waiting, Expected::NotFound),
+        ("a sample", &theirs.sample, Expected::Gone),
+    ];
+    let polls = kinds.map(|(about, request, expected)| {
+        let json = post(json!({ "request_id": request })).about(about).expecting(expected);
+        [Case { takes_protobuf: true, ..json.clone() }, json]
+    });
+    polls.into_iter().flatten().collect()
+}
+
+/// A small sample from a sampling session.
+pub(super) fn sample_of(sampler: &str) -> Value {
+    json!({
+        "sampling_session_id": sampler,
+        "prompt": { "chunks": [{ "tokens": [1, 2, 3] }] },
+        "sampling_params": { "max_tokens": 1, "seed": 1 },
+        "num_samples": 1,
+    })
+}
+
+fn sampling_of(mine: &Objects, number: u64, path: &str) -> Value {
+    json!({ "session_id": mine.session, "sampling_session_seq_id": number, "model_path": path })
+}
+
+fn new_model(session: &str, model: &str) -> Value {
+    json!({ "session_id": session, "model_seq_id": 10, "base_model": model, "lora_config": { "rank": 2 } })
+}
+
+fn training(run: &str, field: &str) -> Value {
+    json!({
+        "model_id": run,
+        field: {
+            "loss_fn": "cross_entropy",
+            "data": [{
+                "model_input": { "chunks": [{ "tokens": [1, 2] }] },
+                "loss_fn_inputs": {
+                    "target_tokens": { "data": [2, 3], "dtype": "int64" },
+                    "weights": { "data": [1.0, 1.0], "dtype": "float32" },
+                },
+            }],
+        },
+    })
+}
+
+fn training_protobuf(run: &str) -> Vec<u8> {
+    let request = proto::ForwardBackwardRequest {
+        model_id: run.to_owned(),
+        loss_fn: "cross_entropy".to_owned(),
+        ..proto::ForwardBackwardRequest::default()
+    };
+    request.encode_to_vec()
+}

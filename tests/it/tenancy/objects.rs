@@ -1,0 +1,117 @@
+//! One of everything a tenant can own.
+
+use serde_json::{Value, json};
+use twinkle_tests::TinkerHttp;
+
+const TOKENS: [u32; 9] = [5, 9, 31, 7, 120, 44, 3, 250, 18];
+
+/// The names of one tenant's objects, or of objects that never were.
+#[derive(Clone, Debug)]
+pub(super) struct Objects {
+    pub(super) session: String,
+    pub(super) run: String,
+    /// A sampling session.
+    pub(super) sampler: String,
+    /// A finished training operation.
+    pub(super) operation: String,
+    /// A training operation that waits for one before it.
+    pub(super) waiting: String,
+    /// A finished sample.
+    pub(super) sample: String,
+    /// The name of a checkpoint to train from.
+    pub(super) weights: String,
+    /// The name of a checkpoint to sample from.
+    pub(super) sampler_weights: String,
+    /// Whose all this is, as the server shows it.
+    owner: String,
+}
+
+impl Objects {
+    /// Makes one of everything.
+    pub(super) async fn make(client: &TinkerHttp, model: &str) -> Self {
+        let run = client.create_run(model, 4, 1).await.expect("a run");
+        let session = run.strip_suffix(":train:0").expect("the usual form").to_owned();
+        let operation = client.submit_forward_backward(&run, 1, &TOKENS).await.expect("accepted");
+        done(client, &operation).await;
+        let (weights, sampler_weights) = (unique("kept", &session), unique("sold", &session));
+        let save = json!({ "model_id": run, "path": weights, "seq_id": 2 });
+        done(client, &client.submit("save_weights", &save).await.expect("accepted")).await;
+        let save = json!({ "model_id": run, "path": sampler_weights, "seq_id": 3 });
+        done(client, &client.submit("save_weights_for_sampler", &save).await.expect("accepted")).await;
+        let wanted = json!({
+            "session_id": session,
+            "sampling_session_seq_id": 0,
+            "model_path": format!("tinker://{run}/sampler_weights/{sampler_weights}"),
+        });
+        let opened = client.ask("create_sampling_session", &wanted).await.expect("a sampling session");
+        let sampler = opened["sampling_session_id"].as_str().expect("its id").to_owned();
+        let sample = client.submit("asample", &super::cases::sample_of(&sampler)).await.expect("accepted");
+        done(client, &sample).await;
+        let waiting = client.submit_forward_backward(&run, 100, &TOKENS).await.expect("accepted");
+        let described = client.get(&format!("training_runs/{run}")).await.expect("the run");
+        let owner = described["model_owner"].as_str().expect("its owner").to_owned();
+        Self { session, run, sampler, operation, waiting, sample, weights, sampler_weights, owner }
+    }
+
+    /// Names like these with nothing behind them, as long as these to the letter.
+    pub(super) fn absent(&self) -> Self {
+        let session = other(&self.session);
+        Self {
+            run: self.run.replace(&self.session, &session),
+            sampler: self.sampler.replace(&self.session, &session),
+            operation: other(&self.operation),
+            waiting: other(&self.waiting),
+            sample: other(&self.sample),
+            weights: other(&self.weights),
+            sampler_weights: other(&self.sampler_weights),
+            owner: other(&self.owner),
+            session,
+        }
+    }
+
+    /// Every name with its kind, names that contain others first.
+    pub(super) fn names(&self) -> [(&'static str, String); 9] {
+        [
+            ("<run>", self.run.clone()),
+            ("<sampler>", self.sampler.clone()),
+            ("<session>", self.session.clone()),
+            ("<operation>", self.operation.clone()),
+            ("<waiting>", self.waiting.clone()),
+            ("<sample>", self.sample.clone()),
+            ("<weights>", self.weights.clone()),
+            ("<sampler_weights>", self.sampler_weights.clone()),
+            ("<owner>", self.owner.clone()),
+        ]
+    }
+
+    /// The path of the checkpoint to train from.
+    pub(super) fn weights_path(&self) -> String {
+        format!("tinker://{}/weights/{}", self.run, self.weights)
+    }
+
+    /// The path of the checkpoint to sample from.
+    pub(super) fn sampler_weights_path(&self) -> String {
+        format!("tinker://{}/sampler_weights/{}", self.run, self.sampler_weights)
+    }
+}
+
+/// Waits for an operation that must succeed.
+async fn done(client: &TinkerHttp, request: &str) {
+    let result: Value = client.result(request).await.expect("a result");
+    assert!(!result["error"].is_string(), "{result}");
+}
+
+/// A name no other tenant has.
+fn unique(name: &str, session: &str) -> String {
+    format!("{name}-{session}")
+}
+
+/// Another name of the same form: every hexadecimal digit after the last hyphen is another one.
+fn other(name: &str) -> String {
+    let (start, end) = name.rsplit_once('-').unwrap_or(("", name));
+    let turned: String = end
+        .chars()
+        .map(|letter| letter.to_digit(16).and_then(|digit| char::from_digit(15 - digit, 16)).unwrap_or(letter))
+        .collect();
+    if start.is_empty() { turned } else { format!("{start}-{turned}") }
+}
