@@ -1,7 +1,6 @@
 //! Durability, repetition and order while the server runs.
 
 use super::*;
-use crate::error::ErrorCode;
 use crate::state::OperationState;
 
 #[tokio::test]

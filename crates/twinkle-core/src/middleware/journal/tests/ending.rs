@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::call::Ending;
-use crate::error::ErrorCode;
 use crate::ids::{CheckpointKind, CheckpointPath};
 use crate::state::RunLimits;
 

@@ -2,6 +2,7 @@
 
 mod accepting;
 mod ending;
+mod losing;
 mod restarting;
 
 use std::collections::{BTreeMap, HashMap};
@@ -22,7 +23,7 @@ use crate::call::{
     AdamParams, Call, CreateRun, LoraSpec, Operation, Position, Reply, RunCall, RunOperation, RunOutcome, SessionRecord,
 };
 use crate::component::{Component, ComponentKind, Health, Lifecycle};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorCode, Result};
 use crate::futures::{Futures, FuturesOptions, Outcome, Waited};
 use crate::ids::{RequestId, RunId, SessionId, TenantId};
 use crate::state::StateStore;
@@ -31,6 +32,11 @@ use crate::state::StateStore;
 const REFUSED_RATE: f64 = -1.0;
 /// A learning rate at which the recorder panics.
 const PANICKING_RATE: f64 = 666.0;
+
+/// A learning rate at which the recorder fails and loses the run.
+const TEARING_RATE: f64 = 13.5;
+/// A learning rate at which the recorder loses every run, as often as it was told.
+const KILLING_RATE: f64 = 1313.0;
 
 /// What reached the component.
 type Seen = (RunId, Position, &'static str);
@@ -42,11 +48,45 @@ struct Recorder {
     sums: Arc<Mutex<HashMap<RunId, f64>>>,
     /// Each answer takes a permit.
     gate: Arc<Semaphore>,
+    engine: Arc<Mutex<FakeEngine>>,
+}
+
+/// What is lost with an engine.
+#[derive(Debug, Default)]
+struct FakeEngine {
+    /// How many engines there were before; what one of them has not answered is lost.
+    incarnation: u64,
+    /// Whether any run was ever lost: one that is not there may have been.
+    has_lost_runs: bool,
+    /// How often [`KILLING_RATE`] still kills.
+    kills: u32,
 }
 
 impl Recorder {
     fn new() -> Self {
-        Self { seen: Arc::default(), sums: Arc::default(), gate: Arc::new(Semaphore::new(1_000_000)) }
+        Self {
+            seen: Arc::default(),
+            sums: Arc::default(),
+            gate: Arc::new(Semaphore::new(1_000_000)),
+            engine: Arc::default(),
+        }
+    }
+
+    /// The engine is lost, with every run and everything it has not answered.
+    fn die(&self) {
+        self.sums.lock().clear();
+        let mut engine = self.engine.lock();
+        engine.incarnation += 1;
+        engine.has_lost_runs = true;
+    }
+
+    /// What reached the component of one run.
+    fn numbers_of(&self, run: &RunId) -> Vec<u64> {
+        self.seen.lock().iter().filter(|seen| seen.0 == *run).map(|seen| seen.1.after).collect()
+    }
+
+    fn absent(&self) -> Error {
+        if self.engine.lock().has_lost_runs { interrupted() } else { Error::not_found("no such run") }
     }
 
     /// Keeps answers back until [`Recorder::answer_all`].
@@ -69,6 +109,14 @@ impl Recorder {
     }
 
     fn work(&self, run: &RunId, operation: &RunOperation) -> Result<RunOutcome> {
+        if let RunOperation::OptimStep(params) = operation
+            && params.learning_rate == KILLING_RATE
+            && self.engine.lock().kills > 0
+        {
+            self.engine.lock().kills -= 1;
+            self.die();
+            return Err(interrupted());
+        }
         let mut sums = self.sums.lock();
         match operation {
             RunOperation::Create(create) => {
@@ -79,7 +127,12 @@ impl Recorder {
                 Ok(RunOutcome::Created { run: run.clone() })
             }
             RunOperation::OptimStep(params) => {
-                let Some(sum) = sums.get_mut(run) else { return Err(Error::not_found("no such run")) };
+                let Some(sum) = sums.get_mut(run) else { return Err(self.absent()) };
+                if params.learning_rate == TEARING_RATE {
+                    sums.remove(run);
+                    self.engine.lock().has_lost_runs = true;
+                    return Err(Error::internal("the engine failed: a defect"));
+                }
                 if params.learning_rate == REFUSED_RATE {
                     return Err(Error::invalid("the learning rate is negative"));
                 }
@@ -124,10 +177,14 @@ impl Service<Call> for Recorder {
             return async { Err(Error::internal("not a training operation")) }.boxed();
         };
         self.seen.lock().push((run.clone(), position, operation.name()));
+        let (gate, engine) = (Arc::clone(&self.gate), Arc::clone(&self.engine));
+        let incarnation = engine.lock().incarnation;
         let outcome = self.work(&run, &operation);
-        let gate = Arc::clone(&self.gate);
         Box::pin(async move {
             gate.acquire().await.map_err(|error| Error::internal(error.to_string()))?.forget();
+            if engine.lock().incarnation != incarnation {
+                return Err(interrupted());
+            }
             outcome.map(Reply::Run)
         })
     }
@@ -245,6 +302,10 @@ impl Node {
     }
 }
 
+fn interrupted() -> Error {
+    Error::new(ErrorCode::Interrupted, "the engine was lost")
+}
+
 fn alice() -> TenantId {
     TenantId::new("alice")
 }
@@ -268,4 +329,16 @@ fn create(base_model: &str) -> RunOperation {
 
 fn step(learning_rate: f64) -> RunOperation {
     RunOperation::OptimStep(AdamParams { learning_rate, ..AdamParams::default() })
+}
+
+/// The sum after steps with these learning rates.
+fn sum(rates: &[f64]) -> f64 {
+    rates.iter().fold(0.0, |sum, rate| sum * 1.1 + rate)
+}
+
+fn sum_in(outcome: &Result<RunOutcome>) -> f64 {
+    match outcome {
+        Ok(RunOutcome::OptimStep { metrics }) => metrics["sum"],
+        other => panic!("{other:?} is no optimizer step"),
+    }
 }

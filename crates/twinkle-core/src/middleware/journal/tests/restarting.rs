@@ -2,20 +2,7 @@
 
 use super::*;
 use crate::call::SamplerTarget;
-use crate::error::ErrorCode;
 use crate::ids::{CheckpointKind, CheckpointPath, SamplingSessionId};
-
-/// The sum after steps with these learning rates.
-fn sum(rates: &[f64]) -> f64 {
-    rates.iter().fold(0.0, |sum, rate| sum * 1.1 + rate)
-}
-
-fn sum_in(outcome: &Result<RunOutcome>) -> f64 {
-    match outcome {
-        Ok(RunOutcome::OptimStep { metrics }) => metrics["sum"],
-        other => panic!("{other:?} is no optimizer step"),
-    }
-}
 
 #[tokio::test]
 async fn a_result_is_delivered_again_after_a_restart() {
