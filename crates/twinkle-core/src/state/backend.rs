@@ -2,6 +2,8 @@
 
 use super::connection::Connection;
 use super::failure::{Failure, describe};
+use super::postgres::Postgres;
+use super::redis::Redis;
 use super::sqlite::Sqlite;
 use super::writer::PendingWrite;
 use crate::error::Error;
@@ -9,6 +11,8 @@ use crate::error::Error;
 /// The database that writes go to.
 pub(super) enum Backend {
     Sqlite(Sqlite),
+    Postgres(Box<Postgres>),
+    Redis(Box<Redis>),
 }
 
 /// Why a group of writes was not committed.
@@ -38,6 +42,8 @@ impl Backend {
     pub(super) async fn commit(&mut self, group: &mut [Box<dyn PendingWrite>]) -> Result<(), NotCommitted> {
         match self {
             Self::Sqlite(sqlite) => sqlite.commit(group).await,
+            Self::Postgres(postgres) => postgres.commit(group).await,
+            Self::Redis(redis) => redis.commit(group).await,
         }
     }
 
@@ -45,6 +51,8 @@ impl Backend {
     pub(super) async fn recover(&mut self) -> Result<Recovered, NotCommitted> {
         match self {
             Self::Sqlite(_) => Ok(Recovered::NotCommitted),
+            Self::Postgres(postgres) => postgres.recover().await,
+            Self::Redis(redis) => redis.recover().await,
         }
     }
 
@@ -52,6 +60,8 @@ impl Backend {
     pub(super) async fn renewal_due(&mut self) {
         match self {
             Self::Sqlite(_) => std::future::pending().await,
+            Self::Postgres(postgres) => postgres.ping_due().await,
+            Self::Redis(redis) => redis.renewal_due().await,
         }
     }
 
@@ -59,6 +69,8 @@ impl Backend {
     pub(super) async fn renew(&mut self) -> Result<(), NotCommitted> {
         match self {
             Self::Sqlite(_) => Ok(()),
+            Self::Postgres(postgres) => postgres.ping().await,
+            Self::Redis(redis) => redis.renew().await,
         }
     }
 
@@ -66,6 +78,8 @@ impl Backend {
     pub(super) async fn close(self) {
         match self {
             Self::Sqlite(sqlite) => sqlite.close().await,
+            Self::Postgres(postgres) => postgres.close().await,
+            Self::Redis(redis) => redis.close().await,
         }
     }
 }

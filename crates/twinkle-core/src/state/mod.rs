@@ -20,6 +20,7 @@ mod journal;
 mod open;
 mod outcomes;
 mod postgres;
+mod redis;
 mod retention;
 mod run_limits;
 mod runs;

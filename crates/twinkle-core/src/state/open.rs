@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use super::StateStore;
 use super::backend::Backend;
+use super::postgres::Postgres;
+use super::redis::Redis;
 use super::sqlite::Sqlite;
 use super::writer::WriterHandle;
 use crate::error::Result;
@@ -15,6 +17,20 @@ pub enum StateLocation {
     Memory,
     /// In a file of this machine.
     File(PathBuf),
+    /// In a schema of a PostgreSQL database.
+    Postgres {
+        /// `postgres://user:password@host:port/database`.
+        url: String,
+        /// Names the schema; empty for the default one.
+        key_prefix: String,
+    },
+    /// In a Redis server.
+    Redis {
+        /// `redis://user:password@host:port/number`.
+        url: String,
+        /// Put before every key.
+        key_prefix: String,
+    },
 }
 
 impl From<&Path> for StateLocation {
@@ -40,6 +56,14 @@ impl StateStore {
             StateLocation::File(path) => {
                 let (sqlite, readers) = Sqlite::open(&path).await?;
                 Ok(Self { writer: WriterHandle::spawn(Backend::Sqlite(sqlite)), readers })
+            }
+            StateLocation::Postgres { url, key_prefix } => {
+                let (postgres, readers) = Postgres::open(&url, &key_prefix).await?;
+                Ok(Self { writer: WriterHandle::spawn(Backend::Postgres(Box::new(postgres))), readers })
+            }
+            StateLocation::Redis { url, key_prefix } => {
+                let (redis, readers) = Redis::open(&url, &key_prefix).await?;
+                Ok(Self { writer: WriterHandle::spawn(Backend::Redis(Box::new(redis))), readers })
             }
         }
     }

@@ -5,9 +5,10 @@
 
 use std::borrow::Cow;
 
+use futures::future::BoxFuture;
 use sqlx::postgres::PgRow;
 use sqlx::sqlite::SqliteRow;
-use sqlx::{Postgres, Row as _, Sqlite, TypeInfo as _, ValueRef as _};
+use sqlx::{Executor as _, Postgres, Row as _, Sqlite, TypeInfo as _, ValueRef as _};
 
 use super::connection::{Connection, Readers};
 use super::failure::Failure;
@@ -65,6 +66,22 @@ macro_rules! prepared {
     }};
 }
 
+/// The rows of a statement. Its future is boxed where the lifetimes are known, or callers could not be.
+macro_rules! rows {
+    ($kind:ident, $executor:expr, $statement:expr) => {{
+        let (executor, statement) = ($executor, $statement);
+        Box::pin(async move { Ok(executor.fetch_all(statement).await?.into_iter().map(Row::$kind).collect()) })
+    }};
+}
+
+/// The first row of a statement.
+macro_rules! row {
+    ($kind:ident, $executor:expr, $statement:expr) => {{
+        let (executor, statement) = ($executor, $statement);
+        Box::pin(async move { Ok(executor.fetch_optional(statement).await?.map(Row::$kind)) })
+    }};
+}
+
 impl<'q> Query<'q> {
     /// Gives the next placeholder its value.
     pub(super) fn bind(mut self, value: impl Into<Value<'q>>) -> Self {
@@ -73,74 +90,74 @@ impl<'q> Query<'q> {
     }
 
     /// Runs it and returns how many rows it changed.
-    pub(super) async fn execute(self, connection: &mut Connection) -> Result<u64, Failure> {
-        Ok(match connection {
-            Connection::Sqlite(connection) => prepared!(Sqlite, self).execute(connection).await?.rows_affected(),
-            Connection::Postgres(connection) => prepared!(Postgres, self).execute(connection).await?.rows_affected(),
-        })
-    }
-
-    /// The rows it answers with.
-    pub(super) async fn fetch_all<'c>(self, target: impl Into<Target<'c>> + Send) -> Result<Vec<Row>, Failure> {
-        match target.into() {
-            Target::Connection(Connection::Sqlite(connection)) => {
-                Ok(prepared!(Sqlite, self).fetch_all(connection).await?.into_iter().map(Row::Sqlite).collect())
+    pub(super) fn execute(self, connection: &mut Connection) -> BoxFuture<'_, Result<u64, Failure>> {
+        match connection {
+            Connection::Sqlite(connection) => {
+                let statement = prepared!(Sqlite, self);
+                Box::pin(async move { Ok(connection.execute(statement).await?.rows_affected()) })
             }
-            Target::Connection(Connection::Postgres(connection)) => {
-                Ok(prepared!(Postgres, self).fetch_all(connection).await?.into_iter().map(Row::Postgres).collect())
-            }
-            Target::Readers(Readers::Sqlite(pool)) => {
-                Ok(prepared!(Sqlite, self).fetch_all(pool).await?.into_iter().map(Row::Sqlite).collect())
-            }
-            Target::Readers(Readers::Postgres(pool)) => {
-                Ok(prepared!(Postgres, self).fetch_all(pool).await?.into_iter().map(Row::Postgres).collect())
+            Connection::Postgres(connection) => {
+                let statement = prepared!(Postgres, self);
+                Box::pin(async move { Ok(connection.execute(statement).await?.rows_affected()) })
             }
         }
     }
 
-    /// Its first row, if it answers with one.
-    pub(super) async fn fetch_optional<'c>(self, target: impl Into<Target<'c>> + Send) -> Result<Option<Row>, Failure> {
-        Ok(match target.into() {
-            Target::Connection(Connection::Sqlite(connection)) => {
-                prepared!(Sqlite, self).fetch_optional(connection).await?.map(Row::Sqlite)
-            }
+    /// The rows it answers with.
+    pub(super) fn fetch_all<'c>(self, target: impl Into<Target<'c>>) -> BoxFuture<'c, Result<Vec<Row>, Failure>> {
+        match target.into() {
+            Target::Connection(Connection::Sqlite(connection)) => rows!(Sqlite, connection, prepared!(Sqlite, self)),
             Target::Connection(Connection::Postgres(connection)) => {
-                prepared!(Postgres, self).fetch_optional(connection).await?.map(Row::Postgres)
+                rows!(Postgres, connection, prepared!(Postgres, self))
             }
-            Target::Readers(Readers::Sqlite(pool)) => {
-                prepared!(Sqlite, self).fetch_optional(pool).await?.map(Row::Sqlite)
+            Target::Readers(Readers::Sqlite(pool)) => rows!(Sqlite, pool, prepared!(Sqlite, self)),
+            Target::Readers(Readers::Postgres(pool)) => rows!(Postgres, pool, prepared!(Postgres, self)),
+        }
+    }
+
+    /// Its first row, if it answers with one.
+    pub(super) fn fetch_optional<'c>(
+        self,
+        target: impl Into<Target<'c>>,
+    ) -> BoxFuture<'c, Result<Option<Row>, Failure>> {
+        match target.into() {
+            Target::Connection(Connection::Sqlite(connection)) => row!(Sqlite, connection, prepared!(Sqlite, self)),
+            Target::Connection(Connection::Postgres(connection)) => {
+                row!(Postgres, connection, prepared!(Postgres, self))
             }
-            Target::Readers(Readers::Postgres(pool)) => {
-                prepared!(Postgres, self).fetch_optional(pool).await?.map(Row::Postgres)
-            }
-        })
+            Target::Readers(Readers::Sqlite(pool)) => row!(Sqlite, pool, prepared!(Sqlite, self)),
+            Target::Readers(Readers::Postgres(pool)) => row!(Postgres, pool, prepared!(Postgres, self)),
+        }
     }
 
     /// The value of that column in every row.
-    pub(super) async fn fetch_column<'c, T: Column>(
+    pub(super) fn fetch_column<'c, T: Column + Send + 'c>(
         self,
         column: &'static str,
-        target: impl Into<Target<'c>> + Send,
-    ) -> Result<Vec<T>, Failure> {
-        self.fetch_all(target).await?.iter().map(|row| row.get(column)).collect()
+        target: impl Into<Target<'c>>,
+    ) -> BoxFuture<'c, Result<Vec<T>, Failure>> {
+        let rows = self.fetch_all(target);
+        Box::pin(async move { rows.await?.iter().map(|row| row.get(column)).collect() })
     }
 
     /// The value of that column in the first row.
-    pub(super) async fn fetch_optional_value<'c, T: Column>(
+    pub(super) fn fetch_optional_value<'c, T: Column + Send + 'c>(
         self,
         column: &'static str,
-        target: impl Into<Target<'c>> + Send,
-    ) -> Result<Option<T>, Failure> {
-        self.fetch_optional(target).await?.map(|row| row.get(column)).transpose()
+        target: impl Into<Target<'c>>,
+    ) -> BoxFuture<'c, Result<Option<T>, Failure>> {
+        let row = self.fetch_optional(target);
+        Box::pin(async move { row.await?.map(|row| row.get(column)).transpose() })
     }
 
     /// The value of that column in the only row of a statement that always has one.
-    pub(super) async fn fetch_value<'c, T: Column>(
+    pub(super) fn fetch_value<'c, T: Column + Send + 'c>(
         self,
         column: &'static str,
-        target: impl Into<Target<'c>> + Send,
-    ) -> Result<T, Failure> {
-        self.fetch_optional_value(column, target).await?.ok_or(Failure::Database(sqlx::Error::RowNotFound))
+        target: impl Into<Target<'c>>,
+    ) -> BoxFuture<'c, Result<T, Failure>> {
+        let value = self.fetch_optional_value(column, target);
+        Box::pin(async move { value.await?.ok_or(Failure::Database(sqlx::Error::RowNotFound)) })
     }
 }
 

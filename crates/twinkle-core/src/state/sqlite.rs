@@ -24,7 +24,7 @@ const CHECKED_BYTES: u64 = 64 << 20;
 
 /// The store in a file, and the lock on it.
 pub(super) struct Sqlite {
-    connection: Connection,
+    pub(super) connection: Connection,
     /// Held as long as this server may write.
     lock: File,
     /// The folder of a store that is forgotten at the end.
