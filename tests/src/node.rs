@@ -27,6 +27,12 @@ pub struct NodeOptions {
     pub environment: Vec<(String, String)>,
     /// Further lines at the top level of the configuration.
     pub settings: String,
+    /// `args` of the `server` application, such as `{server_config: {per_token_model_limit: 2}}`.
+    pub server_args: String,
+    /// A further line of the `model` application's `args`.
+    pub model_args: String,
+    /// A further line of the `sampler` application.
+    pub sampler_settings: String,
 }
 
 impl NodeOptions {
@@ -40,6 +46,9 @@ impl NodeOptions {
             dtype: "float32".to_owned(),
             environment: Vec::new(),
             settings: String::new(),
+            server_args: "{}".to_owned(),
+            model_args: String::new(),
+            sampler_settings: String::new(),
         }
     }
 }
@@ -151,7 +160,7 @@ fn spawn(options: &NodeOptions, folder: &Path) -> Result<Child> {
 }
 
 fn configuration(options: &NodeOptions, port: u16, folder: &Path) -> String {
-    let NodeOptions { model, name, dtype, settings, .. } = options;
+    let NodeOptions { model, name, dtype, settings, server_args, model_args, sampler_settings, .. } = options;
     let (model, state) = (model.display(), folder.join("state"));
     let state = state.display();
     format!(
@@ -163,6 +172,7 @@ applications:
   - name: server
     route_prefix: /api/v1
     import_path: server
+    args: {server_args}
   - name: model
     route_prefix: /api/v1/model/{name}
     import_path: model
@@ -172,9 +182,11 @@ applications:
       torch_dtype: {dtype}
       device_group: {{name: model, ranks: 1, device_type: CPU}}
       device_mesh: {{device_type: CPU, dp_size: 1}}
+      {model_args}
   - name: sampler
     route_prefix: /api/v1/sampler/{name}
     import_path: sampler
+    {sampler_settings}
     args:
       model_id: {model}
       sampler_type: torch
