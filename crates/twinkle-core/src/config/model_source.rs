@@ -93,46 +93,6 @@ impl ModelSource {
     }
 }
 
-impl ModelSource {
-    /// The folder with the model's files; relative ones are below the current directory.
-    pub fn folder(&self) -> Result<PathBuf> {
-        let current = std::env::current_dir()
-            .map_err(|error| Error::internal(format!("the current directory cannot be found: {error}")))?;
-        self.folder_below(&current)
-    }
-
-    /// As [`ModelSource::folder`], with relative folders below `current`.
-    pub fn folder_below(&self, current: &std::path::Path) -> Result<PathBuf> {
-        let (scheme, rest) = self.0.split_once("://").unwrap_or(("", &self.0));
-        match scheme {
-            "" | "file" => {}
-            "ms" | "hf" => {
-                return Err(Error::unsupported(format!(
-                    "`{}` is on a hub, and downloading is not available yet",
-                    self.0
-                ))
-                .hint("download the model and give its folder as `model_id`"));
-            }
-            other => {
-                return Err(Error::invalid(format!("unknown scheme `{other}://` in model_id `{}`", self.0))
-                    .hint("known schemes: `ms://`, `hf://`, `file://`, or a folder"));
-            }
-        }
-        let folder = current.join(rest.strip_prefix("./").unwrap_or(rest));
-        if folder.is_dir() {
-            return Ok(folder);
-        }
-        let error =
-            Error::not_found(format!("model_id `{}` is not a folder: looked at `{}`", self.0, folder.display()));
-        let may_be_on_a_hub = scheme.is_empty() && rest.split('/').count() == 2 && !rest.starts_with(['.', '/']);
-        Err(if may_be_on_a_hub {
-            error.hint("downloading from a hub is not available yet: download the model and give its folder")
-        } else {
-            error.hint("give the folder that holds `config.json`")
-        })
-    }
-}
-
 impl fmt::Display for ModelSource {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(&self.0)
@@ -186,11 +146,7 @@ impl HubModel {
         {
             return Err(wrong("its revision is not a branch, tag or commit"));
         }
-        Ok(Self {
-            organisation: organisation.to_owned(),
-            name: name.to_owned(),
-            revision: revision.map(str::to_owned),
-        })
+        Ok(Self { organisation: organisation.to_owned(), name: name.to_owned(), revision: revision.map(str::to_owned) })
     }
 }
 
