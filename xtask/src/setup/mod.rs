@@ -1,10 +1,8 @@
 //! `cargo xtask setup`: fetches what a build and a first run need and what is not in the repository.
 
 mod demo_model;
-mod gguf;
 mod libtorch;
 mod python;
-mod tokenizer;
 mod wheels;
 
 use std::env;
