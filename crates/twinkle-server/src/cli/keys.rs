@@ -4,13 +4,14 @@ use std::fmt::Write;
 
 use clap::{Args, Subcommand};
 use tokio::runtime;
-use twinkle_core::config::{Persistence, ServerConfig};
+use twinkle_core::config::ServerConfig;
 use twinkle_core::error::{Error, ErrorCode, Result};
 use twinkle_core::state::{ApiKeyRecord, StateStore};
 
 use super::ConfigArgs;
 use super::report::{Outcome, failed, print, say};
 use crate::keys::{ApiKey, KeySource, check_name, matches};
+use crate::launcher::open_records;
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -149,11 +150,7 @@ fn with_keys<T>(config: &ServerConfig, work: impl AsyncFnOnce(&KeySource) -> Res
 
 /// Opens the node's store, which a running node keeps to itself.
 async fn open_store(config: &ServerConfig) -> Result<StateStore> {
-    let Persistence::File { directory } = &config.persistence else {
-        return Err(Error::unsupported("keys can be kept in the store only with `persistence.mode: file`")
-            .hint("keep them in a file: set `auth.keys_file`"));
-    };
-    StateStore::open(&directory.join("state.sqlite")).await.map_err(|error| match error.code {
+    open_records(&config.persistence).await.map_err(|error| match error.code {
         ErrorCode::Conflict => error.hint(
             "stop the node, or keep the keys in a file (`auth.keys_file`): that can be changed while a node runs",
         ),

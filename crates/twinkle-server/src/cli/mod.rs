@@ -80,6 +80,8 @@ struct ConfigArgs {
 #[must_use]
 pub fn main() -> ExitCode {
     let Cli { command, launch } = Cli::parse();
+    // One TLS provider for every library, before any of them looks for one; it fails only where one is there already.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let outcome = match command {
         None => launch::run(&launch),
         Some(Command::Launch(launch)) => launch::run(&launch),

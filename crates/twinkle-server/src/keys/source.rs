@@ -183,6 +183,31 @@ mod tests {
     use super::super::key::ApiKey;
     use super::*;
 
+    /// A configuration that keeps its state in memory.
+    fn config(keys_file: Option<&str>, store: bool) -> ServerConfig {
+        let yaml = "
+persistence: {mode: memory}
+applications: [{name: server, route_prefix: /api/v1, import_path: server}]
+";
+        let config = ServerConfig::parse("node.yaml", yaml).unwrap();
+        ServerConfig { auth: AuthConfig { keys_file: keys_file.map(Into::into), store }, ..config }
+    }
+
+    #[tokio::test]
+    async fn keys_that_cannot_be_kept_or_found_are_refused_at_the_start() {
+        let store = StateStore::open_in_memory().await.unwrap();
+        let (open, watch) = authentication(&config(None, false), &store).await.unwrap();
+        assert!(matches!(open, Authentication::Open) && watch.is_none());
+        for (keys_file, in_store, expected) in [
+            (Some("/nowhere/keys.txt"), false, "the keys file `/nowhere/keys.txt` is not there"),
+            (None, true, "`auth.store` with `persistence.mode: memory` would forget every key"),
+            (Some("keys.txt"), true, "`auth.keys_file` and `auth.store` are both set"),
+        ] {
+            let refusal = authentication(&config(keys_file, in_store), &store).await.err().unwrap();
+            assert_eq!(refusal.message, expected);
+        }
+    }
+
     #[tokio::test]
     async fn a_change_of_the_file_changes_the_ring_and_damage_does_not() {
         let folder = TempDir::new().unwrap();

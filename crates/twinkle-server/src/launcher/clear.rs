@@ -6,6 +6,7 @@ use std::path::Path;
 
 use twinkle_core::config::Persistence;
 use twinkle_core::error::{Error, Result};
+use twinkle_core::state::StateStore;
 
 use super::folders::Folders;
 use super::applications::open_store;
@@ -25,6 +26,11 @@ pub(crate) async fn clear_persistence(persistence: &Persistence) -> Result<u64> 
             .map_err(|error| Error::internal(format!("`{}` could not be emptied: {error}", folder.display())))?;
     }
     Ok(cleared)
+}
+
+/// Opens the records of a node that does not run, to look at them or to change them.
+pub(crate) async fn open_records(persistence: &Persistence) -> Result<StateStore> {
+    open_store(&Folders::open(persistence)?).await
 }
 
 fn empty(folder: &Path) -> io::Result<()> {

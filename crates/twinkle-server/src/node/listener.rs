@@ -261,10 +261,8 @@ mod tests {
     async fn a_client_that_does_not_agree_on_tls_is_hung_up_on() {
         let folder = tempfile::tempdir().unwrap();
         let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
-        let files = TlsConfig {
-            certificate: folder.path().join("node.pem"),
-            private_key: folder.path().join("node.key"),
-        };
+        let files =
+            TlsConfig { certificate: folder.path().join("node.pem"), private_key: folder.path().join("node.key") };
         std::fs::write(&files.certificate, made.cert.pem()).unwrap();
         std::fs::write(&files.private_key, made.signing_key.serialize_pem()).unwrap();
         let tls = Tls::load(&files).unwrap();
