@@ -5,8 +5,10 @@ mod crash;
 mod disk_full;
 mod lifecycle;
 mod keys;
+mod limits;
 mod order;
 mod sdk;
+mod telemetry;
 mod tenancy;
 
 use twinkle_tests::{Node, NodeOptions};

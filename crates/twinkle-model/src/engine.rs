@@ -25,7 +25,7 @@ use twinkle_core::state::StateStore;
 use twinkle_core::telemetry::carried::Carried;
 use twinkle_core::telemetry::labels::{BaseModel as BaseModelLabel, Component, Deployment, Model, Task, TaskType};
 use twinkle_core::telemetry::metrics::{ENGINE_RESTARTS, ENGINE_TURN, RUNS_RESIDENT, RUNS_SPILLED, TOKENS_TRAINED};
-use twinkle_core::telemetry::spans;
+use twinkle_core::telemetry::spans::{self, Attribute};
 use twinkle_nn::{BaseModel, PublishedAdapters};
 
 use crate::backend::Backend;
@@ -208,7 +208,11 @@ impl Engine {
         let run = call.run.clone();
         let task_type = TaskType(call.operation.name());
         let _taken_up = carried.take_up(Deployment::Model, task_type);
-        let stage = spans::begin(spans::operation(task_type.0)).into_origin();
+        let stage = spans::begin(spans::operation(task_type.0))
+            .with(Attribute::TaskType, task_type.0)
+            .with_text(Attribute::ModelId, &run)
+            .with_text(Attribute::BaseModel, &self.context.base_model)
+            .into_origin();
         let _in_stage = stage.enter();
         let depends_on_checkpoint = depends_on_checkpoint(&call.operation);
         let started = Instant::now();

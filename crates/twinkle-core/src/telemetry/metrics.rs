@@ -109,5 +109,5 @@ metrics! {
     /// Memory of all KV caches.
     KV_CACHE_USED: Gauge<Model> = Server "twinkle.kv_cache.used_bytes" ["By"] "with the first sample";
     /// Rows that all KV caches together may have, one a token.
-    KV_CACHE_LIMIT: Gauge<Model> = Server "twinkle.kv_cache.limit_tokens" ["{token}"] "with the first sample";
+    KV_CACHE_LIMIT: Gauge<Model> = Server "twinkle.kv_cache.limit_tokens" ["{token}"] "where there is a sampler";
 }

@@ -85,8 +85,6 @@ attributes! {
     Sequence = "twinkle.sequence";
     /// Rows of a pass, one a token.
     Rows = "twinkle.rows";
-    /// Tokens drawn.
-    Tokens = "twinkle.tokens";
 }
 
 /// The name of a span below a request; only this table makes them.

@@ -6,6 +6,8 @@ use reqwest::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderMap};
 use reqwest::{Response, StatusCode, Url};
 use tracing::warn;
 use twinkle_core::Error;
+use twinkle_core::telemetry::labels::Whole;
+use twinkle_core::telemetry::metrics::DOWNLOADED;
 
 use super::attempts::Attempts;
 use super::client::{Client, Setback, header, wait};
@@ -128,6 +130,7 @@ impl Transfer<'_> {
                 Err(error) => break Some(with_causes(&error)),
             };
             position += chunk.len() as u64;
+            DOWNLOADED.add(chunk.len() as u64, Whole);
             if position > most || !writer.add(chunk).await {
                 break None;
             }
