@@ -14,7 +14,7 @@ use twinkle_core::config::{
 use twinkle_core::error::{Error, Result};
 use twinkle_core::futures::{Futures, FuturesOptions};
 use twinkle_core::middleware::journal::{Journal, JournalOptions};
-use twinkle_core::state::StateStore;
+use twinkle_core::state::{RunLimits, StateStore};
 use twinkle_model::engine::EngineLimits;
 use twinkle_model::{ModelComponent, ModelContext};
 use twinkle_nn::PublishedAdapters;
@@ -23,11 +23,13 @@ use twinkle_sampler::{SamplerComponent, SamplerContext};
 
 use super::base_models::BaseModels;
 use super::folders::Folders;
-use super::housekeeping;
-use super::running::Draining;
+use super::housekeeping::{self, TrainedModel};
+use super::model_folders::ModelFolders;
+use super::running::{Draining, drain_limit};
 use crate::directory::{Directory, ServedModel};
 use crate::front::FrontContext;
 use crate::native::ApplicationInformation;
+use crate::node::Mounts;
 use crate::routes::Mounted;
 use crate::server_component::{ServerComponent, ServerContext};
 use crate::stack::{component_stack, concurrency_limits, quota_limits};
@@ -52,10 +54,7 @@ pub(super) struct NodeState {
 impl NodeState {
     /// Opens the store and the checkpoints of these folders.
     pub(super) async fn open(folders: &Folders, stopping: CancellationToken) -> Result<Self> {
-        let store = match &folders.database {
-            Some(path) => StateStore::open(path).await?,
-            None => StateStore::open_in_memory().await?,
-        };
+        let store = open_store(folders).await?;
         let checkpoints = CheckpointStore::new(folders.checkpoints.clone());
         housekeeping::remove_leftovers(&checkpoints).await?;
         Ok(Self {
@@ -69,19 +68,34 @@ impl NodeState {
     }
 }
 
+/// The store that these folders are about.
+pub(super) async fn open_store(folders: &Folders) -> Result<StateStore> {
+    StateStore::open(folders.records.clone()).await
+}
+
 /// The node's applications, built and in their stacks.
 pub(super) struct Applications {
     /// What the protocol fronts work with.
     pub(super) front: FrontContext,
     /// Every application, in the order they were built.
     pub(super) draining: Vec<Draining>,
+    /// The models that are trained, with how long their runs live.
+    pub(super) trained: Vec<TrainedModel>,
 }
 
 impl Applications {
     /// Builds all of them; the first that cannot be built ends the launch.
     pub(super) async fn build(config: &ServerConfig, state: &NodeState) -> Result<Self> {
-        let folders = model_folders(config)?;
-        let mut builder = Builder { state, bases: BaseModels::default(), models: Vec::new(), draining: Vec::new() };
+        let folders = ModelFolders::find(config).await?;
+        let mut builder = Builder {
+            state,
+            folders: &folders,
+            bases: BaseModels::default(),
+            models: Vec::new(),
+            trained: Vec::new(),
+            runs_per_tenant: housekeeping::server_args(config).per_token_model_limit,
+            draining: Vec::new(),
+        };
         // Models first: a sampler whose precision is `auto` takes the trainer's weights.
         for application in &config.applications {
             if let ApplicationArgs::Model(args) = &application.args {
@@ -91,7 +105,7 @@ impl Applications {
         for application in &config.applications {
             match &application.args {
                 ApplicationArgs::Sampler(args) => builder.sampler(application, args).await?,
-                ApplicationArgs::Processor(args) => builder.processor(application, args, folders.clone()).await?,
+                ApplicationArgs::Processor(args) => builder.processor(application, args, folders.by_name().clone()).await?,
                 ApplicationArgs::Model(_) | ApplicationArgs::Server(_) => {}
             }
         }
@@ -108,7 +122,13 @@ impl Applications {
             Error::invalid("no `server` application is configured")
                 .hint("add one: `{name: server, route_prefix: /api/v1, import_path: server}`")
         })?;
-        Ok(Self { front, draining: builder.draining })
+        Ok(Self { front, draining: builder.draining, trained: builder.trained })
+    }
+
+    /// Which kind of application answers below which path.
+    pub(super) fn mounts(&self) -> Mounts {
+        let information = self.draining.iter().map(|draining| &draining.mounted.information);
+        Mounts::new(information.map(|about| (about.route_prefix.clone(), about.import_path.into())))
     }
 
     /// As the router mounts them.
@@ -127,14 +147,18 @@ struct About {
 /// What has been built so far.
 struct Builder<'a> {
     state: &'a NodeState,
+    folders: &'a ModelFolders,
     bases: BaseModels,
     models: Vec<ServedModel>,
+    trained: Vec<TrainedModel>,
+    /// Open runs a tenant may have on the whole node.
+    runs_per_tenant: u32,
     draining: Vec<Draining>,
 }
 
 impl Builder<'_> {
     async fn model(&mut self, application: &Application, args: &ModelArgs) -> Result<()> {
-        let folder = args.model.folder()?;
+        let folder = self.folders.of(&args.model)?.to_path_buf();
         let base = self.bases.get(&folder, args.precision, args.devices.first()).await?;
         let longest = base.config().max_position_embeddings;
         let max_context = args.max_length.map_or(longest, |length| longest.min(length as usize));
@@ -156,9 +180,13 @@ impl Builder<'_> {
             limits,
         };
         let component = ModelComponent::build(limits, context).await?.boxed();
-        let options = JournalOptions { base_model: Some(args.public_name.clone()), ..JournalOptions::default() };
+        let run_limits =
+            RunLimits { per_tenant: Some(self.runs_per_tenant), per_model: args.adapter.per_token_adapter_limit };
+        let options =
+            JournalOptions { base_model: Some(args.public_name.clone()), run_limits, ..JournalOptions::default() };
         let (store, futures) = (self.state.store.clone(), self.state.futures.clone());
         let journal = Journal::with_options(store, futures, component.clone(), options);
+        self.trained.push(TrainedModel::new(args.public_name.clone(), journal.clone(), &args.adapter));
         let trainer = stacked(application, component, Some(journal.clone()));
         self.serve(ServedModel {
             name: args.public_name.clone(),
@@ -177,7 +205,7 @@ impl Builder<'_> {
     }
 
     async fn sampler(&mut self, application: &Application, args: &SamplerArgs) -> Result<()> {
-        let folder = args.model.folder()?;
+        let folder = self.folders.of(&args.model)?.to_path_buf();
         let base = self.bases.get(&folder, args.engine.dtype, args.devices.first()).await?;
         let longest = base.config().max_position_embeddings;
         let max_context = args.engine.max_model_len.map_or(longest, |length| longest.min(length as usize));
@@ -269,27 +297,12 @@ impl Builder<'_> {
             base_model: about.base_model,
             capabilities: about.capabilities,
         };
-        let limit = Duration::try_from_secs_f64(application.deployment.graceful_shutdown_timeout_s);
         self.draining.push(Draining {
             mounted: Mounted { information, component },
             journal,
-            limit: limit.unwrap_or(Duration::from_secs(20)),
+            limit: drain_limit(&application.deployment),
         });
     }
-}
-
-/// The folder of each served model by its public name; found before anything is loaded.
-fn model_folders(config: &ServerConfig) -> Result<BTreeMap<String, PathBuf>> {
-    let mut folders = BTreeMap::new();
-    for application in &config.applications {
-        let (name, source) = match &application.args {
-            ApplicationArgs::Model(args) => (&args.public_name, &args.model),
-            ApplicationArgs::Sampler(args) => (&args.public_name, &args.model),
-            ApplicationArgs::Processor(_) | ApplicationArgs::Server(_) => continue,
-        };
-        folders.insert(name.clone(), source.folder()?);
-    }
-    Ok(folders)
 }
 
 /// The models a `server` application offers: those it lists, or all.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 use twinkle_core::config::Persistence;
 use twinkle_core::error::{Error, Result};
+use twinkle_core::state::StateLocation;
 
 /// Overrides where checkpoints lie.
 const SAVE_DIRECTORY_VARIABLE: &str = "TWINKLE_DEFAULT_SAVE_DIR";
@@ -13,8 +14,8 @@ const SAVE_DIRECTORY_VARIABLE: &str = "TWINKLE_DEFAULT_SAVE_DIR";
 /// The node's folders; held for as long as it runs.
 #[derive(Debug)]
 pub(super) struct Folders {
-    /// The database's file; `None` keeps the records in memory.
-    pub(super) database: Option<PathBuf>,
+    /// Where the records are.
+    pub(super) records: StateLocation,
     /// Snapshots of training runs.
     pub(super) snapshots: PathBuf,
     /// Adapters of live sampling sessions.
@@ -30,21 +31,27 @@ impl Folders {
     pub(super) fn open(persistence: &Persistence) -> Result<Self> {
         let given = std::env::var_os(SAVE_DIRECTORY_VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from);
         match persistence {
-            Persistence::File { directory } => Self::lasting(directory, given),
             Persistence::Memory => Self::passing(given),
-            Persistence::Redis { .. } => {
-                Err(Error::unsupported("`persistence` with `mode: redis` is not available yet"))
+            Persistence::File { directory } => {
+                Self::lasting(directory, given, |directory| StateLocation::File(directory.join("state.sqlite")))
             }
-            Persistence::Postgres { .. } => {
-                Err(Error::unsupported("`persistence` with `mode: postgres` is not available yet"))
-            }
+            Persistence::Redis { url, key_prefix, directory } => Self::lasting(directory, given, |_| {
+                StateLocation::Redis { url: url.clone(), key_prefix: key_prefix.clone() }
+            }),
+            Persistence::Postgres { url, key_prefix, directory } => Self::lasting(directory, given, |_| {
+                StateLocation::Postgres { url: url.clone(), key_prefix: key_prefix.clone() }
+            }),
         }
     }
 
-    fn lasting(directory: &Path, checkpoints: Option<PathBuf>) -> Result<Self> {
+    fn lasting(
+        directory: &Path,
+        checkpoints: Option<PathBuf>,
+        records: impl FnOnce(&Path) -> StateLocation,
+    ) -> Result<Self> {
         let directory = make(directory)?;
         Ok(Self {
-            database: Some(directory.join("state.sqlite")),
+            records: records(&directory),
             snapshots: make(&directory.join("snapshots"))?,
             live: make(&directory.join("live"))?,
             checkpoints: make(&checkpoints.unwrap_or_else(|| directory.join("checkpoints")))?,
@@ -58,7 +65,7 @@ impl Folders {
             .tempdir()
             .map_err(|error| Error::internal(format!("a temporary folder could not be made: {error}")))?;
         Ok(Self {
-            database: None,
+            records: StateLocation::Memory,
             snapshots: make(&temporary.path().join("snapshots"))?,
             live: make(&temporary.path().join("live"))?,
             checkpoints: make(&checkpoints.unwrap_or_else(|| temporary.path().join("checkpoints")))?,
@@ -84,7 +91,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let persistence = Persistence::File { directory: folder.path().join("a/state") };
         let folders = Folders::open(&persistence).unwrap();
-        assert!(folders.database.as_ref().is_some_and(|path| path.is_absolute()));
+        assert!(matches!(&folders.records, StateLocation::File(path) if path.is_absolute()));
         let snapshots = folders.snapshots.clone();
         drop(folders);
         assert!(snapshots.is_dir());

@@ -6,38 +6,40 @@
 mod address;
 mod applications;
 mod base_models;
+mod clear;
 mod descriptors;
 mod error;
 mod folders;
 mod housekeeping;
+mod model_folders;
+mod run;
 mod running;
+mod signals;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tokio::runtime;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use twinkle_core::config::{ApplicationArgs, ServerConfig};
 use twinkle_core::error::{Error, Result};
 use twinkle_core::middleware::journal::Journal;
-use twinkle_core::state::Retention;
 
+pub(crate) use clear::{clear_persistence, open_records};
 pub use error::LaunchError;
+pub use run::launch_server;
 pub use running::RunningServer;
 
-use crate::keys;
 use crate::node::listener::{self, ConnectionLimits};
+use crate::keys;
 use crate::node::{Tls, node_stack};
+use crate::native::NodeHealth;
 use crate::routes;
+use crate::telemetry::{self, Counted, Settings, Telemetry};
 use address::ReservedAddress;
 use applications::{Applications, NodeState};
 use folders::Folders;
-
-/// Threads for calls that block on files; more wait, so that a burst cannot start hundreds.
-const BLOCKING_THREADS: usize = 32;
 
 /// What the command line adds to a configuration.
 #[derive(Clone, Copy, Debug, Default)]
@@ -50,6 +52,8 @@ pub struct LaunchOptions {
 #[derive(Clone, Debug)]
 pub struct TwinkleServer {
     config: ServerConfig,
+    /// The file it was read from.
+    path: Option<PathBuf>,
     options: LaunchOptions,
 }
 
@@ -58,13 +62,13 @@ impl TwinkleServer {
     pub fn from_config(path: impl AsRef<Path>) -> Result<Self, LaunchError> {
         let config = ServerConfig::load(path.as_ref())?;
         config.check_supported()?;
-        Ok(Self::new(config))
+        Ok(Self { path: Some(path.as_ref().to_path_buf()), ..Self::new(config) })
     }
 
     /// A node of an already checked configuration.
     #[must_use]
     pub fn new(config: ServerConfig) -> Self {
-        Self { config, options: LaunchOptions::default() }
+        Self { config, path: None, options: LaunchOptions::default() }
     }
 
     /// The same node with these options.
@@ -74,35 +78,18 @@ impl TwinkleServer {
         self
     }
 
-    /// Runs the node on a runtime of its own until SIGINT or SIGTERM, then stops it; blocks.
-    pub fn run(self) -> Result<(), LaunchError> {
-        let runtime = runtime::Builder::new_multi_thread()
-            .enable_all()
-            .thread_name("twinkle-server")
-            .max_blocking_threads(BLOCKING_THREADS)
-            .build()
-            .map_err(|error| Error::internal(format!("the async runtime could not be started: {error}")))?;
-        let outcome = runtime.block_on(async {
-            let server = self.start().await?;
-            wait_for_signal().await?;
-            // A second signal means: now.
-            tokio::select! {
-                () = server.shutdown() => Ok(()),
-                impatient = wait_for_signal() => {
-                    impatient?;
-                    warn!("stopped by a second signal: accepted operations continue after the next start");
-                    Ok(())
-                }
-            }
-        });
-        // A blocking call that hangs must not keep the process.
-        runtime.shutdown_timeout(Duration::from_secs(1));
-        outcome
+    /// The most time the node takes to stop once it is told to: what its slowest application is given by
+    /// `graceful_shutdown_timeout_s`, and half a minute for snapshots and last answers.
+    #[must_use]
+    pub fn stops_within(&self) -> Duration {
+        let limits = self.config.applications.iter().map(|application| running::drain_limit(&application.deployment));
+        limits.max().unwrap_or_default() + running::STOP_GRACE
     }
 
     /// Starts the node on the current runtime; returns when it answers requests.
     pub async fn start(self) -> Result<RunningServer, LaunchError> {
-        let Self { config, options } = self;
+        let stops_within = self.stops_within();
+        let Self { config, options, path: _ } = self;
         let began = Instant::now();
         descriptors::raise_limit();
         for key in config.inert_keys() {
@@ -122,30 +109,35 @@ impl TwinkleServer {
         if options.insecure && !needs_keys {
             warn!("--insecure: any API key is accepted from every machine that reaches this one");
         }
+        let telemetry = Telemetry::start(&Settings::new(&config.telemetry)?)?;
         let folders = Folders::open(&config.persistence)?;
         let stop = CancellationToken::new();
         let state = NodeState::open(&folders, stop.clone()).await?;
         let (authentication, key_watch) = keys::authentication(&config, &state.store).await?;
         let applications = Applications::build(&config, &state).await?;
-        let router = routes::router(&applications.mounted(), &applications.front);
+        let health = NodeHealth::new(applications.mounted());
+        let router = routes::router(&health, &applications.front);
 
         let listener = address.listen()?;
         let address = listener
             .local_addr()
             .map_err(|error| Error::internal(format!("the listening address cannot be read: {error}")))?;
-        let service = node_stack(authentication, router);
+        let service = node_stack(authentication, applications.mounts(), router);
         let limits = ConnectionLimits::default();
         let scheme = if tls.is_some() { "https" } else { "http" };
         let served = listener::serve(listener, tls.clone(), service, limits, stop.clone(), running::REQUEST_GRACE);
         let listener = tokio::spawn(served);
         info!("ready in {:.2} s, listening on {scheme}://{address}", began.elapsed().as_secs_f64());
-        let mut housekeeping = housekeeping::start(&state.store, &state.checkpoints, retention(&config));
+        let mut housekeeping = housekeeping::start(&state, &config, applications.trained);
         if let Some(key_watch) = key_watch {
             housekeeping.spawn(key_watch);
         }
         if let Some(tls) = tls {
             housekeeping.spawn(tls.follow_files());
         }
+        let counted = Counted { store: state.store.clone(), futures: state.futures.clone() };
+        housekeeping.spawn(telemetry::count_periodically(counted, gauge_interval(&config)));
+        housekeeping.spawn(telemetry::watch_machine(gauge_interval(&config)));
         for draining in &applications.draining {
             if let Some(journal) = draining.journal.clone() {
                 tokio::spawn(recover(draining.mounted.information.name.clone(), journal));
@@ -154,6 +146,9 @@ impl TwinkleServer {
         Ok(RunningServer {
             address,
             stop,
+            health,
+            stops_within,
+            telemetry,
             listener,
             applications: applications.draining,
             futures: state.futures,
@@ -164,14 +159,13 @@ impl TwinkleServer {
     }
 }
 
-/// How long records are kept: sessions as long as the first `server` application says.
-fn retention(config: &ServerConfig) -> Retention {
-    let timeout = config.applications.iter().find_map(|application| match &application.args {
-        ApplicationArgs::Server(args) => Duration::try_from_secs_f64(args.expiration_timeout).ok(),
+/// How often gauges are brought up to date: as the first `server` application says.
+fn gauge_interval(config: &ServerConfig) -> Duration {
+    let interval = config.applications.iter().find_map(|application| match &application.args {
+        ApplicationArgs::Server(args) => Duration::try_from_secs_f64(args.metrics_update_interval).ok(),
         _ => None,
     });
-    let standard = Retention::default();
-    Retention { idle_sessions: timeout.unwrap_or(standard.idle_sessions), ..standard }
+    interval.unwrap_or(Duration::from_secs(15))
 }
 
 /// Takes up the runs that the last stop left with unfinished operations; requests are welcome meanwhile.
@@ -183,16 +177,4 @@ async fn recover(application: String, journal: Journal) {
             error!(application, %error, "unfinished runs could not be taken up; each is tried again when used");
         }
     }
-}
-
-/// Returns at the first SIGINT or SIGTERM from now on.
-async fn wait_for_signal() -> Result<()> {
-    let cannot = |error| Error::internal(format!("signals cannot be received: {error}"));
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(cannot)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(cannot)?;
-    tokio::select! {
-        _ = interrupt.recv() => info!("received SIGINT"),
-        _ = terminate.recv() => info!("received SIGTERM"),
-    }
-    Ok(())
 }
