@@ -28,6 +28,66 @@ fn help_teaches_with_an_example() {
 }
 
 #[test]
+fn every_subcommand_teaches_with_an_example() {
+    for command in ["launch", "stop", "check", "schema", "routes", "clear persistence"] {
+        let mut arguments: Vec<&str> = command.split(' ').collect();
+        arguments.push("--help");
+        let output = run(Path::new("."), &arguments);
+        assert_eq!(output.status.code(), Some(0), "{command}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.contains("Example"), "{command}: {text}");
+        insta::assert_snapshot!(format!("help_{}", command.replace(' ', "_")), text);
+    }
+}
+
+#[test]
+fn a_misspelt_level_is_an_error_of_the_command_line() {
+    let output = run(Path::new("."), &["--config", "node.yaml", "--log-level", "inof"]);
+    assert_eq!(output.status.code(), Some(2));
+    insta::assert_snapshot!("misspelt_level", String::from_utf8(output.stderr).unwrap());
+}
+
+#[test]
+fn older_names_of_check_print_the_same_normal_form() {
+    let folder = tempfile::tempdir().unwrap();
+    let yaml = "applications:\n  - {name: server, route_prefix: /api/v1, import_path: server}\n";
+    std::fs::write(folder.path().join("node.yaml"), yaml).unwrap();
+    let normal = run(folder.path(), &["check", "-c", "node.yaml"]);
+    let text = String::from_utf8(normal.stdout.clone()).unwrap();
+    assert!(text.contains("port: 8000\n"), "{text}");
+    for command in ["check-config", "print-config"] {
+        let output = run(folder.path(), &[command, "-c", "node.yaml", "--format", "yaml"]);
+        assert_eq!((output.status.code(), &output.stdout), (Some(0), &normal.stdout), "{command}");
+    }
+    let wrong = run(folder.path(), &["print-config", "-c", "node.yaml", "--format", "xml"]);
+    assert_eq!(wrong.status.code(), Some(2));
+}
+
+#[test]
+fn routes_are_listed_with_who_answers_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let yaml = "applications:
+  - {name: gateway, route_prefix: /api/v1, import_path: server}
+  - {name: texts, route_prefix: /api/v1/processor, import_path: processor, args: {ncpu_proc_per_node: 1}}
+";
+    std::fs::write(folder.path().join("node.yaml"), yaml).unwrap();
+    let output = run(folder.path(), &["routes", "-c", "node.yaml"]);
+    assert_eq!(output.status.code(), Some(0));
+    insta::assert_snapshot!("routes", String::from_utf8(output.stdout).unwrap());
+}
+
+#[test]
+fn nothing_to_stop_is_told_apart_from_a_bad_file() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("node.yaml"), "persistence: {mode: file, file_path: state}\napplications: []\n").unwrap();
+    let output = run(folder.path(), &["stop", "-c", "node.yaml"]);
+    assert_eq!(output.status.code(), Some(1));
+    insta::assert_snapshot!("nothing_to_stop", String::from_utf8(output.stderr).unwrap());
+    let output = run(folder.path(), &["stop", "-c", "no-such.yaml"]);
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
 fn without_a_configuration_the_command_says_how_to_name_one() {
     let output = run(Path::new("."), &[]);
     assert_eq!(output.status.code(), Some(2));
@@ -60,7 +120,7 @@ fn check_prints_the_normal_form_on_stdout() {
     let folder = tempfile::tempdir().unwrap();
     let yaml = "applications:\n  - {name: server, route_prefix: /api/v1, import_path: server}\n";
     std::fs::write(folder.path().join("node.yaml"), yaml).unwrap();
-    let output = run(folder.path(), &["check", "--config", "node.yaml"]);
+    let output = run(folder.path(), &["check", "--config", "node.yaml", "--format", "json"]);
     assert_eq!(output.status.code(), Some(0));
     let normal: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(normal["http"]["port"], 8000);
