@@ -2,38 +2,38 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
-use std::thread;
 use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde::Serialize;
 use tokenizers::Tokenizer;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
-use tokio::time::Instant;
 use tower::Service;
 use tracing::{debug, info, warn};
 use twinkle_core::call::{Call, Operation, Reply, SampleRequest};
 use twinkle_core::checkpoint::CheckpointStore;
 use twinkle_core::component::{Component, ComponentKind, Health, Lifecycle, misrouted};
 use twinkle_core::config::{SamplerArgs, SamplerType};
+use twinkle_core::engine::pulse::EngineStatus;
+use twinkle_core::engine::supervisor::RestartPolicy;
 use twinkle_core::ids::TenantId;
+use twinkle_core::telemetry::labels::{BaseModel as BaseModelLabel, Model};
+use twinkle_core::telemetry::metrics::KV_CACHE_LIMIT;
 use twinkle_core::{Error, ErrorCode, Result};
 use twinkle_nn::{BaseModel, ModelConfig, PublishedAdapters};
 
 use crate::adapters::{AdapterLimits, Adapters};
-use crate::engine::{Command, Engine, EngineStats, Work, stopped};
+use crate::engine::EngineStats;
+use crate::line::{Line, Question};
 use crate::memory::kv_token_budget;
 use crate::params::{ModelLimits, Seeds, ValidRequest, validate};
 use crate::runner::TorchRunner;
-use crate::scheduler::{FairScheduler, SchedulerLimits};
+use crate::scheduler::{FairScheduler, Scheduler, SchedulerLimits};
 use crate::stop::StopRule;
 
-/// Commands between the handle and the engine thread.
-const LINE_LENGTH: usize = 256;
 /// Requests in the house, waiting or running; more are told to come back.
 const MOST_REQUESTS: usize = 4096;
 /// Most samples in one request.
@@ -78,7 +78,6 @@ pub struct SamplerCapabilities {
 /// A cloneable handle to one sampling engine.
 #[derive(Clone)]
 pub struct SamplerComponent {
-    line: mpsc::Sender<Command>,
     shared: Arc<Shared>,
 }
 
@@ -89,10 +88,18 @@ struct Shared {
     seeds: Seeds,
     adapters: Adapters,
     capabilities: SamplerCapabilities,
-    stats: Arc<EngineStats>,
+    line: Line,
     places: Arc<Semaphore>,
-    draining: AtomicBool,
-    thread: thread::JoinHandle<()>,
+}
+
+/// What this component tells about itself.
+#[derive(Debug, Serialize)]
+struct SamplerStatus {
+    #[serde(flatten)]
+    engine: EngineStatus,
+    requests_in_memory: usize,
+    cache_bytes: u64,
+    generated_tokens: u64,
 }
 
 impl SamplerComponent {
@@ -105,7 +112,7 @@ impl SamplerComponent {
     /// What the engine holds right now.
     #[must_use]
     pub fn stats(&self) -> &EngineStats {
-        &self.shared.stats
+        self.shared.line.stats()
     }
 
     fn validate(&self, request: SampleRequest) -> Result<ValidRequest> {
@@ -159,16 +166,15 @@ impl Component for SamplerComponent {
             max_rank: args.engine.max_lora_rank,
         };
         let adapters = Adapters::new(Arc::clone(&base), published, checkpoints, adapter_limits);
-        let stats = Arc::new(EngineStats::default());
-        let (line, commands) = mpsc::channel(LINE_LENGTH);
-        let engine_stats = Arc::clone(&stats);
-        let thread = thread::Builder::new()
-            .name("sampler-engine".to_owned())
-            .spawn(move || {
-                let scheduler = Box::new(FairScheduler::new(schedule));
-                Engine::new(TorchRunner::new(base), scheduler, engine_stats).work(commands);
-            })
-            .map_err(|error| Error::internal(format!("the engine thread could not be started: {error}")))?;
+        KV_CACHE_LIMIT.set(
+            capabilities.kv_tokens as u64,
+            Model { base_model: BaseModelLabel::new(&args.public_name) },
+        );
+        let name = args.public_name.clone();
+        let line = Line::start(RestartPolicy::default(), move || {
+            let scheduler: Box<dyn Scheduler> = Box::new(FairScheduler::new(schedule));
+            (TorchRunner::new(Arc::clone(&base)).named(&name), scheduler)
+        })?;
         let shared = Shared {
             limits,
             eos,
@@ -176,12 +182,10 @@ impl Component for SamplerComponent {
             seeds: Seeds::new(args.engine.seed),
             adapters,
             capabilities,
-            stats,
+            line,
             places: Arc::new(Semaphore::new(MOST_REQUESTS)),
-            draining: AtomicBool::new(false),
-            thread,
         };
-        Ok(Self { line, shared: Arc::new(shared) })
+        Ok(Self { shared: Arc::new(shared) })
     }
 }
 
@@ -215,10 +219,7 @@ impl SamplerComponent {
         let source = request.source.clone();
         let request = self.validate(request)?;
         let adapter = self.shared.adapters.resolve(&tenant, &source).await?;
-        let (answer, outcome) = oneshot::channel();
-        let work = Work { tenant, request, adapter, answer };
-        self.line.send(Command::Sample(Box::new(work))).await.map_err(|_| stopped())?;
-        outcome.await.map_err(|_| stopped())?.map(Reply::Sample)
+        self.shared.line.ask(Question { tenant, request, adapter }).await.map(Reply::Sample)
     }
 }
 
@@ -228,31 +229,23 @@ impl Lifecycle for SamplerComponent {
     }
 
     fn health(&self) -> Health {
-        if self.shared.draining.load(Ordering::Acquire) {
-            return Health::Draining;
-        }
-        if self.shared.thread.is_finished() {
-            return Health::Failed("the sampling engine has stopped".to_owned());
-        }
-        Health::Ready
+        self.shared.line.pulse().health()
+    }
+
+    fn status(&self) -> serde_json::Value {
+        let (pulse, stats) = (self.shared.line.pulse(), self.shared.line.stats());
+        let status = SamplerStatus {
+            engine: pulse.status(),
+            requests_in_memory: stats.requests(),
+            cache_bytes: stats.cache_bytes(),
+            generated_tokens: stats.generated(),
+        };
+        serde_json::to_value(status).unwrap_or_default()
     }
 
     fn drain(&self, limit: Duration) -> BoxFuture<'static, ()> {
-        let component = self.clone();
-        async move {
-            component.shared.draining.store(true, Ordering::Release);
-            let (done, drained) = oneshot::channel();
-            let deadline = Instant::now() + limit;
-            let finish = async {
-                if component.line.send(Command::Drain { deadline, done }).await.is_ok() {
-                    // An engine that is already gone has nothing to drain.
-                    let _ = drained.await;
-                }
-            };
-            // A step that hangs must not hang the node.
-            let _ = tokio::time::timeout(limit + Duration::from_secs(5), finish).await;
-        }
-        .boxed()
+        let shared = Arc::clone(&self.shared);
+        async move { shared.line.drain(limit).await }.boxed()
     }
 }
 

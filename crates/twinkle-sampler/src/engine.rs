@@ -2,7 +2,8 @@
 //!
 //! It takes requests from a bounded channel, asks the scheduler what the next step computes, computes it, and answers
 //! requests as they complete. A request whose client went away is dropped with its memory at the next step. A failure of
-//! the model, even a panic, fails the requests it concerns; the engine lives on.
+//! the model, even a panic, fails the requests it concerns; the engine lives on. Only a failure that costs the device ends
+//! it: another engine follows, and is asked the same again.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,15 +14,20 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::{debug, error, info};
 use twinkle_core::call::{SampleOutcome, StopReason};
+use twinkle_core::engine::pulse::Pulse;
+use twinkle_core::engine::supervisor::{Ended, panic_text};
+use twinkle_core::engine::ticket::Ticket;
 use twinkle_core::ids::TenantId;
+use twinkle_core::telemetry::carried::Carried;
 use twinkle_core::{Error, ErrorCode, Result};
-use twinkle_nn::Adapter;
+use twinkle_nn::{Adapter, DeviceFailure, device_failure, out_of_memory};
 
 use crate::logits::{Draw, NonFinite, RowTask, draw, draw_rows};
 use crate::params::ValidRequest;
 use crate::runner::{PromptTile, Runner};
 use crate::scheduler::{Job, JobId, SampleRef, Scheduler, Start, Tile};
 use crate::sequence::{Request, Sample};
+use crate::watched::{Holding, Shown};
 
 /// What the engine is told.
 pub enum Command {
@@ -44,8 +50,10 @@ pub struct Work {
     pub request: ValidRequest,
     /// The weights to add to the base.
     pub adapter: Option<Arc<Adapter>>,
-    /// Who waits; dropping the receiver aborts the request.
-    pub answer: oneshot::Sender<Result<SampleOutcome>>,
+    /// Who waits; dropping its other end aborts the request.
+    pub ticket: Ticket<SampleOutcome>,
+    /// Which request it belongs to, for log and trace.
+    pub carried: Carried,
 }
 
 /// What the engine holds right now, for metrics and tests; written after every step.
@@ -84,38 +92,68 @@ pub struct Engine<R: Runner> {
     next_job: JobId,
     stopping: Option<(Instant, oneshot::Sender<()>)>,
     stats: Arc<EngineStats>,
+    pulse: Pulse,
+    shown: Shown,
+}
+
+/// The device is lost, for this reason: this engine must not go on.
+struct Lost(String);
+
+/// How a part of a step failed.
+enum Failure {
+    /// These requests cannot be answered, for this reason.
+    Requests(Error),
+    Device(Lost),
 }
 
 impl<R: Runner> Engine<R> {
     /// An engine without requests.
     #[must_use]
-    pub fn new(runner: R, scheduler: Box<dyn Scheduler>, stats: Arc<EngineStats>) -> Self {
-        Self { runner, scheduler, requests: BTreeMap::new(), next_job: 0, stopping: None, stats }
+    pub fn new(runner: R, scheduler: Box<dyn Scheduler>, stats: Arc<EngineStats>, pulse: Pulse) -> Self {
+        let shown = Shown::new(runner.base_model());
+        Self { runner, scheduler, requests: BTreeMap::new(), next_job: 0, stopping: None, stats, pulse, shown }
     }
 
-    /// Works until it is drained or every sender is gone and every request is answered.
-    pub fn work(mut self, mut commands: mpsc::Receiver<Command>) {
+    /// Works until it is drained, the device is lost, or every sender is gone and every request is answered.
+    pub fn work(mut self, commands: &mut mpsc::Receiver<Command>) -> Ended {
+        let worked = self.take_turns(commands);
+        self.publish_stats();
+        match worked {
+            Ok(()) => {
+                self.stop();
+                Ended::Stopped
+            }
+            Err(Lost(reason)) => Ended::Broken(reason),
+        }
+    }
+
+    fn take_turns(&mut self, commands: &mut mpsc::Receiver<Command>) -> Result<(), Lost> {
+        self.runner.probe().map_err(|error| Lost(error.message))?;
+        self.pulse.working();
         loop {
             if self.requests.is_empty() {
                 if self.stopping.is_some() {
-                    break;
+                    return Ok(());
                 }
                 match commands.blocking_recv() {
-                    Some(command) => self.take(command, &mut commands),
-                    None => break,
+                    Some(command) => self.take(command, commands),
+                    None => return Ok(()),
                 }
             }
             while let Ok(command) = commands.try_recv() {
-                self.take(command, &mut commands);
+                self.take(command, commands);
             }
             if self.stopping.as_ref().is_some_and(|(deadline, _)| Instant::now() >= *deadline) {
-                break;
+                return Ok(());
             }
             self.drop_abandoned();
-            self.step();
+            self.pulse.begin("a sampling step");
+            let began = Instant::now();
+            self.step()?;
+            self.shown.stepped(began.elapsed());
+            self.pulse.end();
             self.publish_stats();
         }
-        self.stop();
     }
 
     fn take(&mut self, command: Command, commands: &mut mpsc::Receiver<Command>) {
@@ -129,7 +167,7 @@ impl<R: Runner> Engine<R> {
     }
 
     fn admit(&mut self, work: Work) {
-        let Work { tenant, request, adapter, answer } = work;
+        let Work { tenant, request, adapter, ticket, carried } = work;
         let id = self.next_job;
         self.next_job += 1;
         let job = Job {
@@ -141,19 +179,17 @@ impl<R: Runner> Engine<R> {
         };
         match self.scheduler.submit(job) {
             Ok(()) => {
-                self.requests.insert(id, Request::new(request, adapter, answer));
+                self.shown.admitted(request.prompt.len());
+                self.requests.insert(id, Request::new(request, adapter, ticket, carried));
             }
-            Err(refusal) => {
-                // The client may be gone; then nobody needs to know.
-                let _ = answer.send(Err(refusal));
-            }
+            Err(refusal) => ticket.answer(Err(refusal)),
         }
     }
 
     /// Frees what belongs to clients that went away.
     fn drop_abandoned(&mut self) {
         let abandoned: Vec<JobId> =
-            self.requests.iter().filter(|(_, request)| request.answer.is_closed()).map(|(id, _)| *id).collect();
+            self.requests.iter().filter(|(_, request)| request.ticket.is_abandoned()).map(|(id, _)| *id).collect();
         for id in abandoned {
             debug!(request = id, "the client went away, its sampling request is aborted");
             self.requests.remove(&id);
@@ -161,19 +197,20 @@ impl<R: Runner> Engine<R> {
         }
     }
 
-    fn step(&mut self) {
+    /// On an error the tickets of the requests that were computed say so.
+    fn step(&mut self) -> Result<(), Lost> {
         let plan = self.scheduler.plan();
         for tile in plan.prefill {
-            self.prefill(&tile);
+            self.prefill(&tile)?;
         }
         for start in plan.start {
             self.start(start);
         }
-        self.decode(&plan.decode);
+        self.decode(&plan.decode)
     }
 
-    fn prefill(&mut self, tile: &Tile) {
-        let Some(request) = self.requests.get_mut(&tile.job) else { return };
+    fn prefill(&mut self, tile: &Tile) -> Result<(), Lost> {
+        let Some(request) = self.requests.get_mut(&tile.job) else { return Ok(()) };
         let prompt = &request.valid.prompt;
         let is_last = tile.rows.end == prompt.len();
         let scored = if request.valid.prompt_logprobs {
@@ -188,21 +225,29 @@ impl<R: Runner> Engine<R> {
         };
         let runner = &mut self.runner;
         let cache = request.prompt_cache.get_or_insert_with(|| runner.empty_cache());
+        request.progress.prefills(prompt.len());
+        request.ticket.begin();
         let prefilled = guarded(|| runner.prefill(work, cache, request.adapter.as_ref()));
+        if !matches!(prefilled, Err(Failure::Device(_))) {
+            request.ticket.pause();
+        }
         match prefilled {
             Ok(prefilled) if prefilled.logprobs.iter().all(|logprob| logprob.is_finite()) => {
                 request.prompt_logprobs.extend(prefilled.logprobs);
                 request.first_logits = prefilled.last_logits;
             }
             Ok(_) => self.fail(tile.job, None),
-            Err(failure) => self.fail(tile.job, Some(failure)),
+            Err(Failure::Requests(reason)) => self.fail(tile.job, Some(reason)),
+            Err(Failure::Device(lost)) => return Err(lost),
         }
+        Ok(())
     }
 
     /// Draws a sample's first token; the prompt's cache is copied only if there will be a second.
     fn start(&mut self, start: Start) {
         let SampleRef { job, sample } = start.sample;
         let Some(request) = self.requests.get_mut(&job) else { return };
+        request.progress.decodes();
         let task = request.row_task(sample, 0);
         let logits = request.first_logits.as_deref().unwrap_or_default();
         let Ok(first) = draw(logits, &task.params, task.noise) else {
@@ -231,11 +276,12 @@ impl<R: Runner> Engine<R> {
         }
     }
 
-    fn decode(&mut self, samples: &[SampleRef]) {
+    fn decode(&mut self, samples: &[SampleRef]) -> Result<(), Lost> {
         let mut batch = Batch::gather(samples, &mut self.requests);
         if batch.samples.is_empty() {
-            return;
+            return Ok(());
         }
+        self.for_each_ticket(&batch.samples, Ticket::begin);
         let vocabulary = self.runner.vocabulary();
         let mut draws = Vec::with_capacity(batch.samples.len());
         let computed = guarded(|| {
@@ -247,15 +293,29 @@ impl<R: Runner> Engine<R> {
                 draws.extend(draw_rows(logits, vocabulary, &tasks[..rows]));
             })
         });
-        if let Err(failure) = computed {
-            // The caches may be half written: everyone in this step fails, everyone else goes on.
-            for sample in batch.samples {
-                self.fail(sample.job, Some(failure.clone()));
+        match computed {
+            Ok(()) => {
+                self.for_each_ticket(&batch.samples, Ticket::pause);
+                self.stats.generated.fetch_add(draws.len() as u64, Ordering::AcqRel);
+                self.scatter(batch, draws);
             }
-            return;
+            // The caches may be half written: everyone in this step fails, everyone else goes on.
+            Err(Failure::Requests(reason)) => {
+                for sample in batch.samples {
+                    self.fail(sample.job, Some(reason.clone()));
+                }
+            }
+            Err(Failure::Device(lost)) => return Err(lost),
         }
-        self.stats.generated.fetch_add(draws.len() as u64, Ordering::AcqRel);
-        self.scatter(batch, draws);
+        Ok(())
+    }
+
+    fn for_each_ticket(&mut self, samples: &[SampleRef], mark: impl Fn(&mut Ticket<SampleOutcome>)) {
+        for sample in samples {
+            if let Some(request) = self.requests.get_mut(&sample.job) {
+                mark(&mut request.ticket);
+            }
+        }
     }
 
     fn scatter(&mut self, batch: Batch<R::Cache>, draws: Vec<Result<Draw, NonFinite>>) {
@@ -302,11 +362,21 @@ impl<R: Runner> Engine<R> {
         let Some(request) = self.requests.remove(&job) else { return };
         let reason = reason.unwrap_or_else(|| not_finite(request.adapter.is_some()));
         debug!(request = job, %reason, "a sampling request failed");
-        let _ = request.answer.send(Err(reason));
+        request.ticket.answer(Err(reason));
     }
 
-    fn publish_stats(&self) {
+    fn publish_stats(&mut self) {
         let bytes = self.requests.values().flat_map(Request::caches).map(|cache| self.runner.cache_bytes(cache)).sum();
+        let mut holding =
+            Holding { cache_bytes: bytes, generated: self.stats.generated(), ..Holding::default() };
+        for sample in self.requests.values().flat_map(|request| &request.samples) {
+            match sample {
+                Sample::Waiting => holding.waiting += 1,
+                Sample::Running(_) => holding.running += 1,
+                Sample::Done(_) => {}
+            }
+        }
+        self.shown.holds(holding);
         self.stats.cache_bytes.store(bytes, Ordering::Release);
         self.stats.requests.store(self.requests.len(), Ordering::Release);
     }
@@ -315,7 +385,7 @@ impl<R: Runner> Engine<R> {
     fn stop(mut self) {
         let parked = self.requests.len();
         for request in std::mem::take(&mut self.requests).into_values() {
-            let _ = request.answer.send(Err(stopped()));
+            request.ticket.answer(Err(stopped()));
         }
         self.publish_stats();
         info!(parked, "the sampling engine has stopped");
@@ -353,16 +423,22 @@ impl<Cache> Batch<Cache> {
     }
 }
 
-/// Runs a part of a step; a panic becomes an error.
-fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let reason = panic
-            .downcast_ref::<String>()
-            .map(String::as_str)
-            .or_else(|| panic.downcast_ref::<&str>().copied())
-            .unwrap_or("unknown panic");
-        error!(reason, "a sampling step panicked");
-        Err(Error::internal(format!("the sampling engine failed: {reason}")))
+/// Runs a part of a step; a panic becomes a failure.
+fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T, Failure> {
+    let reason = match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(Ok(done)) => return Ok(done),
+        Ok(Err(error)) if error.code != ErrorCode::Internal => return Err(Failure::Requests(error)),
+        Ok(Err(error)) => error.message,
+        Err(panic) => {
+            let reason = panic_text(panic.as_ref());
+            error!(reason, "a sampling step panicked");
+            format!("the sampling engine failed: {reason}")
+        }
+    };
+    Err(match device_failure(&reason) {
+        DeviceFailure::Lost => Failure::Device(Lost(reason)),
+        DeviceFailure::OutOfMemory => Failure::Requests(out_of_memory(&reason)),
+        DeviceFailure::Operation => Failure::Requests(Error::internal(reason)),
     })
 }
 
@@ -381,4 +457,4 @@ pub(crate) fn stopped() -> Error {
 
 #[cfg(test)]
 #[path = "engine_tests.rs"]
-mod tests;
+pub(crate) mod tests;

@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::thread;
 
 use twinkle_core::call::SampledSequence;
+use twinkle_core::engine::ticket::{Answer, ticket};
 
 use super::*;
 use crate::logits::DrawParams;
@@ -12,18 +13,25 @@ use crate::scheduler::{FairScheduler, SchedulerLimits};
 use crate::stop::StopRule;
 
 const VOCABULARY: usize = 32;
+pub(crate) const LOST_TOKEN: u32 = 28;
 const NAN_TOKEN: u32 = 29;
 const ERROR_TOKEN: u32 = 30;
 const PANIC_TOKEN: u32 = 31;
 
-/// The next token's logits depend on the sum of all tokens so far; three tokens make it fail.
-struct Scripted;
+/// The next token's logits depend on the sum of all tokens so far; four tokens make it fail.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Scripted {
+    /// How often the device is still lost over a prompt with [`LOST_TOKEN`].
+    pub(crate) losses: Arc<AtomicUsize>,
+    /// Whether that happens in a decode step, not in the prompt's.
+    pub(crate) in_decode: bool,
+}
 
 impl Scripted {
     fn logits(cache: &[u32]) -> Vec<f32> {
         let sum: u32 = cache.iter().sum();
         let mut row: Vec<f32> = (0..VOCABULARY as u32).map(|token| ((sum * 7 + token * 5) % 23) as f32 * 0.3).collect();
-        row[NAN_TOKEN as usize..].fill(-50.0);
+        row[LOST_TOKEN as usize..].fill(-50.0);
         if cache.last() == Some(&NAN_TOKEN) {
             row[3] = f32::NAN;
         }
@@ -34,10 +42,24 @@ impl Scripted {
         assert!(token != PANIC_TOKEN, "scripted panic");
         if token == ERROR_TOKEN { Err(Error::internal("scripted error")) } else { Ok(()) }
     }
+
+    fn lose_device(&self, tokens: &[u32]) -> Result<()> {
+        let one_less = |losses: usize| losses.checked_sub(1);
+        if tokens.contains(&LOST_TOKEN)
+            && self.losses.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_less).is_ok()
+        {
+            return Err(Error::internal("CUDA error: scripted loss"));
+        }
+        Ok(())
+    }
 }
 
 impl Runner for Scripted {
     type Cache = Vec<u32>;
+
+    fn probe(&self) -> Result<()> {
+        Ok(())
+    }
 
     fn vocabulary(&self) -> usize {
         VOCABULARY
@@ -56,6 +78,9 @@ impl Runner for Scripted {
     }
 
     fn prefill(&mut self, tile: PromptTile<'_>, cache: &mut Vec<u32>, _: Option<&Arc<Adapter>>) -> Result<Prefilled> {
+        if !self.in_decode {
+            self.lose_device(tile.tokens)?;
+        }
         let mut prefilled = Prefilled::default();
         for (row, token) in tile.tokens.iter().enumerate() {
             Self::check(*token)?;
@@ -76,6 +101,9 @@ impl Runner for Scripted {
         on_logits: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<()> {
         for (row, (token, cache)) in tokens.iter().zip(caches).enumerate() {
+            if self.in_decode {
+                self.lose_device(cache)?;
+            }
             cache.push(*token);
             on_logits(row, &Self::logits(cache));
         }
@@ -86,24 +114,43 @@ impl Runner for Scripted {
 struct House {
     line: mpsc::Sender<Command>,
     stats: Arc<EngineStats>,
+    pulse: Pulse,
     thread: Option<thread::JoinHandle<()>>,
+}
+
+/// A request in the house; dropping it aborts it.
+struct Asked(oneshot::Receiver<Answer<SampleOutcome>>);
+
+impl Asked {
+    /// `None` when the engine was lost.
+    fn blocking_recv(self) -> Option<Result<SampleOutcome>> {
+        match self.0.blocking_recv().unwrap() {
+            Answer::Given(outcome) => Some(outcome),
+            Answer::Lost { .. } => None,
+        }
+    }
 }
 
 impl House {
     fn open() -> Self {
         let limits = SchedulerLimits { seats: 4, kv_tokens: 2000, step_tokens: 16, tile: 8, waiting: 100 };
-        let (line, commands) = mpsc::channel(64);
+        let (line, mut commands) = mpsc::channel(64);
         let stats = Arc::new(EngineStats::default());
-        let engine = Engine::new(Scripted, Box::new(FairScheduler::new(limits)), Arc::clone(&stats));
-        let thread = thread::spawn(move || engine.work(commands));
-        Self { line, stats, thread: Some(thread) }
+        let pulse = Pulse::default();
+        let (counts, beats) = (Arc::clone(&stats), pulse.clone());
+        let thread = thread::spawn(move || {
+            let engine = Engine::new(Scripted::default(), Box::new(FairScheduler::new(limits)), counts, beats);
+            assert_eq!(engine.work(&mut commands), Ended::Stopped);
+        });
+        Self { line, stats, pulse, thread: Some(thread) }
     }
 
-    fn ask(&self, request: ValidRequest) -> oneshot::Receiver<Result<SampleOutcome>> {
-        let (answer, outcome) = oneshot::channel();
-        let work = Work { tenant: TenantId::new("t"), request, adapter: None, answer };
+    fn ask(&self, request: ValidRequest) -> Asked {
+        let (ticket, answer) = ticket(&self.pulse);
+        let carried = twinkle_core::telemetry::carried::Carried::from_here();
+        let work = Work { tenant: TenantId::new("t"), request, adapter: None, ticket, carried };
         assert!(self.line.blocking_send(Command::Sample(Box::new(work))).is_ok());
-        outcome
+        Asked(answer)
     }
 
     fn sample(&self, request: ValidRequest) -> Result<SampleOutcome> {
@@ -124,7 +171,7 @@ impl Drop for House {
     }
 }
 
-fn request(prompt: &[u32]) -> ValidRequest {
+pub(crate) fn request(prompt: &[u32]) -> ValidRequest {
     ValidRequest {
         prompt: prompt.to_vec(),
         samples: 1,

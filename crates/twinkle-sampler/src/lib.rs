@@ -3,8 +3,8 @@
 //! Read in this order: [`params`] turns a request into one the engine can trust, [`scheduler`] decides what a step
 //! computes (pure), [`runner`] is the model's side of a step, [`logits`] turns a row of logits into a token (pure),
 //! [`stop`] says when a sequence ends (pure), [`sequence`] is what the engine keeps per request, [`engine`] is the one
-//! thread that owns the sequences and their KV caches, [`adapters`] finds the weights a request names, and [`component`]
-//! is the handle the rest of the node calls.
+//! thread that owns the sequences and their KV caches, [`line`] asks it, and the engine that follows a lost one,
+//! [`adapters`] finds the weights a request names, and [`component`] is the handle the rest of the node calls.
 //!
 //! Two rules: the same request with the same seed gets the same tokens whatever else runs, and every admitted request
 //! can finish, because its memory was set aside before it began.
@@ -13,6 +13,7 @@
 pub mod adapters;
 pub mod component;
 pub mod engine;
+pub mod line;
 pub mod logits;
 pub mod memory;
 pub mod params;
@@ -20,5 +21,6 @@ pub mod runner;
 pub mod scheduler;
 mod sequence;
 pub mod stop;
+mod watched;
 
 pub use component::{SamplerComponent, SamplerContext};

@@ -36,6 +36,17 @@ pub trait Runner: 'static {
     /// Keys and values of one sequence.
     type Cache;
 
+    /// Whether the device works. Asked before an engine takes work.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    fn probe(&self) -> Result<()>;
+
+    /// The base model's public name, for metrics.
+    fn base_model(&self) -> &str {
+        ""
+    }
+
     /// Rows of the output head.
     fn vocabulary(&self) -> usize;
 
@@ -76,6 +87,8 @@ pub trait Runner: 'static {
 #[derive(Debug)]
 pub struct TorchRunner {
     base: Arc<BaseModel>,
+    /// Its public name.
+    name: String,
     /// Room for the logits of [`HEAD_ROWS`] rows.
     logits: Vec<f32>,
 }
@@ -84,12 +97,33 @@ impl TorchRunner {
     /// A runner over shared weights.
     #[must_use]
     pub fn new(base: Arc<BaseModel>) -> Self {
-        Self { base, logits: Vec::new() }
+        Self { base, name: String::new(), logits: Vec::new() }
+    }
+
+    /// The same runner, whose model has this public name.
+    #[must_use]
+    pub fn named(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.name);
+        self
     }
 }
 
 impl Runner for TorchRunner {
     type Cache = KvCache;
+
+    fn probe(&self) -> Result<()> {
+        let device = self.base.device();
+        let compute = || Tensor::f_ones([64], (Kind::Float, device))?.f_sum(Kind::Float)?.f_double_value(&[]);
+        match compute() {
+            Ok(64.0) => Ok(()),
+            Ok(sum) => Err(Error::internal(format!("the device {device:?} adds 64 ones to {sum}"))),
+            Err(error) => Err(tensor_error(&error)),
+        }
+    }
+
+    fn base_model(&self) -> &str {
+        &self.name
+    }
 
     fn vocabulary(&self) -> usize {
         self.base.config().vocab_size

@@ -2,22 +2,24 @@
 
 use std::sync::Arc;
 
-use tokio::sync::oneshot;
 use tokio::time::Instant;
-use twinkle_core::Result;
 use twinkle_core::call::{SampleOutcome, SampledSequence, StopReason};
+use twinkle_core::engine::ticket::Ticket;
+use twinkle_core::telemetry::carried::Carried;
 use twinkle_nn::Adapter;
 
 use crate::logits::{Draw, Noise, RowTask};
 use crate::params::ValidRequest;
 use crate::stop::StopWatch;
+use crate::watched::Progress;
 
 /// A request inside the engine. Dropping it frees its caches.
 pub(crate) struct Request<Cache> {
     pub(crate) valid: ValidRequest,
     /// The version it started with; a newer publication does not disturb it.
     pub(crate) adapter: Option<Arc<Adapter>>,
-    pub(crate) answer: oneshot::Sender<Result<SampleOutcome>>,
+    pub(crate) ticket: Ticket<SampleOutcome>,
+    pub(crate) progress: Progress,
     pub(crate) arrived: Instant,
     /// `None` until the first tile and after the last sample took it.
     pub(crate) prompt_cache: Option<Cache>,
@@ -51,13 +53,15 @@ impl<Cache> Request<Cache> {
     pub(crate) fn new(
         valid: ValidRequest,
         adapter: Option<Arc<Adapter>>,
-        answer: oneshot::Sender<Result<SampleOutcome>>,
+        ticket: Ticket<SampleOutcome>,
+        carried: Carried,
     ) -> Self {
         let samples = (0..valid.samples).map(|_| Sample::Waiting).collect();
         Self {
             valid,
             adapter,
-            answer,
+            ticket,
+            progress: Progress::Waiting(carried),
             arrived: Instant::now(),
             prompt_cache: None,
             first_logits: None,
@@ -112,7 +116,7 @@ impl<Cache> Request<Cache> {
             .valid
             .prompt_logprobs
             .then(|| std::iter::once(None).chain(self.prompt_logprobs.into_iter().map(Some)).collect());
-        let _ = self.answer.send(Ok(SampleOutcome { sequences, prompt_logprobs }));
+        self.ticket.answer(Ok(SampleOutcome { sequences, prompt_logprobs }));
     }
 }
 
