@@ -106,15 +106,21 @@ impl RunFiles {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
             Err(error) => return Err(unusable(&self.pid, &error)),
         };
-        let station = PidFile::read(&self.pid);
         match file.try_lock() {
-            Err(TryLockError::WouldBlock) => station.map(Found::Running).ok_or_else(|| {
-                Error::internal(format!("the pid file `{}` is held by a process it does not name", self.pid.display()))
-                    .hint("look again in a moment: a node that is just starting writes it first thing")
-            }),
+            Err(TryLockError::WouldBlock) => match PidFile::read(&self.pid) {
+                Some(station) => Ok(Found::Running(station)),
+                // Its owner has removed it, and is about to end.
+                None if !is_at(&file, &self.pid) => Ok(Found::Nothing),
+                None => Err(Error::internal(format!(
+                    "the pid file `{}` is held by a process it does not name",
+                    self.pid.display()
+                ))
+                .hint("look again in a moment: a node that is just starting writes it first thing")),
+            },
             Err(TryLockError::Error(error)) => Err(unusable(&self.pid, &error)),
             // Held here, so a node that starts at this instant waits for the file to be gone.
             Ok(()) => {
+                let station = PidFile::read(&self.pid);
                 remove(&self.pid);
                 Ok(station.map_or(Found::Nothing, |station| Found::Stale(station.process)))
             }

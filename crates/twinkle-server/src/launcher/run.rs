@@ -40,7 +40,7 @@ impl TwinkleServer {
     ///
     /// # fn main() -> Result<(), twinkle_server::LaunchError> {
     /// let server = TwinkleServer::from_config("node.yaml")?;
-    /// server.with_options(LaunchOptions { insecure: true, ..LaunchOptions::default() }).run()
+    /// server.with_options(LaunchOptions { insecure: true }).run()
     /// # }
     /// ```
     pub fn run(self) -> Result<(), LaunchError> {
