@@ -221,6 +221,56 @@ async fn metrics_reach_both_systems_under_documented_names_and_no_key_leaves_the
 }
 
 #[tokio::test]
+async fn a_sample_shows_its_stages_below_its_request() {
+    let collector = Collector::start().await;
+    let node = node_with(&collector.endpoint()).await;
+    let client = TinkerHttp::new(&node.base_url(), KEY);
+    let session = client.ask("create_session", &json!({ "tags": [], "sdk_version": "0.16.1" })).await.expect("a session");
+    let body = json!({
+        "session_id": session["session_id"],
+        "sampling_session_seq_id": 0,
+        "base_model": node.model(),
+    });
+    let opened = client.ask("create_sampling_session", &body).await.expect("a sampling session");
+    let body = json!({
+        "sampling_session_id": opened["sampling_session_id"],
+        "seq_id": 0,
+        "num_samples": 1,
+        "prompt": { "chunks": [{ "tokens": TOKENS }] },
+        "sampling_params": { "max_tokens": 3, "seed": 1 },
+    });
+    let request = client.submit("asample", &body).await.expect("accepted");
+    client.result(&request).await.expect("a sample");
+
+    let expected = [
+        ("Sampler.sample", "POST /api/v1/asample"),
+        ("engine.queue", "Sampler.sample"),
+        ("engine.prefill", "Sampler.sample"),
+        ("engine.decode", "Sampler.sample"),
+    ];
+    let named = |everything: &collector::Everything, name: &str| {
+        everything.spans.iter().find(|(_, span)| span.name == name).map(|(_, span)| span.clone())
+    };
+    let complete = |everything: &collector::Everything| {
+        expected.iter().all(|(name, parent)| named(everything, name).is_some() && named(everything, parent).is_some())
+    };
+    collector
+        .wait_for("the trace of a sample", complete, |everything| {
+            for (name, parent) in expected {
+                let (span, parent) = (named(everything, name), named(everything, parent));
+                let (span, parent) = (span.expect("waited for"), parent.expect("waited for"));
+                assert_eq!(span.trace_id, parent.trace_id, "`{name}` is in another trace");
+                assert_eq!(span.parent_span_id, parent.span_id, "`{name}` is not below `{}`", parent.name);
+            }
+        })
+        .await;
+    let shown = parse(&scrape(&node).await);
+    for name in ["twinkle_tokens_prompt_total", "twinkle_tokens_generated_total", "twinkle_kv_cache_used_bytes"] {
+        assert!(shown.contains_key(name), "`{name}` is missing after a sample");
+    }
+}
+
+#[tokio::test]
 async fn a_collector_that_is_not_there_does_no_harm() {
     // A port that was free a moment ago: nobody answers there.
     let dead = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
