@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::choices::{Choices, choices};
 use super::diagnostic::Report;
@@ -27,6 +27,7 @@ pub enum Persistence {
     /// The records in a Redis server.
     Redis {
         /// Where it listens.
+        #[serde(serialize_with = "without_password")]
         url: String,
         /// Put before every key.
         key_prefix: String,
@@ -36,7 +37,10 @@ pub enum Persistence {
     /// The records in a PostgreSQL database.
     Postgres {
         /// Where it listens, with user and database.
+        #[serde(serialize_with = "without_password")]
         url: String,
+        /// Sets several nodes apart in one database.
+        key_prefix: String,
         /// The folder of snapshots and checkpoints; made when absent.
         directory: PathBuf,
     },
@@ -101,9 +105,11 @@ impl Persistence {
                 key_prefix: key_prefix.unwrap_or_default(),
                 directory: lasting,
             },
-            Some(Mode::Postgres) => {
-                Self::Postgres { url: needed("postgres_url", "postgres", postgres_url), directory: lasting }
-            }
+            Some(Mode::Postgres) => Self::Postgres {
+                url: needed("postgres_url", "postgres", postgres_url),
+                key_prefix: key_prefix.unwrap_or_default(),
+                directory: lasting,
+            },
             Some(Mode::File) if directory.is_none() => {
                 needed("file_path", "file", None);
                 Self::default()
@@ -141,6 +147,8 @@ impl Settings {
         }
         if mode != Some(Mode::Redis) {
             section.inert("redis_url", ANOTHER_MODE);
+        }
+        if !matches!(mode, Some(Mode::Redis | Mode::Postgres)) {
             section.inert("key_prefix", ANOTHER_MODE);
         }
         if mode != Some(Mode::Postgres) {
@@ -163,6 +171,16 @@ impl Settings {
 /// The environment variable of a key of `persistence`.
 fn variable(key: &str) -> String {
     format!("TWINKLE_PERSISTENCE_{}", key.to_uppercase())
+}
+
+/// A URL as it may be printed: `redis://user:***@host`.
+fn without_password<S: Serializer>(url: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    let hidden = url.split_once("://").and_then(|(scheme, rest)| {
+        let (credentials, host) = rest.rsplit_once('@')?;
+        let (user, _) = credentials.split_once(':')?;
+        Some(format!("{scheme}://{user}:***@{host}"))
+    });
+    serializer.serialize_str(hidden.as_deref().unwrap_or(url))
 }
 
 /// The folder of a path that names a folder, or a file of an earlier generation such as `state.json`.
