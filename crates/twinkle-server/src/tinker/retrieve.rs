@@ -33,6 +33,8 @@ pub(super) async fn retrieve(
     let poll: RetrieveFuture = body.json().await?;
     let request = RequestId::new(poll.request_id);
     let waited = tokio::select! {
+        // A result that is there goes out, although the node stops.
+        biased;
         waited = front.context.futures.wait(&tenant, &request, HOLD) => waited,
         () = front.context.stopping.cancelled() => Waited::Pending,
     };
