@@ -215,7 +215,7 @@ impl GivenGroup {
 
 fn check_fit(given: &GivenMesh, workers: u64, group: &str, args: &Section<'_>) {
     let world = given.mesh.world_size();
-    if world == workers {
+    if world == workers || !given.is_sound {
         return;
     }
     let noun = if world == 1 { "worker" } else { "workers" };
@@ -270,7 +270,8 @@ fn read_visible(section: &Section<'_>, node: &Node) -> Option<Located<Vec<u32>>>
         _ => ordinal(node).map(|ordinal| vec![ordinal]),
     };
     if list.is_none() {
-        section.wrong_type("visible_devices", node, "a list of device ordinals");
+        let message = format!("`visible_devices`{} must hold device ordinals", section.suffix());
+        section.report().problem(node.place, message);
     }
     list.map(|value| Located { value, place: node.place })
 }

@@ -116,6 +116,11 @@ impl Report {
         self.problems.borrow_mut().push(problem_at(place, message, Some(hint.into())));
     }
 
+    /// How many problems there are so far.
+    pub(super) fn problem_count(&self) -> usize {
+        self.problems.borrow().len()
+    }
+
     /// Something is right and cannot be done yet.
     pub(super) fn unavailable(&self, place: Place, what: impl fmt::Display) {
         let message = format!("{what} is understood but not available yet");

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use super::limits::Limits;
 use super::section::Section;
 
 /// Where the node listens.
@@ -43,8 +44,13 @@ impl HttpOptions {
             options.port = port.value;
         }
         options.tls = section.section("tls").and_then(TlsConfig::read);
-        for key in ["root_path", "request_timeout_s", "keep_alive_timeout_s", "num_cpus", "location"] {
-            section.inert(key, "a setting of Ray Serve's proxy");
+        const OF_THE_PROXY: &str = "a setting of Ray Serve's proxy";
+        for key in ["request_timeout_s", "keep_alive_timeout_s"] {
+            section.inert_number(key, Limits::SECONDS, OF_THE_PROXY);
+        }
+        section.inert_number("num_cpus", Limits::FROM_ZERO, OF_THE_PROXY);
+        for key in ["root_path", "location"] {
+            section.inert(key, OF_THE_PROXY);
         }
         section.finish();
         options

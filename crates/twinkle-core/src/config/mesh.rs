@@ -68,11 +68,14 @@ pub(super) struct GivenMesh {
     pub(super) mesh: DeviceMesh,
     pub(super) device_type: Option<Located<DeviceType>>,
     pub(super) place: Place,
+    /// Whether nothing about it was reported: only then its size means anything.
+    pub(super) is_sound: bool,
 }
 
 impl GivenMesh {
     pub(super) fn read(mut section: Section<'_>) -> Self {
         let place = section.place();
+        let before = section.report().problem_count();
         let device_type = section.choice::<DeviceType>("device_type");
         let sizes = read_sizes(&mut section);
         let mut mesh = DeviceMesh::default();
@@ -98,8 +101,9 @@ impl GivenMesh {
             }
         }
         section.inert_boolean("sequence_parallel", "one device holds the whole sequence");
+        let is_sound = section.report().problem_count() == before;
         section.finish();
-        Self { mesh, device_type, place }
+        Self { mesh, device_type, place, is_sound }
     }
 }
 

@@ -106,7 +106,7 @@ choices!(ProxyLocation { EveryNode = "EveryNode", HeadOnly = "HeadOnly", Disable
 impl ServerConfig {
     /// Reads and checks a file; the error lists every problem with its line and column.
     ///
-    /// Touches nothing but the file: model folders are looked for by [`ModelSource::folder`].
+    /// Touches nothing but the file: looking for a model's files is `twinkle-hub`'s job.
     pub fn load(path: &Path) -> Result<Self, ConfigErrors> {
         let file = path.display().to_string();
         let text = match std::fs::read_to_string(path) {
@@ -148,9 +148,9 @@ impl ServerConfig {
         root.inert("proxy_location", "there is one listener");
         let _ = root.filled_text("ray_namespace");
         root.inert("ray_namespace", "everything runs in one process");
+        let mut http = HttpOptions::read(root.section("http_options"));
         let is_short = ShortForm::is_used(&mut root);
-        let short = if is_short { ShortForm::read(&mut root) } else { None };
-        let http = HttpOptions::read(short_form::listener(short.as_ref(), &mut root, report));
+        let short = if is_short { ShortForm::read(&mut root, &mut http) } else { None };
         let auth = AuthConfig::read(root.section("auth"));
         let telemetry = TelemetryConfig::read(root.section_or_alias("telemetry", "telemetry_config"));
         let persistence = root.section_or_alias("persistence", "persistence_config");

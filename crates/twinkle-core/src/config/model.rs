@@ -212,7 +212,8 @@ fn read_extras(args: &mut Section<'_>) {
     ] {
         args.inert(key, "a setting of Megatron-LM");
     }
-    for key in ["fsdp_config", "lora_config", "tokenizer_id"] {
+    args.inert("fsdp_config", "one device holds all weights");
+    for key in ["lora_config", "tokenizer_id"] {
         args.unavailable(key);
     }
     if args.boolean("enable_router_replay").is_some_and(|replay| replay.value) {

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::choices::choices;
 use super::section::{Located, Section};
+use super::tree::{Node, Value};
 
 /// The number format of the frozen weights and of the computation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -37,6 +38,10 @@ choices!(Dtype {
 impl Dtype {
     /// Reads one key; half precisions whose range is too small for training are refused at start.
     pub(super) fn read(section: &mut Section<'_>, key: &'static str) -> Option<Located<Precision>> {
+        if let Some(Node { value: Value::Boolean(false), place }) = section.node(key) {
+            // YAML reads a bare `no` as false.
+            return Some(Located { value: Precision::Float32, place: *place });
+        }
         let given = section.choice::<Self>(key)?;
         let value = match given.value {
             Self::Auto => Precision::Auto,

@@ -154,7 +154,7 @@ impl EngineArgs {
         if let Some(mode) = section.choice::<LogprobsMode>("logprobs_mode") {
             engine.logprobs_mode = mode.value;
             if mode.value != LogprobsMode::ProcessedLogprobs {
-                section.unavailable("logprobs_mode");
+                section.unavailable_value("logprobs_mode");
             }
         }
         engine.seed = section.integer("seed", 0..).map(|seed| seed.value);
@@ -168,15 +168,15 @@ impl EngineArgs {
 /// Keys of vLLM's own engine.
 fn read_vllm(section: &mut Section<'_>) {
     for key in ["tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"] {
-        if let Some(size) = section.integer::<u32>(key, 1..).filter(|size| size.value > 1) {
-            section.report().unavailable(size.place, format!("`{key}: {}`", size.value));
+        if section.integer::<u32>(key, 1..).is_some_and(|size| size.value > 1) {
+            section.unavailable_value(key);
         }
     }
     for key in ["quantization", "rope_scaling", "rope_theta", "hf_overrides", "speculative_config", "tokenizer"] {
         section.unavailable(key);
     }
     if section.text("kv_cache_dtype").is_some_and(|dtype| dtype.value != "auto") {
-        section.unavailable("kv_cache_dtype");
+        section.unavailable_value("kv_cache_dtype");
     }
     const SPEED_ONLY: &str = "a setting of vLLM's engine that changes no result";
     for key in [

@@ -40,13 +40,6 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// A mapping that stands for the one at `path`.
-    pub(super) fn at(path: &str, node: &'a Node, report: &'a Report) -> Option<Self> {
-        let mut section = Self::root(node, report)?;
-        path.clone_into(&mut section.path);
-        Some(section)
-    }
-
     /// An item of a list, as `applications[2]`.
     pub(super) fn item(&self, list: &str, index: usize, node: &'a Node) -> Option<Self> {
         self.nested(&format!("{list}[{index}]"), node)
@@ -182,7 +175,7 @@ impl<'a> Section<'a> {
     /// A key that would change something we cannot do yet.
     pub(super) fn unavailable(&mut self, key: &'static str) {
         if let Some(node) = self.node(key) {
-            self.report.unavailable(node.place, format!("`{key}`{}", self.suffix()));
+            self.report.unavailable(node.place, format!("`{key}`"));
         }
     }
 
@@ -190,7 +183,7 @@ impl<'a> Section<'a> {
     pub(super) fn unavailable_value(&mut self, key: &'static str) {
         if let Some(node) = self.node(key) {
             let value = node.scalar_text().unwrap_or_default();
-            self.report.unavailable(node.place, format!("`{key}: {value}`{}", self.suffix()));
+            self.report.unavailable(node.place, format!("`{key}: {value}`"));
         }
     }
 

@@ -4,11 +4,14 @@
 //! others. Every value written out keeps the place of what it came from.
 
 use super::choices::choices;
-use super::diagnostic::Report;
+use super::http::HttpOptions;
 use super::model::read_model_id;
 use super::model_source::{ModelLocation, ModelSource};
 use super::section::{Located, Section};
 use super::tree::{Entry, Node, Place, Value};
+
+/// Where the short form listens.
+const DEFAULT_HOST: &str = "0.0.0.0";
 
 /// The number formats of the short form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,8 +36,6 @@ pub(super) struct ShortForm {
     pipeline_parallel: u32,
     num_gpus: u32,
     num_replicas: Option<Located<u32>>,
-    /// The listener of `server`, as an `http_options`.
-    pub(super) http_options: Node,
 }
 
 impl ShortForm {
@@ -53,8 +54,10 @@ impl ShortForm {
         is_used && !has_applications
     }
 
-    /// Reads the three sections; `None` after reporting.
-    pub(super) fn read(root: &mut Section<'_>) -> Option<Self> {
+    /// Reads the three sections, the listener into `http`; `None` after reporting.
+    pub(super) fn read(root: &mut Section<'_>, http: &mut HttpOptions) -> Option<Self> {
+        let num_replicas = read_server(root, http);
+        let num_gpus = read_ray(root);
         let Some(mut model) = root.section("model") else {
             if !root.has("model") {
                 root.missing("model");
@@ -69,24 +72,6 @@ impl ShortForm {
         let (tensor_parallel, pipeline_parallel) = (size("tensor_parallel_size"), size("pipeline_parallel_size"));
         model.finish();
 
-        let mut listener = vec![text_entry("host", "0.0.0.0", place)];
-        let mut num_replicas = None;
-        if let Some(mut server) = root.section("server") {
-            for key in ["host", "port"] {
-                if let Some(node) = server.node(key) {
-                    listener.retain(|entry| entry.key != key);
-                    listener.push(Entry { key: key.to_owned(), place: node.place, node: node.clone() });
-                }
-            }
-            num_replicas = server.integer("num_replicas", 1..=65_536);
-            server.finish();
-        }
-        let num_gpus = root.section("ray").map_or(Some(1), |mut ray| {
-            let number = ray.integer::<u32>("num_gpus", 0..=65_536);
-            let is_wrong = number.is_none() && ray.has("num_gpus");
-            ray.finish();
-            if is_wrong { None } else { Some(number.map_or(1, |number| number.value)) }
-        });
         let (source, num_gpus) = (source?, num_gpus?);
         let split = tensor_parallel.saturating_mul(pipeline_parallel);
         if !num_gpus.max(1).is_multiple_of(split) {
@@ -105,7 +90,6 @@ impl ShortForm {
             pipeline_parallel,
             num_gpus,
             num_replicas,
-            http_options: Node { place, value: Value::Mapping(listener) },
         })
     }
 
@@ -235,23 +219,41 @@ impl ShortForm {
     }
 }
 
-fn text_entry(key: &str, text: &str, place: Place) -> Entry {
-    Entry { key: key.to_owned(), place, node: Node { place, value: Value::Text(text.to_owned()) } }
+/// Reads `server`: its listener wins over the defaults, and must agree with an `http_options` beside it.
+fn read_server(root: &mut Section<'_>, http: &mut HttpOptions) -> Option<Located<u32>> {
+    let given = root.node("http_options");
+    let (told_host, told_port) = (given.and_then(|node| node.at(&["host"])), given.and_then(|node| node.at(&["port"])));
+    let mut host = None;
+    let mut port = None;
+    let mut num_replicas = None;
+    if let Some(mut server) = root.section("server") {
+        host = server.filled_text("host");
+        port = server.integer::<u16>("port", 0..=65_535);
+        num_replicas = server.integer("num_replicas", 1..=65_536);
+        server.finish();
+    }
+    let contradicts = |key: &str, place: Place| {
+        root.report().problem(place, format!("`{key}` in `server` contradicts `{key}` in `http_options`"));
+    };
+    match (host, told_host) {
+        (Some(host), Some(_)) if host.value != http.host => contradicts("host", host.place),
+        (Some(host), _) => http.host = host.value,
+        (None, None) => DEFAULT_HOST.clone_into(&mut http.host),
+        (None, Some(_)) => {}
+    }
+    match (port, told_port) {
+        (Some(port), Some(_)) if port.value != http.port => contradicts("port", port.place),
+        (Some(port), _) => http.port = port.value,
+        (None, _) => {}
+    }
+    num_replicas
 }
 
-/// The listener of a file: its `http_options`, or in the short form what `server` says.
-pub(super) fn listener<'a>(
-    short: Option<&'a ShortForm>,
-    root: &mut Section<'a>,
-    report: &'a Report,
-) -> Option<Section<'a>> {
-    let Some(short) = short else { return root.section("http_options") };
-    if let Some(node) = root.node("http_options") {
-        report.problem_with_hint(
-            node.place,
-            "`http_options` cannot stand beside the short form",
-            "give `host` and `port` in `server`",
-        );
-    }
-    Section::at("server", &short.http_options, report)
+/// Reads `ray`; `None` after reporting.
+fn read_ray(root: &mut Section<'_>) -> Option<u32> {
+    let Some(mut ray) = root.section("ray") else { return Some(1) };
+    let is_given = ray.has("num_gpus");
+    let number = ray.integer::<u32>("num_gpus", 0..=65_536);
+    ray.finish();
+    if is_given { number.map(|number| number.value) } else { Some(1) }
 }

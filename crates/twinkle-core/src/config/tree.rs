@@ -98,7 +98,10 @@ impl Node {
 
 /// Parses one YAML document; an empty one is an empty mapping.
 pub(super) fn parse(file: &str, text: &str) -> Result<Node, ConfigErrors> {
-    match serde_yaml::from_str::<Option<Node>>(text) {
+    // A number that is none is one mistake among others: its key reports it, with its place.
+    let mut options = serde_yaml::Options::default();
+    options.non_finite_float_policy = serde_yaml::NonFiniteFloatPolicy::PassThrough;
+    match serde_yaml::from_str_with_options::<Option<Node>>(text, options) {
         Ok(Some(node)) => Ok(node),
         Ok(None) => Ok(Node { place: Place { line: 1, column: 1 }, value: Value::Mapping(Vec::new()) }),
         Err(error) => {

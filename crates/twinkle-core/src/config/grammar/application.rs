@@ -19,7 +19,7 @@ const IMPORT_PATH: Kind = Kind::Other {
 const REPLICAS: Kind = Kind::Other {
     told: "whole number ≥ 1, or `auto`",
     schema: r#"{"type": ["integer", "string"], "minimum": 1, "pattern": "^\\s*[+-]?[0-9]+(\\.0*)?\\s*$|^auto$|\\$\\{"}"#,
-    example: "auto",
+    example: "1",
 };
 const MODEL_NAMES: Kind = Kind::Other {
     told: "list of texts or of `{model_name: text}`",

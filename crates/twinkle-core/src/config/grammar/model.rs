@@ -95,7 +95,7 @@ pub(super) static MODEL_ARGS: Grammar = Grammar {
             .refused("anything but `all-linear`"),
         key("lora_config", Kind::Anything, Optional, "Settings of adapters, which clients give").refused("any value"),
         key("tokenizer_id", Kind::Anything, Optional, "Another model's tokenizer").refused("any value"),
-        key("fsdp_config", Kind::Anything, Optional, "How weights are sharded").refused("any value"),
+        key("fsdp_config", Kind::Anything, Optional, "How weights are sharded").since("G1–G3").inert(),
         key("enable_router_replay", Kind::Flag, Default("false"), "Replays the routing of experts").refused("`true`"),
         key("strategy", Kind::Anything, Default("accelerate"), "How the original runs in parallel")
             .since("G1–G3")
@@ -138,8 +138,8 @@ static ADAPTER_CONFIG: Grammar = Grammar {
         key(
             "per_token_adapter_limit",
             Kind::Whole(1, u32::MAX as i64),
-            Default("30"),
-            "Most runs of one tenant on this model",
+            Optional,
+            "Most runs of one tenant on this model; when left out, only `per_token_model_limit` of the server holds",
         )
         .since("G1, G2"),
         key("per_token_model_limit", Kind::Whole(1, u32::MAX as i64), Optional, "The same; both must agree")

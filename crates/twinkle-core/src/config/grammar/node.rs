@@ -135,7 +135,8 @@ static PERSISTENCE: Grammar = Grammar {
         )
         .since("G3, G4"),
         key("redis_url", Kind::Text, Optional, "Where Redis listens; required by `mode: redis`").since("G3, G4"),
-        key("key_prefix", Kind::Text, Default(""), "Put before every key in Redis").since("G3, G4"),
+        key("key_prefix", Kind::Text, Default(""), "Sets several nodes apart in one Redis or one database")
+            .since("G3, G4"),
         key(
             "postgres_url",
             Kind::Text,

@@ -84,6 +84,11 @@ fn property(key: &Key) -> Map<String, Value> {
         allow_nothing(&mut schema);
     }
     schema.insert("description".to_owned(), json!(description(key)));
+    if let Kind::Other { example, .. } = key.kind
+        && let Ok(example) = serde_yaml::from_str::<Value>(example)
+    {
+        schema.insert("examples".to_owned(), json!([example]));
+    }
     if let Need::Default(default) = key.need {
         schema.insert("default".to_owned(), typed_default(key.kind, default));
     }
@@ -106,9 +111,14 @@ fn taken(kind: Kind) -> Map<String, Value> {
         }
         Kind::Number(limits) | Kind::Seconds(limits) => number(limits),
         // Case does not matter to the reader; an editor should still offer the plain words.
-        Kind::Words(words) => json!({
-            "anyOf": [{"enum": words}, {"type": "string", "pattern": any_case(words)}],
-        }),
+        Kind::Words(words) => {
+            let mut choices = vec![json!({"enum": words}), json!({"type": "string", "pattern": any_case(words)})];
+            // YAML reads a bare `no` as false.
+            if words.contains(&"no") {
+                choices.push(json!({"enum": [false]}));
+            }
+            json!({"anyOf": choices})
+        }
         Kind::Texts => json!({
             "type": "object",
             "additionalProperties": {"type": ["string", "number", "boolean"]},
