@@ -31,7 +31,7 @@ fn optim_step(run: &str, sequence: u64) -> Value {
 
 #[tokio::test]
 async fn a_client_over_its_quota_is_told_how_long_to_wait_and_is_then_served() {
-    let node = node(|options| options.settings = "task_queue: {rps_limit: 3, window_seconds: 3}".to_owned()).await;
+    let node = node(|options| options.settings = "task_queue: {rps_limit: 3, window_seconds: 15}".to_owned()).await;
     let client = TinkerHttp::new(&node.base_url(), "tml-limits");
     let run = client.create_run(node.model(), 4, 1).await.expect("a run");
     client.submit_optim_step(&run, 1, 1e-3).await.expect("accepted");
@@ -39,7 +39,7 @@ async fn a_client_over_its_quota_is_told_how_long_to_wait_and_is_then_served() {
     let (status, wait, body) = post(&node, "optim_step", &optim_step(&run, 3)).await;
     assert_eq!((status, body["code"].as_str()), (429, Some("quota_exceeded")), "{body}");
     let wait = wait.expect("a time to wait");
-    assert!(wait <= Duration::from_secs(1), "{wait:?}");
+    assert!(wait <= Duration::from_secs(5), "{wait:?}");
 
     let other = TinkerHttp::new(&node.base_url(), "tml-other");
     other.create_run(node.model(), 4, 1).await.expect("another tenant has its own quota");
@@ -52,7 +52,7 @@ async fn a_client_over_its_quota_is_told_how_long_to_wait_and_is_then_served() {
 
 #[tokio::test]
 async fn the_sdk_keeps_to_a_small_quota_by_itself() {
-    let node = node(|options| options.settings = "task_queue: {rps_limit: 4, window_seconds: 1}".to_owned()).await;
+    let node = node(|options| options.settings = "task_queue: {rps_limit: 8, window_seconds: 1}".to_owned()).await;
     let arguments = ["--base-url", &node.base_url(), "--model", node.model()];
     if let Err(failure) = run_script(SdkVersion::V0_38_0, "training_loop.py", &arguments).await {
         panic!("{failure:#}\n--- server log ---\n{}", node.log());

@@ -302,10 +302,11 @@ async fn answer_of_closed_run(
             return answer(existing, run, number, encoded);
         }
     }
-    if sequence.is_none() && matches!(encoded.operation, RunOperation::Unload) {
-        if let Some(unloaded) = shared.store.latest_named(run, encoded.operation.name()).await? {
-            return Ok(unloaded);
-        }
+    if sequence.is_none()
+        && matches!(encoded.operation, RunOperation::Unload)
+        && let Some(unloaded) = shared.store.latest_named(run, encoded.operation.name()).await?
+    {
+        return Ok(unloaded);
     }
     Err(shared.store.end_of(run).await?)
 }

@@ -9,7 +9,7 @@ use tracing::{info, warn};
 use twinkle_core::call::Ending;
 use twinkle_core::config::AdapterConfig;
 use twinkle_core::error::{ErrorCode, Result};
-use twinkle_core::ids::{CheckpointKind, CheckpointPath, RequestId, RunId};
+use twinkle_core::ids::{CheckpointKind, CheckpointPath, RequestId, RunId, TenantId};
 use twinkle_core::middleware::journal::Journal;
 use twinkle_core::state::{DueRun, EndOfRuns, OperationState, RunPage, StateStore};
 
@@ -93,7 +93,7 @@ pub(super) struct EndingRuns {
     /// The last run that was looked at; the next look goes on after it.
     looked_at: Option<RunId>,
     /// Runs whose last operation is accepted and not finished.
-    ending: HashMap<RunId, RequestId>,
+    ending: HashMap<RunId, (TenantId, RequestId)>,
 }
 
 impl EndingRuns {
@@ -103,13 +103,14 @@ impl EndingRuns {
 
     pub(super) async fn look(&mut self, now: Timestamp) -> Result<()> {
         self.spill_silent(now).await?;
+        self.look_after_ends().await?;
         self.end_due(now).await
     }
 
     /// The last operation of a run that is ending.
     #[cfg(test)]
     pub(super) fn ending_request(&self, run: &RunId) -> Option<RequestId> {
-        self.ending.get(run).cloned()
+        self.ending.get(run).map(|(_, request)| request.clone())
     }
 
     /// Moves runs to disk that fell silent since the last look.
@@ -146,9 +147,6 @@ impl EndingRuns {
         let due = self.store.due_runs(page, end).await?;
         let is_last_page = due.len() < RUNS as usize;
         self.looked_at = due.last().filter(|_| !is_last_page).map(|run| run.id.clone());
-        if is_last_page && due.is_empty() {
-            self.ending.clear();
-        }
         for run in due {
             match self.end(&run, now).await {
                 Ok(()) => {}
@@ -162,7 +160,7 @@ impl EndingRuns {
     }
 
     async fn end(&mut self, run: &DueRun, now: Timestamp) -> Result<()> {
-        if self.is_ending(run).await? {
+        if self.ending.contains_key(&run.id) {
             return Ok(());
         }
         let Some(insist) = self.patience(run, now) else { return Ok(()) };
@@ -171,21 +169,24 @@ impl EndingRuns {
         let asked = self.model.journal.expire(&run.tenant, &run.id, path.clone(), run.ending, insist).await?;
         if let Some(request) = asked {
             info!(run = %run.id, ending = ?run.ending, checkpoint = %path, "a run whose time is over is saved and ended");
-            self.ending.insert(run.id.clone(), request);
+            self.ending.insert(run.id.clone(), (run.tenant.clone(), request));
         }
         Ok(())
     }
 
-    /// Whether the run's last operation is still on its way.
-    async fn is_ending(&mut self, run: &DueRun) -> Result<bool> {
-        let Some(request) = self.ending.get(&run.id) else { return Ok(false) };
-        match self.store.operation_result(&run.tenant, request).await? {
-            Some(OperationState::Pending) => return Ok(true),
-            Some(OperationState::Finished(Err(error))) => warn!(run = %run.id, %error, "a run could not be saved"),
-            _ => {}
+    /// Forgets the runs whose last operation is done. One that failed is tried again.
+    async fn look_after_ends(&mut self) -> Result<()> {
+        let mut done = Vec::new();
+        for (run, (tenant, request)) in &self.ending {
+            match self.store.operation_result(tenant, request).await? {
+                Some(OperationState::Pending) => continue,
+                Some(OperationState::Finished(Err(error))) => warn!(%run, %error, "a run could not be saved"),
+                _ => {}
+            }
+            done.push(run.clone());
         }
-        self.ending.remove(&run.id);
-        Ok(false)
+        self.ending.retain(|run, _| !done.contains(run));
+        Ok(())
     }
 
     /// Whether the run is to be ended now, and if so, whether also in the middle of its work.
