@@ -189,8 +189,9 @@ mod tests {
 persistence: {mode: memory}
 applications: [{name: server, route_prefix: /api/v1, import_path: server}]
 ";
-        let config = ServerConfig::parse("node.yaml", yaml).unwrap();
-        ServerConfig { auth: AuthConfig { keys_file: keys_file.map(Into::into), store }, ..config }
+        let mut config = ServerConfig::parse("node.yaml", yaml).unwrap();
+        config.auth = AuthConfig { keys_file: keys_file.map(Into::into), store };
+        config
     }
 
     #[tokio::test]
