@@ -21,8 +21,8 @@ use twinkle_core::engine::supervisor::{RestartPolicy, Supervision, supervise};
 use twinkle_core::engine::suspects::{MOST_LOSSES, Suspects};
 use twinkle_core::engine::ticket::{Answer, ticket};
 use twinkle_core::ids::{RunId, TenantId};
-use twinkle_core::{Error, ErrorCode, Result};
 use twinkle_core::telemetry::carried::Carried;
+use twinkle_core::{Error, ErrorCode, Result};
 
 use crate::backend::{Backend, Transformers};
 use crate::engine::{Command, Engine, EngineContext, EngineLimits, Gauges, Work};
@@ -109,7 +109,8 @@ impl Service<Call> for ModelComponent {
         let asked = Asked::of(&tenant, &call);
         let (ticket, answer) = ticket(&self.shared.gauges.pulse);
         // In line before this function returns: the order of calls is the order of work.
-        if self.line.send_item(Command::Execute(Work { tenant, call, ticket, carried: Carried::from_here() })).is_err() {
+        if self.line.send_item(Command::Execute(Work { tenant, call, ticket, carried: Carried::from_here() })).is_err()
+        {
             return async { Err(stopped()) }.boxed();
         }
         let shared = Arc::clone(&self.shared);

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use twinkle_core::call::{ForwardBackwardOutcome, Logprobs};
-use twinkle_core::{Error, Result};
 use twinkle_core::telemetry::labels::{Component, Deployment};
 use twinkle_core::telemetry::metrics::ENGINE_PASS;
 use twinkle_core::telemetry::spans::{self, Attribute};
+use twinkle_core::{Error, Result};
 use twinkle_nn::{Adapter, BaseModel, Gradients, Pack, Segment};
 
 use crate::batch::{Example, packs};

@@ -77,7 +77,8 @@ fn parse(text: &str) -> BTreeMap<String, String> {
             types.insert(name.to_owned(), kind.to_owned());
         } else if !line.starts_with('#') && !line.is_empty() {
             let name = line.split(['{', ' ']).next().unwrap_or_default();
-            let base = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(name);
+            let base =
+                ["_bucket", "_sum", "_count"].iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(name);
             assert!(types.contains_key(name) || types.contains_key(base), "a sample without a type: {line}");
             let value = line.rsplit(' ').next().unwrap_or_default();
             assert!(value.parse::<f64>().is_ok(), "not a number: {line}");
@@ -225,7 +226,8 @@ async fn a_sample_shows_its_stages_below_its_request() {
     let collector = Collector::start().await;
     let node = node_with(&collector.endpoint()).await;
     let client = TinkerHttp::new(&node.base_url(), KEY);
-    let session = client.ask("create_session", &json!({ "tags": [], "sdk_version": "0.16.1" })).await.expect("a session");
+    let session =
+        client.ask("create_session", &json!({ "tags": [], "sdk_version": "0.16.1" })).await.expect("a session");
     let body = json!({
         "session_id": session["session_id"],
         "sampling_session_seq_id": 0,

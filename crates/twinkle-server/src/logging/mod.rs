@@ -6,6 +6,7 @@ mod json;
 use std::io::IsTerminal;
 
 use clap::ValueEnum;
+use tracing_subscriber::filter::{FilterExt, filter_fn};
 use tracing_subscriber::fmt::format::JsonFields;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
@@ -26,7 +27,9 @@ pub enum LogFormat {
 
 /// Starts logging on stderr; an error if this process logs already.
 pub fn start(filter: &LogFilter, format: LogFormat) -> Result<(), TryInitError> {
-    let lines = lines(format).with_filter(filter.to_filter());
+    // What the exporters say about themselves, `telemetry` says in moderation.
+    let exporters = filter_fn(|metadata| !metadata.target().starts_with("opentelemetry"));
+    let lines = lines(format).with_filter(filter.to_filter().and(exporters));
     tracing_subscriber::registry().with(lines).with(crate::telemetry::exported_lines()).try_init()
 }
 

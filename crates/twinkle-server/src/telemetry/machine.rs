@@ -4,15 +4,12 @@ use std::time::Duration;
 
 use nvml_wrapper::Nvml;
 use sysinfo::{
-    CpuRefreshKind, MemoryRefreshKind, Pid, ProcessRefreshKind, ProcessesToUpdate, RefreshKind, System,
-    get_current_pid,
+    CpuRefreshKind, MemoryRefreshKind, Pid, ProcessRefreshKind, ProcessesToUpdate, RefreshKind, System, get_current_pid,
 };
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::debug;
 use twinkle_core::telemetry::labels::{Gpu, GpuIndex, Whole};
-use twinkle_core::telemetry::metrics::{
-    CPU_UTILIZATION, GPU_MEMORY, GPU_UTILIZATION, PROCESS_MEMORY, SYSTEM_MEMORY,
-};
+use twinkle_core::telemetry::metrics::{CPU_UTILIZATION, GPU_MEMORY, GPU_UTILIZATION, PROCESS_MEMORY, SYSTEM_MEMORY};
 
 /// Looks at the machine again and again, beside the async runtime: these are reads of files and calls of a driver.
 pub(crate) async fn watch(every: Duration) {

@@ -137,9 +137,8 @@ mod tests {
 
     #[test]
     fn nothing_is_sent_unless_it_is_asked_for() {
-        let destination = |config: &TelemetryConfig, environment: &[(&str, &str)]| {
-            settings(config, environment).unwrap().destination
-        };
+        let destination =
+            |config: &TelemetryConfig, environment: &[(&str, &str)]| settings(config, environment).unwrap().destination;
         assert_eq!(destination(&TelemetryConfig::default(), &[]), Destination::Nowhere);
         assert_eq!(destination(&on(), &[("OTEL_SDK_DISABLED", "true")]), Destination::Nowhere);
         let asked = [("TWINKLE_TELEMETRY_ENABLED", "1"), ("TWINKLE_TELEMETRY_DEBUG", "1")];
