@@ -115,9 +115,10 @@ pub(super) fn unreachable(error: impl std::fmt::Display) -> Error {
     Error::new(ErrorCode::Overloaded, format!("the state store cannot be reached: {error}")).retry_after(TRY_AGAIN)
 }
 
-/// The answer for a write that was being committed when the database went away, by a server that stops meanwhile.
+/// The answer for a write that was being committed when the database went away.
 pub(super) fn outcome_unknown() -> Error {
-    Error::new(ErrorCode::Draining, "whether this was stored will be known when the database is back")
+    let text = "the state store cannot be reached, and whether this was stored will be known when it is back";
+    Error::new(ErrorCode::Overloaded, text).retry_after(TRY_AGAIN)
 }
 
 /// The answer when the writing task has ended.

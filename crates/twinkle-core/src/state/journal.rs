@@ -316,6 +316,7 @@ struct PassOver {
 
 impl Write for PassOver {
     type Answer = ();
+    const PATIENT: bool = true;
 
     async fn apply(&self, connection: &mut Connection) -> Result<(), Failure> {
         query("UPDATE runs SET passed_through = $1 WHERE id = $2 AND passed_through < $1")

@@ -74,6 +74,7 @@ struct Finish {
 
 impl Write for Finish {
     type Answer = Finished;
+    const PATIENT: bool = true;
 
     async fn apply(&self, connection: &mut Connection) -> Result<Finished, Failure> {
         let row = query(

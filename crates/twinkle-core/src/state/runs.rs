@@ -158,6 +158,7 @@ struct CloseRun {
 
 impl Write for CloseRun {
     type Answer = Vec<RequestId>;
+    const PATIENT: bool = true;
 
     async fn apply(&self, connection: &mut Connection) -> Result<Vec<RequestId>, Failure> {
         close(connection, &self.run, &self.reason).await

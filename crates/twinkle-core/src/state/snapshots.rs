@@ -81,6 +81,7 @@ struct RecordSnapshot {
 
 impl Write for RecordSnapshot {
     type Answer = Recorded;
+    const PATIENT: bool = true;
 
     async fn apply(&self, connection: &mut Connection) -> Result<Recorded, Failure> {
         let after = to_integer(self.through.after)?;

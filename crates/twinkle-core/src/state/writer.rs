@@ -237,11 +237,12 @@ impl Writer {
 
     /// Waits until the database is back, and learns what became of the commit that was under way.
     ///
-    /// Writes wait with it for a while. Then those without patience are answered, unless they are part of the commit
-    /// whose outcome is uncertain: an answer would be a guess.
+    /// Writes wait with it for a while. Then those without patience are answered: that they were not stored, or, if
+    /// they are part of the commit that was interrupted, that nobody knows yet. Asking again is safe then, because a
+    /// request that was stored before is recognised.
     async fn outlast(&mut self, error: Error, uncertain: bool, group: &mut Group) -> Result<Recovered, NotCommitted> {
         tracing::warn!(%error, "the state store's database is away");
-        let (began, mut pause) = (Instant::now(), FIRST_PAUSE);
+        let (began, mut pause, unknown) = (Instant::now(), FIRST_PAUSE, outcome_unknown());
         loop {
             let latest = match self.backend.recover().await {
                 Ok(recovered) => {
@@ -262,14 +263,12 @@ impl Writer {
                 sleep(next - Instant::now()).await;
                 continue;
             }
-            if !uncertain {
-                refuse_impatient(group, &latest);
-            }
+            refuse_impatient(group, if uncertain { &unknown } else { &latest });
             refuse_impatient(&mut self.waiting, &latest);
             self.answer_queue_until(next, &latest).await;
             if !self.close_requests.is_empty() {
                 settle(std::mem::take(&mut self.waiting), &Err(NotCommitted::Refused(latest.clone())));
-                return Err(NotCommitted::Refused(if uncertain { outcome_unknown() } else { latest }));
+                return Err(NotCommitted::Refused(if uncertain { unknown } else { latest }));
             }
         }
     }

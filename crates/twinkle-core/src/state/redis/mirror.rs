@@ -236,8 +236,13 @@ impl Mirror {
         format!("{}rewrite:{table}", self.prefix)
     }
 
+    /// Reads the answer of a script that checks the token.
     fn require_ownership(&self, owned: i64) -> Result<(), NotCommitted> {
-        if owned == 1 { Ok(()) } else { Err(NotCommitted::Fenced(self.taken_over())) }
+        match owned {
+            1 => Ok(()),
+            -1 => Err(NotCommitted::Lost { error: unreachable("Redis has lost everything"), uncertain: false }),
+            _ => Err(NotCommitted::Fenced(self.taken_over())),
+        }
     }
 }
 

@@ -1,4 +1,6 @@
 //! What Redis executes as a whole. The first keys are always `fence`, `owner` and `commits`.
+//!
+//! Where a script checks the token, it answers 0 when another server's is there, and -1 when there is none.
 
 /// Takes the lease if nobody has it. Arguments: token, lease in milliseconds. Answers the last commit's number.
 pub(super) const ACQUIRE: &str = "
@@ -10,7 +12,8 @@ return tonumber(redis.call('GET', KEYS[3]) or '0')
 
 /// Changes rows and the commit's number. Arguments: token, lease, number, then `S key field row` or `D key field`.
 pub(super) const COMMIT: &str = "
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+local fence = redis.call('GET', KEYS[1])
+if fence ~= ARGV[1] then return fence and 0 or -1 end
 redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
 local i = 4
 while i <= #ARGV do
@@ -29,7 +32,8 @@ return 1
 
 /// Renews the lease. Arguments: token, lease.
 pub(super) const RENEW: &str = "
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+local fence = redis.call('GET', KEYS[1])
+if fence ~= ARGV[1] then return fence and 0 or -1 end
 redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
 return 1
 ";
@@ -49,7 +53,8 @@ return tonumber(redis.call('GET', KEYS[3]) or '0')
 /// Puts what was written aside in place. Arguments: token, lease, commits, schema version. Keys after the first three:
 /// `schema`, then the place and the aside of each table.
 pub(super) const REPLACE: &str = "
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+local fence = redis.call('GET', KEYS[1])
+if fence ~= ARGV[1] then return fence and 0 or -1 end
 redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
 for i = 5, #KEYS, 2 do
   redis.call('DEL', KEYS[i])
