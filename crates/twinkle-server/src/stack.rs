@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use tower::{Layer, ServiceBuilder};
 use tower::util::BoxCloneSyncService;
+use tower::{Layer, ServiceBuilder};
 use twinkle_core::component::{BoxComponent, ComponentKind};
 use twinkle_core::config::{Application, QueueConfig};
 use twinkle_core::middleware::concurrency::{ConcurrencyLayer, ConcurrencyLimits};
