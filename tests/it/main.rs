@@ -8,6 +8,7 @@ mod keys;
 mod limits;
 mod order;
 mod sdk;
+mod stores;
 mod telemetry;
 mod tenancy;
 

@@ -25,6 +25,8 @@ pub struct NodeOptions {
     pub dtype: String,
     /// Environment variables of the server.
     pub environment: Vec<(String, String)>,
+    /// Keys of `persistence`, such as `mode: redis, redis_url: 'redis://localhost'`.
+    pub persistence: String,
     /// Further lines at the top level of the configuration.
     pub settings: String,
     /// `args` of the `server` application, such as `{server_config: {per_token_model_limit: 2}}`.
@@ -45,6 +47,7 @@ impl NodeOptions {
             name: format!("tiny/{variant}"),
             dtype: "float32".to_owned(),
             environment: Vec::new(),
+            persistence: "mode: file".to_owned(),
             settings: String::new(),
             server_args: "{}".to_owned(),
             model_args: String::new(),
@@ -160,13 +163,14 @@ fn spawn(options: &NodeOptions, folder: &Path) -> Result<Child> {
 }
 
 fn configuration(options: &NodeOptions, port: u16, folder: &Path) -> String {
-    let NodeOptions { model, name, dtype, settings, server_args, model_args, sampler_settings, .. } = options;
+    let NodeOptions { model, name, dtype, persistence, settings, server_args, model_args, sampler_settings, .. } =
+        options;
     let (model, state) = (model.display(), folder.join("state"));
     let state = state.display();
     format!(
         "\
 http_options: {{host: 127.0.0.1, port: {port}}}
-persistence: {{mode: file, file_path: {state}}}
+persistence: {{{persistence}, file_path: {state}}}
 {settings}
 applications:
   - name: server

@@ -8,25 +8,29 @@ pub(crate) struct Line {
     pub(crate) step: &'static str,
     pub(crate) passed: u64,
     pub(crate) failed: u64,
+    pub(crate) skipped: u64,
     pub(crate) seconds: f64,
 }
 
-/// Prints the table and, last, `N passed, N failed`; returns whether nothing failed.
-pub(crate) fn print(lines: &[Line]) -> io::Result<bool> {
+/// Prints the table, why tests were skipped and, last, `N passed, N failed`; returns whether nothing failed.
+pub(crate) fn print(lines: &[Line], skips: &[String]) -> io::Result<bool> {
     let mut out = io::stdout().lock();
-    out.write_all(table(lines).as_bytes())?;
+    out.write_all(table(lines, skips).as_bytes())?;
     out.flush()?;
     Ok(lines.iter().all(|line| line.failed == 0))
 }
 
-fn table(lines: &[Line]) -> String {
-    let head = format!("\n{:<12} {:>7} {:>7} {:>9}\n", "step", "passed", "failed", "time");
-    let row =
-        |line: &Line| format!("{:<12} {:>7} {:>7} {:>7.1} s\n", line.step, line.passed, line.failed, line.seconds);
+fn table(lines: &[Line], skips: &[String]) -> String {
+    let head = format!("\n{:<12} {:>7} {:>7} {:>7} {:>9}\n", "step", "passed", "failed", "skipped", "time");
+    let row = |line: &Line| {
+        let Line { step, passed, failed, skipped, seconds } = line;
+        format!("{step:<12} {passed:>7} {failed:>7} {skipped:>7} {seconds:>7.1} s\n")
+    };
     let rows: String = lines.iter().map(row).collect();
     let passed: u64 = lines.iter().map(|line| line.passed).sum();
     let failed: u64 = lines.iter().map(|line| line.failed).sum();
-    format!("{head}{rows}{passed} passed, {failed} failed\n")
+    let reasons: String = skips.iter().map(|skip| format!("skipped: {skip}\n")).collect();
+    format!("{head}{rows}{reasons}{passed} passed, {failed} failed\n")
 }
 
 /// Counts passed and failed tests in the output of a test runner.
@@ -89,8 +93,9 @@ mod tests {
 
     #[test]
     fn the_last_line_is_plain() {
-        let line = |step, passed, failed| Line { step, passed, failed, seconds: 1.25 };
-        let table = table(&[line("format", 1, 0), line("unit", 41, 2)]);
+        let line = |step, passed, failed| Line { step, passed, failed, skipped: 1, seconds: 1.25 };
+        let table = table(&[line("format", 1, 0), line("unit", 41, 2)], &["a test: no database".to_owned()]);
+        assert!(table.contains("\nskipped: a test: no database\n"), "{table}");
         assert!(table.ends_with("\n42 passed, 2 failed\n"), "{table}");
     }
 }

@@ -1,5 +1,7 @@
 //! `cargo xtask test`: everything a change must pass, in the order in which it fails fastest.
 
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::Result;
@@ -10,6 +12,8 @@ use crate::report::{self, Counts, Line};
 use crate::setup;
 use crate::workspace::Workspace;
 
+/// Names the file in which a test notes that it was skipped, for want of a program that it needs.
+const SKIPS_VARIABLE: &str = "TWINKLE_TEST_SKIPS";
 /// The package of the whole-node tests.
 const WHOLE_NODE: &str = "twinkle-tests";
 
@@ -63,19 +67,24 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> 
         setup::libtorch(workspace)?;
     }
     let runner = Runner::find(workspace);
-    let mut lines = Vec::new();
+    let (mut lines, skips) = (Vec::new(), Skips::new()?);
     for step in steps {
         eprintln!("\n== {} ==", step.name());
         let watch = Stopwatch::start();
-        let counts = run_step(workspace, step, runner, options.filter.as_deref())?;
-        lines.push(Line { step: step.name(), passed: counts.passed, failed: counts.failed, seconds: watch.seconds() });
+        let before = skips.read().len() as u64;
+        let Counts { passed, failed } = run_step(workspace, step, runner, &skips, options.filter.as_deref())?;
+        // A test that skips itself returns early, which its runner counts as passed.
+        let skipped = skips.read().len() as u64 - before;
+        let passed = passed.saturating_sub(skipped);
+        lines.push(Line { step: step.name(), passed, failed, skipped, seconds: watch.seconds() });
     }
-    let all_passed = report::print(&lines)?;
+    let all_passed = report::print(&lines, &skips.read())?;
     Ok(if all_passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn run_step(workspace: &Workspace, step: Step, runner: Runner, filter: Option<&str>) -> Result<Counts> {
+fn run_step(workspace: &Workspace, step: Step, runner: Runner, skips: &Skips, filter: Option<&str>) -> Result<Counts> {
     let mut cargo = child::cargo(workspace);
+    cargo.env(SKIPS_VARIABLE, skips.path());
     let counts = match step {
         Step::Format => whole(cargo.args(["fmt", "--all", "--check"])),
         Step::Lint => whole(cargo.args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])),
@@ -93,6 +102,32 @@ fn run_step(workspace: &Workspace, step: Step, runner: Runner, filter: Option<&s
         eprintln!("hint: to run this step alone: `cargo xtask test --only {}`", step.name());
     }
     counts
+}
+
+/// Where tests note that they were skipped, and why: one line each.
+struct Skips(PathBuf);
+
+impl Skips {
+    fn new() -> Result<Self> {
+        let path = std::env::temp_dir().join(format!("twinkle-skipped-tests-{}", std::process::id()));
+        fs::write(&path, "")?;
+        Ok(Self(path))
+    }
+
+    fn path(&self) -> &Path {
+        &self.0
+    }
+
+    fn read(&self) -> Vec<String> {
+        fs::read_to_string(&self.0).unwrap_or_default().lines().map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Skips {
+    fn drop(&mut self) {
+        // A file left behind in the temporary folder does no harm.
+        let _ = fs::remove_file(&self.0);
+    }
 }
 
 /// A step that passes or fails as a whole.

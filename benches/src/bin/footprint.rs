@@ -35,8 +35,7 @@ async fn main() -> Result<()> {
         model: arguments.model_dir.canonicalize().context("the model folder")?,
         name: "bench/model".to_owned(),
         dtype: arguments.dtype,
-        environment: Vec::new(),
-        settings: String::new(),
+        ..NodeOptions::fixture("", "qwen3")
     };
     let mut seconds = Vec::new();
     let (mut own, mut mapped) = (0, 0);

@@ -53,8 +53,7 @@ async fn main() -> Result<()> {
         model: arguments.model_dir.canonicalize().context("the model folder")?,
         name: "bench/model".to_owned(),
         dtype: arguments.dtype.clone(),
-        environment: Vec::new(),
-        settings: String::new(),
+        ..NodeOptions::fixture("", "qwen3")
     };
     let mut ours = Vec::new();
     let mut theirs = Vec::new();
