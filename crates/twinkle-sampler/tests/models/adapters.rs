@@ -2,14 +2,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::sync::Arc;
 
-use tch::{Device, Kind};
+use tch::{Device, Kind, Tensor};
 use twinkle_core::ErrorCode;
 use twinkle_core::call::{Position, SampleRequest, SamplingSource};
 use twinkle_core::checkpoint::CheckpointMeta;
 use twinkle_core::ids::{CheckpointKind, CheckpointPath, RunId, SamplingSessionId, TenantId};
 use twinkle_nn::{Adapter, AdapterLayout, peft};
 
-use crate::house::{House, fixture, greedy, prompt};
+use crate::house::{House, fixture, greedy, prompt, request};
 
 /// Puts an adapter of the fixtures where a run would have saved it; an existing one of that name is replaced.
 pub(crate) fn save_fixture_adapter(house: &House, adapter: &str, name: &str) -> CheckpointPath {
@@ -31,11 +31,36 @@ pub(crate) fn save_fixture_adapter(house: &House, adapter: &str, name: &str) -> 
     path
 }
 
-fn publish(house: &House, adapter: &str, session: &SamplingSessionId) {
+/// Hands an adapter of the fixtures over as the trainer does, by pointer, and returns what it saves afterwards.
+fn publish(house: &House, adapter: &str, session: &SamplingSessionId) -> (Arc<AdapterLayout>, Tensor) {
     let (spec, parameters) = peft::read(&fixture(&house.variant).join(adapter), house.base.config()).unwrap();
     let layout = Arc::new(AdapterLayout::new(house.base.config(), &spec).unwrap());
     let adapter = Adapter::from_parameters(&layout, &parameters, Kind::Float, Device::Cpu);
     house.published.put(session.clone(), Arc::new(adapter));
+    (layout, parameters)
+}
+
+#[tokio::test]
+async fn a_live_adapter_that_was_saved_outlives_the_server_and_samples_the_same_tokens() {
+    let house = House::open("qwen3").await;
+    let [saved, unsaved] = ["session:sample:1", "session:sample:2"].map(SamplingSessionId::new);
+    let question = |session: &SamplingSessionId| {
+        let source = SamplingSource::Live(session.clone());
+        SampleRequest { source, num_samples: 2, ..request(&prompt(70, 3)) }
+    };
+    let (layout, parameters) = publish(&house, "attn_mlp_unembed", &saved);
+    house.published.save(&saved, &layout, &parameters, "test/qwen3").unwrap();
+    publish(&house, "attn_mlp", &unsaved);
+    let before = house.ask(question(&saved)).await.unwrap();
+    assert!(house.ask(question(&unsaved)).await.is_ok());
+    let hash = *house.published.get(&saved).unwrap().content_hash();
+
+    let house = house.restarted().await;
+    assert!(house.published.get(&saved).is_none(), "nothing is in memory yet");
+    assert_eq!(house.ask(question(&saved)).await.unwrap(), before);
+    assert_eq!(*house.published.get(&saved).unwrap().content_hash(), hash);
+    assert_eq!(house.published.saved().unwrap(), [saved]);
+    assert_eq!(house.ask(question(&unsaved)).await.unwrap_err().code, ErrorCode::NotFound);
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use tch::Device;
@@ -10,7 +11,7 @@ use tower::Service;
 use twinkle_core::Result;
 use twinkle_core::call::{Call, Operation, Reply, SampleOutcome, SampleRequest, SamplingParams, SamplingSource, Stop};
 use twinkle_core::checkpoint::CheckpointStore;
-use twinkle_core::component::Component;
+use twinkle_core::component::{Component, Lifecycle};
 use twinkle_core::config::{ApplicationArgs, SamplerArgs, ServerConfig};
 use twinkle_core::ids::TenantId;
 use twinkle_nn::{BaseModel, LoadOptions, Precision, PublishedAdapters};
@@ -40,7 +41,16 @@ impl House {
     pub(crate) async fn open_with(variant: &str, engine_args: &str) -> Self {
         let options = LoadOptions { precision: Precision::Float32, device: Device::Cpu, row_tile: 64 };
         let base = Arc::new(BaseModel::load(&fixture(variant), &options).unwrap());
-        let folder = tempfile::tempdir().unwrap();
+        Self::over(variant, engine_args, base, tempfile::tempdir().unwrap()).await
+    }
+
+    /// The same state folder with nothing in memory, as after a restart of the server.
+    pub(crate) async fn restarted(self) -> Self {
+        self.sampler.drain(Duration::from_secs(10)).await;
+        Self::over(&self.variant, "enable_lora: true", self.base, self.folder).await
+    }
+
+    async fn over(variant: &str, engine_args: &str, base: Arc<BaseModel>, folder: TempDir) -> Self {
         let context = SamplerContext {
             base: Arc::clone(&base),
             published: PublishedAdapters::new(folder.path().join("live")),
