@@ -160,7 +160,7 @@ async fn submit_long_pass(client: &TinkerHttp, run: &str) -> String {
     let body = json!({
         "model_id": run,
         "seq_id": 1,
-        "forward_backward_input": { "loss_fn": "cross_entropy", "data": vec![datum; 1_000] },
+        "forward_backward_input": { "loss_fn": "cross_entropy", "data": vec![datum; 500] },
     });
     client.submit("forward_backward", &body).await.expect("accepted")
 }
@@ -217,7 +217,10 @@ async fn a_node_in_the_background_is_ready_when_the_command_returns_and_stop_end
     let (code, said) = site.run(&["stop"]);
     assert_eq!(code, Some(1));
     assert!(said.starts_with("error: no node of"), "{said}");
-    assert_eq!(site.run(&["clear", "persistence"]), (Some(0), "cleared 1 keys from persistence backend (mode=file)\n".to_owned()));
+    assert_eq!(
+        site.run(&["clear", "persistence"]),
+        (Some(0), "cleared 1 keys from persistence backend (mode=file)\n".to_owned())
+    );
 }
 
 #[tokio::test]
@@ -267,9 +270,15 @@ async fn readiness_goes_first_and_results_are_served_while_the_node_drains() {
     assert_eq!((status, &body["ready"]), (503, &json!(false)));
     let alive = reqwest::get(site.url("/livez")).await.expect("it listens until the pass is done");
     assert_eq!(alive.status(), 200);
-    let (status, refused) = client.post("create_model", &json!({
-        "session_id": "s", "model_seq_id": 1, "base_model": MODEL, "lora_config": { "rank": 4 },
-    })).await.expect("an answer");
+    let (status, refused) = client
+        .post(
+            "create_model",
+            &json!({
+                "session_id": "s", "model_seq_id": 1, "base_model": MODEL, "lora_config": { "rank": 4 },
+            }),
+        )
+        .await
+        .expect("an answer");
     assert_eq!(status, 503, "{refused}");
     assert_eq!(client.result(&pass).await.expect("a result")["type"], Value::Null);
     assert_eq!(site.ended().await.code(), Some(0), "{}", site.log());
@@ -284,8 +293,8 @@ async fn sigterm_in_the_middle_of_a_pass_ends_in_bound_and_the_run_continues() {
     let began = Instant::now();
     site.signal(Signal::TERM);
     assert_eq!(site.ended().await.code(), Some(0), "{}", site.log());
-    assert!(began.elapsed() < Duration::from_secs(31), "the bound is 30 s: {:?}\n{}", began.elapsed(), site.log());
-    assert!(site.log().contains("stops_within_s=30.0"), "{}", site.log());
+    assert!(began.elapsed() < Duration::from_secs(51), "the bound is 50 s: {:?}\n{}", began.elapsed(), site.log());
+    assert!(site.log().contains("stops_within_s=50.0"), "{}", site.log());
 
     site.start(&["launch"]).await;
     assert_eq!(outcome(&site, &run, &requests).await, expected);

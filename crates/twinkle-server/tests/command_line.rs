@@ -79,7 +79,8 @@ fn routes_are_listed_with_who_answers_them() {
 #[test]
 fn nothing_to_stop_is_told_apart_from_a_bad_file() {
     let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("node.yaml"), "persistence: {mode: file, file_path: state}\napplications: []\n").unwrap();
+    std::fs::write(folder.path().join("node.yaml"), "persistence: {mode: file, file_path: state}\napplications: []\n")
+        .unwrap();
     let output = run(folder.path(), &["stop", "-c", "node.yaml"]);
     assert_eq!(output.status.code(), Some(1));
     insta::assert_snapshot!("nothing_to_stop", String::from_utf8(output.stderr).unwrap());

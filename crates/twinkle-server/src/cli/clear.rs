@@ -14,8 +14,9 @@ pub(super) const EXAMPLES: &str = "\
 Example:
   twinkle-server clear persistence -c node.yaml
 
-Sessions, runs, their snapshots and the journal are gone afterwards, and checkpoints are no longer listed. The files of
-checkpoints and the API keys stay. A running node is not touched: stop it first.";
+Sessions, runs, their snapshots and the journal are gone afterwards, and checkpoints are no longer
+listed. The files of checkpoints and the API keys stay. A running node is
+not touched: stop it first.";
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ClearCommand {

@@ -11,12 +11,13 @@ use crate::openmp;
 pub(super) const EXAMPLES: &str = "\
 Examples:
   twinkle-server launch -c node.yaml
-  twinkle-server launch -c node.yaml --no-wait                        returns when the node is ready, or with why not
-  twinkle-server launch -c node.yaml --log-level debug                every request; libraries stay quiet
+  twinkle-server launch -c node.yaml --no-wait           returns when it is ready, or says why not
+  twinkle-server launch -c node.yaml --log-level debug   every request; libraries stay quiet
   twinkle-server launch -c node.yaml --log-level warning,twinkle_model=debug
-  twinkle-server launch -c node.yaml --log-format json 2>node.jsonl   one object a line
+  twinkle-server launch -c node.yaml --log-format json   one object a line, for jq
 
-SIGTERM or Ctrl-C stops it within a bound that it logs; a second one stops it at once. Nothing acknowledged is lost.";
+SIGTERM or Ctrl-C stops it within a bound that it logs, a second one at once. Nothing acknowledged
+is lost.";
 
 #[derive(Debug, Args)]
 pub(super) struct LaunchArgs {
@@ -26,7 +27,13 @@ pub(super) struct LaunchArgs {
     #[arg(long = "no-wait")]
     no_wait: bool,
     /// How much to log on stderr: error, warning, info, debug or trace, and more or less for single modules
-    #[arg(long, value_name = "LEVEL[,MODULE=LEVEL…]", env = "RUST_LOG", hide_env_values = true, default_value = "info")]
+    #[arg(
+        long,
+        value_name = "LEVEL[,MODULE=LEVEL…]",
+        env = "RUST_LOG",
+        hide_env_values = true,
+        default_value = "info"
+    )]
     log_level: LogFilter,
     /// Lines for people, or one JSON object a line
     #[arg(long, value_name = "FORMAT", value_enum, default_value = "text")]

@@ -32,6 +32,7 @@ fn columns(entries: &[RouteEntry]) -> String {
     let widest = entries.iter().map(|entry| entry.path.len()).max().unwrap_or_default();
     let mut text = String::new();
     for RouteEntry { method, path, application } in entries {
+        let application = if application.is_empty() { "(node)" } else { application };
         // Writing to a string cannot fail.
         let _ = writeln!(text, "{method:<7}{path:<widest$}  {application}");
     }

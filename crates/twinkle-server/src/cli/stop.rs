@@ -28,10 +28,11 @@ const MARGIN: Duration = Duration::from_secs(5);
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
-  twinkle-server stop -c node.yaml         finishes or parks what runs, writes snapshots, waits for the end
+  twinkle-server stop -c node.yaml         lets work finish or parks it, and waits for the end
   twinkle-server stop -c node.yaml --now   parks what runs at once
 
-Operations that were accepted continue after the next start. Exit code 1: no node runs, or it did not end in time.";
+Operations that were accepted continue after the next start. Exit code 1: no node runs, or it did
+not end in time.";
 
 #[derive(Debug, Args)]
 pub(super) struct StopArgs {

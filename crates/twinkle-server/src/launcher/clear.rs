@@ -8,8 +8,8 @@ use twinkle_core::config::Persistence;
 use twinkle_core::error::{Error, Result};
 use twinkle_core::state::StateStore;
 
-use super::folders::Folders;
 use super::applications::open_store;
+use super::folders::Folders;
 
 /// Forgets the records of a stopped node and deletes the files that belong to them; answers the number of records.
 ///

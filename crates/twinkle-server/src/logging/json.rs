@@ -165,7 +165,10 @@ mod tests {
         });
         let [line] = lines.as_slice() else { panic!("{} lines", lines.len()) };
         assert_eq!(line["message"], "it took \"long\"\nvery long");
-        assert_eq!((&line["request"], &line["tenant"], &line["run"]), (&"req-1".into(), &"t-alice".into(), &"s:train:0".into()));
+        assert_eq!(
+            (&line["request"], &line["tenant"], &line["run"]),
+            (&"req-1".into(), &"t-alice".into(), &"s:train:0".into())
+        );
         assert_eq!((&line["elapsed_s"], &line["attempts"], &line["level"]), (&1.5.into(), &3.into(), &"WARN".into()));
         assert!(line["time"].as_str().unwrap().parse::<Timestamp>().is_ok());
     }
