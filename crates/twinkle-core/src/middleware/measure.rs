@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::telemetry::labels::{Deployment, TaskStatus, TaskType};
 use crate::telemetry::spans::{self, Attribute, SpanName};
 use crate::telemetry::tasks;
-use crate::telemetry::trace::Stage;
+use crate::telemetry::trace::{Origin, Stage};
 
 /// Measures what the component does; goes right around it.
 #[derive(Clone, Copy, Debug, Default)]
@@ -63,7 +63,7 @@ struct Measured {
     deployment: Deployment,
     task_type: TaskType,
     began: Instant,
-    place: crate::telemetry::trace::Origin,
+    place: Origin,
     has_span: bool,
     ended: bool,
 }
@@ -76,7 +76,7 @@ impl Measured {
             deployment: Deployment::of(&call.operation),
             task_type: TaskType(call.operation.name()),
             began: Instant::now(),
-            place: stage.map_or_else(crate::telemetry::trace::Origin::current, Stage::into_origin),
+            place: stage.map_or_else(Origin::current, Stage::into_origin),
             has_span,
             ended: false,
         }
@@ -108,7 +108,6 @@ impl Drop for Measured {
 fn stage_of(operation: &Operation) -> Option<Stage> {
     let begin = |name: SpanName| spans::begin(name).with(Attribute::TaskType, operation.name());
     match operation {
-        Operation::Run(_) => None,
         Operation::Sample(request) => {
             let stage = begin(spans::SAMPLE);
             Some(match &request.source {
@@ -121,7 +120,7 @@ fn stage_of(operation: &Operation) -> Option<Stage> {
         Operation::Serve(ServeRequest::CreateSamplingSession { session, .. }) => {
             Some(begin(spans::CREATE_SAMPLING_SESSION).with_text(Attribute::SessionId, session))
         }
-        Operation::Serve(_) => None,
+        Operation::Run(_) | Operation::Serve(_) => None,
     }
 }
 
