@@ -283,9 +283,10 @@ fn among(ranks: &Ranks, visible: &Located<Vec<u32>>, section: &Section<'_>) -> R
         Ranks::List(list) => list.clone(),
     };
     let found: Option<Vec<u32>> = wanted.iter().map(|rank| visible.value.get(*rank as usize).copied()).collect();
-    found.map(Ranks::List).unwrap_or_else(|| {
+    let Some(found) = found else {
         let message = format!("`ranks` names more than the {} `visible_devices`", visible.value.len());
         section.report().problem(visible.place, message);
-        ranks.clone()
-    })
+        return ranks.clone();
+    };
+    Ranks::List(found)
 }

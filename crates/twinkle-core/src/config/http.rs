@@ -7,6 +7,9 @@ use serde::Serialize;
 use super::limits::Limits;
 use super::section::Section;
 
+/// Why the settings of a cluster's proxy do nothing.
+const OF_THE_PROXY: &str = "a setting of Ray Serve's proxy";
+
 /// Where the node listens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct HttpOptions {
@@ -44,7 +47,6 @@ impl HttpOptions {
             options.port = port.value;
         }
         options.tls = section.section("tls").and_then(TlsConfig::read);
-        const OF_THE_PROXY: &str = "a setting of Ray Serve's proxy";
         for key in ["request_timeout_s", "keep_alive_timeout_s"] {
             section.inert_number(key, Limits::SECONDS, OF_THE_PROXY);
         }

@@ -229,7 +229,7 @@ mod tests {
 
     #[test]
     fn what_is_no_model_says_what_it_should_be() {
-        insta::assert_snapshot!(meaning("s3://bucket/name"), @"unknown scheme `s3://` in model_id `s3://bucket/name` (hint: did you mean `ms`? known schemes: `ms`, `hf`, `file`, or a folder or `.gguf` file)");
+        insta::assert_snapshot!(meaning("s3://bucket/name"), @"unknown scheme `s3://` in model_id `s3://bucket/name` (hint: known schemes: `ms`, `hf`, `file`, or a folder or `.gguf` file)");
         insta::assert_snapshot!(meaning("hf://name"), @"`name` is not a model on a hub: it has no organisation (hint: write `org/name`, or `org/name@revision`; letters, digits, `-`, `_` and `.` are allowed)");
         insta::assert_snapshot!(meaning("ms://org/../name"), @"`org/../name` is not a model on a hub: its id has a part no hub allows (hint: write `org/name`, or `org/name@revision`; letters, digits, `-`, `_` and `.` are allowed)");
         insta::assert_snapshot!(meaning("ms://org/name@../x"), @"`org/name@../x` is not a model on a hub: its revision is not a branch, tag or commit (hint: write `org/name`, or `org/name@revision`; letters, digits, `-`, `_` and `.` are allowed)");

@@ -34,7 +34,7 @@ pub enum Persistence {
         /// The folder of snapshots and checkpoints; made when absent.
         directory: PathBuf,
     },
-    /// The records in a PostgreSQL database.
+    /// The records in a `PostgreSQL` database.
     Postgres {
         /// Where it listens, with user and database.
         #[serde(serialize_with = "without_password")]

@@ -167,6 +167,7 @@ impl EngineArgs {
 
 /// Keys of vLLM's own engine.
 fn read_vllm(section: &mut Section<'_>) {
+    const SPEED_ONLY: &str = "a setting of vLLM's engine that changes no result";
     for key in ["tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"] {
         if section.integer::<u32>(key, 1..).is_some_and(|size| size.value > 1) {
             section.unavailable_value(key);
@@ -178,7 +179,6 @@ fn read_vllm(section: &mut Section<'_>) {
     if section.text("kv_cache_dtype").is_some_and(|dtype| dtype.value != "auto") {
         section.unavailable_value("kv_cache_dtype");
     }
-    const SPEED_ONLY: &str = "a setting of vLLM's engine that changes no result";
     for key in [
         "enable_prefix_caching",
         "enforce_eager",

@@ -10,6 +10,9 @@ use serde_yaml::Spanned;
 
 use super::diagnostic::{ConfigErrors, Problem};
 
+/// Levels of nesting in a file: several times those of the grammar, and few enough for any stack.
+const DEEPEST: usize = 32;
+
 /// A line and a column, both from 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Place {
@@ -53,7 +56,7 @@ impl Value {
             Self::Null => "nothing".to_owned(),
             Self::Boolean(value) => format!("`{value}`"),
             Self::Integer(value) => format!("the number `{value}`"),
-            Self::Float(value) => format!("the number `{value}`"),
+            Self::Float(value) => format!("the number `{value:?}`"),
             Self::Text(value) => format!("the text `{}`", shown(value)),
             Self::List(_) => "a list".to_owned(),
             Self::Mapping(_) => "a mapping".to_owned(),
@@ -101,6 +104,9 @@ pub(super) fn parse(file: &str, text: &str) -> Result<Node, ConfigErrors> {
     // A number that is none is one mistake among others: its key reports it, with its place.
     let mut options = serde_yaml::Options::default();
     options.non_finite_float_policy = serde_yaml::NonFiniteFloatPolicy::PassThrough;
+    if let Some(budget) = &mut options.budget {
+        budget.max_depth = DEEPEST;
+    }
     match serde_yaml::from_str_with_options::<Option<Node>>(text, options) {
         Ok(Some(node)) => Ok(node),
         Ok(None) => Ok(Node { place: Place { line: 1, column: 1 }, value: Value::Mapping(Vec::new()) }),

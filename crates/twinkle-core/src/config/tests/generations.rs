@@ -148,7 +148,10 @@ fn older_names_must_not_contradict_newer_ones() {
     hint: keep `telemetry`; `telemetry_config` is its older name
     ");
     assert!(parse(&model_with("torch_dtype: float32\nmixed_precision: no")).is_ok());
-    insta::assert_snapshot!(problems(&model_with("torch_dtype: bf16\nmixed_precision: no")), @r"node.yaml:9:24: `mixed_precision` in `applications[0].args` must be a text, got `false`");
+    insta::assert_snapshot!(problems(&model_with("torch_dtype: bf16\nmixed_precision: no")), @r"
+    node.yaml:9:24: `mixed_precision` contradicts `torch_dtype` in `applications[0].args`
+    hint: keep `torch_dtype`; `mixed_precision` is its older name
+    ");
     insta::assert_snapshot!(problems(&model_with("max_loras: 3\nadapter_config: {max_loras: 4, per_token_model_limit: 2, per_token_adapter_limit: 3}")), @r"
     node.yaml:9:35: `max_loras` is 4 here and 3 in `args`
     hint: keep one of them
@@ -207,20 +210,23 @@ http_options: {port: 1, hots: a}
     hint: did you mean `tensor_parallel_size`? known keys: `model_id`, `pipeline_parallel_size`, `tensor_parallel_size`, `torch_dtype`, `use_megatron`
     node.yaml:4:16: unknown `torch_dtype` `float15` in `model`
     hint: did you mean `float16`? known values: `bfloat16`, `float16`, `float32`
+    node.yaml:5:16: `host` in `server` must be a text, got the number `7`
     node.yaml:5:33: `num_replicas` in `server` must be between 1 and 65536, got the number `0`
     node.yaml:6:17: `num_gpus` in `ray` must be between 0 and 65536, got the number `-1`
+    node.yaml:7:25: unknown key `hots` in `http_options`
+    hint: did you mean `host`? known keys: `host`, `keep_alive_timeout_s`, `location`, `num_cpus`, `port`, `request_timeout_s`, `root_path`, `tls`
     ");
     insta::assert_snapshot!(problems("server: {port: 1}"), @r"node.yaml:1:1: `model` is missing");
     insta::assert_snapshot!(problems("model: {model_id: m, tensor_parallel_size: 3}\nray: {num_gpus: 4}"), @r"node.yaml:1:8: `tensor_parallel_size` times `pipeline_parallel_size` (3) must divide `num_gpus` (4)");
     insta::assert_snapshot!(problems("model: {model_id: m}\napplications: []"), @r"node.yaml:1:8: `model` belongs to the short form and cannot stand beside `applications`");
     insta::assert_snapshot!(refusals("model: {model_id: m, use_megatron: true, torch_dtype: fp16, tensor_parallel_size: 2}\nserver: {num_replicas: 2}\nray: {num_gpus: 4}"), @r"
     node.yaml:1:8: `backend: megatron` is understood but not available yet
-    node.yaml:1:8: `torch_dtype: float16` in `applications[1].args` is understood but not available yet
+    node.yaml:1:8: `torch_dtype: float16` is understood but not available yet
     node.yaml:1:8: more than one device (4) for application `model-m` is understood but not available yet
-    node.yaml:1:8: `dtype: float16` in `applications[2].args.engine_args` is understood but not available yet
+    node.yaml:1:8: `dtype: float16` is understood but not available yet
     node.yaml:1:8: `tensor_parallel_size: 2` is understood but not available yet
     node.yaml:1:8: more than one device (4) for application `sampler-m` is understood but not available yet
-    node.yaml:2:24: `num_replicas: 2` in `applications[1].deployments[0]` is understood but not available yet
+    node.yaml:2:24: `num_replicas: 2` is understood but not available yet
     ");
 }
 
@@ -230,5 +236,8 @@ fn the_short_form_may_add_to_the_listener_and_not_contradict_it() {
         parse("model: {model_id: m}\nhttp_options: {host: 127.0.0.1, tls: {certificate: c, private_key: k}}").unwrap();
     assert_eq!((config.http.host.as_str(), config.http.tls.is_some()), ("127.0.0.1", true));
     let text = "model: {model_id: m}\nhttp_options: {host: a, port: 1}\nserver: {host: b, port: 2}";
-    insta::assert_snapshot!(problems(text), @"");
+    insta::assert_snapshot!(problems(text), @r"
+    node.yaml:3:16: `host` in `server` contradicts `host` in `http_options`
+    node.yaml:3:25: `port` in `server` contradicts `port` in `http_options`
+    ");
 }

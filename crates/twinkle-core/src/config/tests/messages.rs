@@ -128,10 +128,10 @@ applications:
       device_mesh: {device_type: cuda, tp_size: 2}
 ";
     insta::assert_snapshot!(refusals(text), @r"
-    node.yaml:5:55: `min_replicas: 2` in `applications[0].deployments[0].autoscaling_config` is understood but not available yet
+    node.yaml:5:55: `min_replicas: 2` is understood but not available yet
     node.yaml:7:16: `backend: megatron` is understood but not available yet
-    node.yaml:8:20: `torch_dtype: fp16` in `applications[0].args` is understood but not available yet
-    node.yaml:9:20: `lora_config` in `applications[0].args` is understood but not available yet
+    node.yaml:8:20: `torch_dtype: fp16` is understood but not available yet
+    node.yaml:9:20: `lora_config` is understood but not available yet
     node.yaml:10:23: `target_modules` other than `all-linear` is understood but not available yet
     node.yaml:12:21: more than one device (2) for application `m` is understood but not available yet
     ");

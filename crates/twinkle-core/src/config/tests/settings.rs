@@ -133,7 +133,30 @@ applications:
       engine_args: {gpu_memory_utilization: 1.5, max_num_seqs: 0}
       device_group: {name: g, ranks: 0}
 ";
-    insta::assert_snapshot!(problems(text), @r"node.yaml:2:18: malformed YAML: non-finite float `.nan` rejected by the configured policy");
+    insta::assert_snapshot!(problems(text), @r"
+    node.yaml:2:18: `queue_timeout` in `task_queue` must be a number, got the number `NaN`
+    node.yaml:3:22: `execution_timeout` in `task_queue` must be a number, got the number `inf`
+    node.yaml:4:19: `window_seconds` in `task_queue` must be above 0 and at most 1000000000, got the number `0`
+    node.yaml:5:21: `max_input_tokens` in `task_queue` must be a whole number, got the number `0.5`
+    node.yaml:6:27: `token_cleanup_interval` in `task_queue` must be between 0 and 1000000000, got the number `1e99`
+    node.yaml:7:14: `rps_limit` in `task_queue` must be at least 0, got the number `-0.1`
+    node.yaml:8:12: `enabled` in `task_queue` must be `true` or `false`, got the number `2`
+    node.yaml:14:41: `cleanup_interval` in `applications[0].args.server_config` must be above 0 and at most 1000000000, got the number `0`
+    node.yaml:14:64: `expiration_timeout` in `applications[0].args.server_config` must be above 0 and at most 1000000000, got the number `-1`
+    node.yaml:14:91: `per_token_model_limit` in `applications[0].args.server_config` must be at least 1, got the number `0`
+    node.yaml:14:119: `metrics_update_interval` in `applications[0].args.server_config` must be above 0 and at most 1000000000, got the number `1e99`
+    node.yaml:16:31: `max_ongoing_requests` in `applications[0].deployments[0]` must be between 1 and 1000000, got the number `0`
+    node.yaml:17:30: `max_queued_requests` in `applications[0].deployments[0]` must be between -1 and 10000000, got the number `-2`
+    node.yaml:18:23: `num_replicas` and `autoscaling_config` exclude each other in `applications[0].deployments[0]`
+    node.yaml:19:61: `min_replicas` (3) is above `max_replicas` (2)
+    node.yaml:19:89: `target_ongoing_requests` in `applications[0].deployments[0].autoscaling_config` must be above 0, got the number `0`
+    node.yaml:23:32: `ncpu_proc_per_node` in `applications[1].args` must be between 1 and 4096, got the number `0`
+    node.yaml:23:73: `processor_timeout` in `applications[1].args.processor_config` must be above 0 and at most 1000000000, got the number `0`
+    node.yaml:25:48: `initial_replicas` (2) is not between `min_replicas` (1) and `max_replicas` (1)
+    node.yaml:31:45: `gpu_memory_utilization` in `applications[2].args.engine_args` must be above 0 and at most 1, got the number `1.5`
+    node.yaml:31:64: `max_num_seqs` in `applications[2].args.engine_args` must be between 1 and 1000000, got the number `0`
+    node.yaml:32:21: `device_group` `g` has no ranks
+    ");
 }
 
 #[test]
