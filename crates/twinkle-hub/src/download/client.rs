@@ -34,10 +34,7 @@ pub(crate) struct Client {
 /// What a single attempt ended with, if not with an answer.
 pub(crate) enum Setback {
     /// Trying again may help.
-    Passing {
-        why: String,
-        retry_after: Option<Duration>,
-    },
+    Passing { why: String, retry_after: Option<Duration> },
     /// It will not.
     Final(Failure),
 }
@@ -80,7 +77,9 @@ impl Client {
         }
         serde_json::from_slice(&body).map_err(|error| {
             let text = format!("`{url}` did not answer as a model hub does: {error}");
-            Setback::Final(Error::invalid(text).hint("check the endpoint, and that no proxy answers in its place").into())
+            Setback::Final(
+                Error::invalid(text).hint("check the endpoint, and that no proxy answers in its place").into(),
+            )
         })
     }
 

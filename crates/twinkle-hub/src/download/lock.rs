@@ -40,7 +40,8 @@ fn try_lock(path: PathBuf) -> Result<Option<File>> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(|error| file_error("create", folder, &error))?;
     }
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(|error| failed(&error))?;
+    let file =
+        OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(|error| failed(&error))?;
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
         Err(TryLockError::WouldBlock) => Ok(None),

@@ -66,7 +66,8 @@ impl Entry {
         let metadata = fs::metadata(&path).map_err(|error| failed(&error))?;
         let changed = metadata.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
         let stem = path.file_stem().and_then(OsStr::to_str).unwrap_or("model");
-        let stem: String = stem.chars().filter(|letter| letter.is_ascii_alphanumeric() || "-_.".contains(*letter)).take(60).collect();
+        let stem: String =
+            stem.chars().filter(|letter| letter.is_ascii_alphanumeric() || "-_.".contains(*letter)).take(60).collect();
         let file = format!("{}-{}", stem.trim_start_matches('.'), short_hash(path.as_os_str().as_encoded_bytes()));
         let version = format!("{CONVERSION} {} {:?}", metadata.len(), changed);
         Ok(Self { folder: format!("{file}-{}", short_hash(version.as_bytes())), file })

@@ -58,14 +58,12 @@ pub(super) struct Dequantised {
 impl Gguf {
     /// Reads a file's header.
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let broken = |error: &dyn std::error::Error| {
-            Error::invalid(format!("cannot read `{}`: {error}", path.display()))
-        };
+        let broken =
+            |error: &dyn std::error::Error| Error::invalid(format!("cannot read `{}`: {error}", path.display()));
         let mut file = BufReader::new(File::open(path).map_err(|error| broken(&error))?);
         let content = Content::read(&mut file).map_err(|error| {
-            unknown_format(path, &error.to_string()).unwrap_or_else(|| {
-                broken(&error).hint("it is no GGUF file, or was not downloaded whole")
-            })
+            unknown_format(path, &error.to_string())
+                .unwrap_or_else(|| broken(&error).hint("it is no GGUF file, or was not downloaded whole"))
         })?;
         Ok(Self { path: path.to_owned(), file: RefCell::new(file), content })
     }
@@ -168,7 +166,8 @@ impl Gguf {
         if let Some(scaling) = self.find(&key("rope.scaling.type")).and_then(|value| value.to_string().ok())
             && scaling != "none"
         {
-            return Err(self.unsupported(&format!("scales its rotation by `{scaling}`, which is not converted"))
+            return Err(self
+                .unsupported(&format!("scales its rotation by `{scaling}`, which is not converted"))
                 .hint("use the model's safetensors"));
         }
         if self.find(&key("expert_count")).is_some_and(|value| value.to_u32().is_ok_and(|count| count > 0)) {

@@ -104,11 +104,8 @@ pub(crate) trait Remote: Send + Sync + 'static {
     fn list(&self, client: &Client, model: &HubModel) -> impl Future<Output = Result<Listing, Failure>> + Send;
 
     /// The file with all that the hub tells only about single files.
-    fn described(
-        &self,
-        client: &Client,
-        file: &RemoteFile,
-    ) -> impl Future<Output = Result<RemoteFile, Failure>> + Send;
+    fn described(&self, client: &Client, file: &RemoteFile)
+    -> impl Future<Output = Result<RemoteFile, Failure>> + Send;
 
     /// Where the model's folder is.
     fn folder(&self, model: &HubModel, version: &str) -> PathBuf;

@@ -69,7 +69,10 @@ impl<H: Remote> Snapshot<'_, H> {
         })?;
         let missing = |name: &String| Error::invalid(format!("`{}` lacks `{name}`, which its index names", self.model));
         let beside = |name: &&String| !name.contains('/');
-        named.iter().map(|name| Some(name).filter(beside).and_then(|name| find(name)).ok_or_else(|| missing(name))).collect()
+        named
+            .iter()
+            .map(|name| Some(name).filter(beside).and_then(|name| find(name)).ok_or_else(|| missing(name)))
+            .collect()
     }
 
     /// Fetches those of the files that are not there, a few at a time.

@@ -154,8 +154,14 @@ async fn a_file_is_converted_once_and_again_when_it_changed() {
 
     let folder = machine.folder(id).await.unwrap();
     assert!(folder.starts_with(machine.path("cache/gguf")));
-    let files =
-        ["chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
+    let files = [
+        "chat_template.jinja",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ];
     assert_eq!(names(&folder), files);
     let written = fs::metadata(folder.join("config.json")).unwrap().modified().unwrap();
     assert_eq!(machine.folder(id).await.unwrap(), folder);
@@ -259,29 +265,29 @@ async fn what_is_not_converted_is_refused_and_leaves_nothing() {
         assert_eq!(error.code, ErrorCode::Unsupported);
         error.to_string().replace(&machine.path("").display().to_string(), "<home>")
     };
-    insta::assert_snapshot!(refusal(Draft::new("gemma3", "smollm")).await, @"");
+    insta::assert_snapshot!(refusal(Draft::new("gemma3", "smollm")).await, @r"`<home>/tiny.gguf` holds a `gemma3` network, which is not computed here (hint: known architectures: `llama`, `qwen2`, `qwen3`)");
 
     let mut spoken = Draft::new("llama", "smollm");
     spoken.set("tokenizer.ggml.model", text("llama"));
-    insta::assert_snapshot!(refusal(spoken).await, @"");
+    insta::assert_snapshot!(refusal(spoken).await, @r"`<home>/tiny.gguf` has a `llama` tokenizer, which is not converted (hint: only byte-level BPE (`gpt2`) is; use the model's safetensors with their `tokenizer.json`)");
 
-    insta::assert_snapshot!(refusal(Draft::new("llama", "deepseek-coder")).await, @"");
+    insta::assert_snapshot!(refusal(Draft::new("llama", "deepseek-coder")).await, @r"`<home>/tiny.gguf` splits text by the rule `deepseek-coder`, which is not converted (hint: known rules: `smollm`, `qwen2`, `llama-bpe`)");
 
     let mut stretched = Draft::new("qwen2", "qwen2");
     stretched.set("qwen2.rope.scaling.type", text("yarn"));
-    insta::assert_snapshot!(refusal(stretched).await, @"");
+    insta::assert_snapshot!(refusal(stretched).await, @r"`<home>/tiny.gguf` scales its rotation by `yarn`, which is not converted (hint: use the model's safetensors)");
 
     let mut experts = Draft::new("llama", "smollm");
     experts.set("llama.expert_count", Value::U32(8));
-    insta::assert_snapshot!(refusal(experts).await, @"");
+    insta::assert_snapshot!(refusal(experts).await, @r"`<home>/tiny.gguf` holds a mixture of experts, which is not computed here");
 
     let mut odd = Draft::new("llama", "smollm");
     odd.vector("rope_freqs.weight", 8);
-    insta::assert_snapshot!(refusal(odd).await, @"");
+    insta::assert_snapshot!(refusal(odd).await, @r"`<home>/tiny.gguf` stretches its rotation by a `rope_freqs.weight` that no known model has (hint: use the model's safetensors)");
 
     let mut unknown = Draft::new("llama", "smollm");
     unknown.vector("blk.0.ssm_a", 8);
-    insta::assert_snapshot!(refusal(unknown).await, @"");
+    insta::assert_snapshot!(refusal(unknown).await, @r"`<home>/tiny.gguf` has a tensor `blk.0.ssm_a`, which no known network has");
 
     let left = names(&machine.path(".cache/twinkle/gguf"));
     assert!(left.iter().all(|name| name.ends_with(".lock")), "{left:?}");
@@ -300,5 +306,5 @@ async fn a_file_that_is_cut_short_or_no_gguf_is_an_error_of_that_file() {
     }
     machine.write("notes.txt", "hello");
     let text = machine.refusal("./notes.txt", "-").await;
-    insta::assert_snapshot!(text, @"");
+    insta::assert_snapshot!(text, @r"`<home>/notes.txt` is a file, and not a `.gguf` one (hint: give the folder that holds `config.json`, or a GGUF file)");
 }
