@@ -17,7 +17,7 @@ pub enum StateLocation {
     Memory,
     /// In a file of this machine.
     File(PathBuf),
-    /// In a schema of a PostgreSQL database.
+    /// In a schema of a `PostgreSQL` database.
     Postgres {
         /// `postgres://user:password@host:port/database`.
         url: String,

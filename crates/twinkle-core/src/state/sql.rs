@@ -1,4 +1,4 @@
-//! Statements that run alike on `SQLite` and on PostgreSQL.
+//! Statements that run alike on `SQLite` and on `PostgreSQL`.
 //!
 //! One text serves both: `$1` placeholders, row values and `ON CONFLICT`, truth as 0 and 1, and no function that only
 //! one of them has. A column holds text, an integer or bytes. Each driver keeps its own prepared statements.
@@ -202,7 +202,7 @@ macro_rules! columns {
 }
 columns!(i64, Option<i64>, String, Option<String>, Vec<u8>, Option<Vec<u8>>);
 
-/// Truth is 0 or 1 in a column, and a type of its own in what PostgreSQL computes.
+/// Truth is 0 or 1 in a column, and a type of its own in what `PostgreSQL` computes.
 impl Column for bool {
     fn from_sqlite(row: &SqliteRow, column: &str) -> sqlx::Result<Self> {
         Ok(row.try_get::<i64, _>(column)? != 0)

@@ -1,4 +1,4 @@
-//! A real PostgreSQL and a real Redis for a test, when they are installed.
+//! A real `PostgreSQL` and a real Redis for a test, when they are installed.
 //!
 //! Where one is not, the test is skipped and says so: on stderr, and in the file that `TWINKLE_TEST_SKIPS` names, from
 //! which `cargo xtask test` counts.
@@ -8,9 +8,10 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tempfile::TempDir;
+use tokio::time::Instant;
 
 /// How long a database may take to start on a busy machine.
 const START_LIMIT: Duration = Duration::from_mins(1);
@@ -34,7 +35,7 @@ enum Kind {
 }
 
 impl Database {
-    /// An empty PostgreSQL server, or `None` where it is not installed.
+    /// An empty `PostgreSQL` server, or `None` where it is not installed.
     pub(crate) fn postgres() -> Option<Self> {
         let Some(programs) = postgres_programs() else {
             skipped("PostgreSQL is not installed: no `initdb` in PATH or /usr/lib/postgresql");

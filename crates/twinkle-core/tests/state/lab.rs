@@ -29,7 +29,7 @@ impl Lab {
         Self::new(Kind::File(tempfile::tempdir().unwrap()))
     }
 
-    /// `None` where PostgreSQL is not installed.
+    /// `None` where `PostgreSQL` is not installed.
     pub(crate) fn postgres() -> Option<Self> {
         Database::postgres().map(Kind::Postgres).map(Self::new)
     }

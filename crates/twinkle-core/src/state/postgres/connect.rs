@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 
 /// The schema of a server without a `key_prefix`.
 const DEFAULT_SCHEMA: &str = "twinkle";
-/// PostgreSQL cuts longer names off.
+/// `PostgreSQL` cuts longer names off.
 const LONGEST_NAME: usize = 63;
 /// Connections that only read.
 const READERS: u32 = 4;

@@ -1,4 +1,4 @@
-//! The store in a schema of a PostgreSQL database: one server per schema, and every commit's outcome is known.
+//! The store in a schema of a `PostgreSQL` database: one server per schema, and every commit's outcome is known.
 //!
 //! One connection writes. It holds a session-level advisory lock, so that the database itself gives the schema free
 //! when this server dies. The table `ownership` has a number that every owner raises once (`epoch`) and a number that
@@ -157,25 +157,29 @@ async fn try_commit(
     epoch: i64,
     number: i64,
 ) -> Result<(), NotCommitted> {
-    connection.control("BEGIN").await.map_err(before_commit)?;
-    apply_all(connection, group).await.map_err(before_commit)?;
+    connection.control("BEGIN").await.map_err(|error| before_commit(&error))?;
+    apply_all(connection, group).await.map_err(|error| before_commit(&error))?;
     let owned =
         query("UPDATE ownership SET commits = $1 WHERE epoch = $2").bind(number).bind(epoch).execute(connection).await;
     match owned {
         Ok(1) => {}
         Ok(_) => return Err(NotCommitted::Fenced(taken_over(schema))),
         Err(Failure::Refused(error)) => return Err(NotCommitted::Statement(error)),
-        Err(Failure::Database(error)) => return Err(before_commit(error)),
+        Err(Failure::Database(error)) => return Err(before_commit(&error)),
     }
-    connection.control("COMMIT").await.map_err(|error| match is_lost(&error) {
-        true => NotCommitted::Lost { error: describe(&error), uncertain: true },
-        false => NotCommitted::Statement(describe(&error)),
+    connection.control("COMMIT").await.map_err(|error| {
+        let described = describe(&error);
+        if is_lost(&error) {
+            NotCommitted::Lost { error: described, uncertain: true }
+        } else {
+            NotCommitted::Statement(described)
+        }
     })
 }
 
 /// Until `COMMIT` is sent, a broken connection means that nothing happened.
-fn before_commit(error: sqlx::Error) -> NotCommitted {
-    if is_lost(&error) { lost(describe(&error)) } else { NotCommitted::Statement(describe(&error)) }
+fn before_commit(error: &sqlx::Error) -> NotCommitted {
+    if is_lost(error) { lost(describe(error)) } else { NotCommitted::Statement(describe(error)) }
 }
 
 fn lost(error: Error) -> NotCommitted {

@@ -88,11 +88,11 @@ impl Tables {
         let connection = sqlite(connection)?;
         let mut changes = Vec::new();
         for (index, table) in self.all.iter().enumerate() {
-            let changed = sqlx::query(AssertSqlSafe(table.changed_rows())).fetch_all(&mut *connection).await?;
-            if changed.is_empty() {
+            let found = sqlx::query(AssertSqlSafe(table.changed_rows())).fetch_all(&mut *connection).await?;
+            if found.is_empty() {
                 continue;
             }
-            for row in &changed {
+            for row in &found {
                 let mut key = Vec::with_capacity(table.key.len());
                 for place in 0..table.key.len() {
                     key.push(rows::cell(row, place)?);
