@@ -120,7 +120,7 @@ impl Devices {
         Some(if group.device_type == DeviceType::Cpu {
             group.on_the_host(mesh, args)
         } else {
-            group.on_cards(mesh, per_node, args)
+            group.on_cards(mesh, per_node.map(|count| count.value), args)
         })
     }
 }
@@ -178,7 +178,7 @@ impl GivenGroup {
         Devices { group: DeviceGroup { name: self.name, ranks, device_type: self.device_type, gpus_per_worker }, mesh }
     }
 
-    fn on_cards(self, mesh: Option<GivenMesh>, per_node: Option<Located<u32>>, args: &Section<'_>) -> Devices {
+    fn on_cards(self, mesh: Option<GivenMesh>, per_node: Option<u32>, args: &Section<'_>) -> Devices {
         let count = self.ranks.count();
         let gpus_per_worker = self.gpus_per_worker.as_ref().map_or(1, |devices| devices.value);
         let report = args.report();
@@ -190,12 +190,12 @@ impl GivenGroup {
                 let message =
                     format!("number of ranks ({count}) must be divisible by gpus_per_worker ({})", per_worker.value);
                 report.problem(per_worker.place, message);
-            } else if let Some(per_node) = &per_node
-                && !workers_fit(&self.ranks, per_worker.value, per_node.value)
+            } else if let Some(per_node) = per_node
+                && !workers_fit(&self.ranks, per_worker.value, per_node)
             {
                 let message = format!(
                     "the {} devices of one worker are not on one node of {} (`nproc_per_node`)",
-                    per_worker.value, per_node.value
+                    per_worker.value, per_node
                 );
                 report.problem(per_worker.place, message);
             }

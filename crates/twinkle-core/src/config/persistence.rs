@@ -78,7 +78,7 @@ impl Persistence {
             place = section.place();
             mode = section.choice::<Mode>("mode");
             settings = Settings::read(&mut section);
-            settings.note_unused(&mut section, mode.as_ref().map(|mode| mode.value));
+            Settings::note_unused(&mut section, mode.as_ref().map(|mode| mode.value));
             section.finish();
         } else if let Some(word) = environment(&variable("mode")).filter(|word| !word.is_empty()) {
             mode = Mode::of(&word).map(|value| Located { value, place });
@@ -140,7 +140,7 @@ impl Settings {
     }
 
     /// Lists what another mode would use.
-    fn note_unused(&self, section: &mut Section<'_>, mode: Option<Mode>) {
+    fn note_unused(section: &mut Section<'_>, mode: Option<Mode>) {
         const ANOTHER_MODE: &str = "another `mode` uses it";
         if mode == Some(Mode::Memory) {
             section.inert("file_path", ANOTHER_MODE);

@@ -1,5 +1,7 @@
 //! Whatever is written in a file, reading it ends with a configuration or with problems that have a place.
 
+use std::fmt::Write as _;
+
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
@@ -144,7 +146,7 @@ fn lines_that_name_each_other_do_not_fill_the_memory() {
     let mut text = String::from("l0: [1, 2, 3, 4, 5, 6, 7, 8]\n");
     for level in 1..14 {
         let names = vec![format!("'${{l{}}}'", level - 1); 8].join(", ");
-        text.push_str(&format!("l{level}: [{names}]\n"));
+        let _ = writeln!(text, "l{level}: [{names}]");
     }
     let errors = parse(&text).unwrap_err();
     assert!(errors.to_string().contains("interpolation makes the file too large"));
