@@ -70,6 +70,7 @@ pub struct EngineLimits {
 }
 
 /// What the engine is told.
+#[expect(clippy::large_enum_variant, reason = "nearly every command is an operation")]
 pub enum Command {
     /// Execute an operation in its turn.
     Execute(Work),

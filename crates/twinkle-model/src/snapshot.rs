@@ -5,9 +5,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 use tracing::warn;
 use twinkle_core::Result;
 use twinkle_core::call::Position;

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
 
+use tokio::time::Instant;
 use twinkle_core::call::{ForwardBackwardOutcome, Logprobs};
 use twinkle_core::telemetry::labels::{Component, Deployment};
 use twinkle_core::telemetry::metrics::ENGINE_PASS;

@@ -150,7 +150,7 @@ impl<R: Runner> Engine<R> {
             self.pulse.begin("a sampling step");
             let began = Instant::now();
             self.step()?;
-            self.shown.stepped(began.elapsed());
+            Shown::stepped(began.elapsed());
             self.pulse.end();
             self.publish_stats();
         }

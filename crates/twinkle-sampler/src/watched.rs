@@ -87,7 +87,7 @@ impl Shown {
     }
 
     /// A step took this long.
-    pub(crate) fn stepped(&self, took: Duration) {
+    pub(crate) fn stepped(took: Duration) {
         ENGINE_PASS.record(took, Component { deployment: DEPLOYMENT });
     }
 

@@ -1,7 +1,7 @@
 //! An exporter whose failures are counted and warned about now and then, and otherwise ignored.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
@@ -11,6 +11,7 @@ use opentelemetry_sdk::metrics::data::ResourceMetrics;
 use opentelemetry_sdk::metrics::exporter::PushMetricExporter;
 use opentelemetry_sdk::trace::{SpanData, SpanExporter};
 use parking_lot::Mutex;
+use tokio::time::Instant;
 use tracing::warn;
 use twinkle_core::telemetry::labels::{Exported, Signal};
 use twinkle_core::telemetry::metrics::EXPORT_FAILURES;
@@ -40,16 +41,15 @@ impl<E> Patient<E> {
 }
 
 impl Failures {
-    /// Failures become successes: whoever exports has nothing better to do than to go on.
-    fn note(&self, outcome: OTelSdkResult, now: Instant) -> OTelSdkResult {
-        let Err(error) = outcome else { return Ok(()) };
+    /// Counts a failure; whoever exports has nothing better to do than to go on.
+    fn note(&self, outcome: OTelSdkResult) {
+        let Err(error) = outcome else { return };
         EXPORT_FAILURES.add(1, Exported { signal: self.signal });
         let failures = self.silent.fetch_add(1, Ordering::Relaxed) + 1;
-        if self.is_due(now) {
+        if self.is_due(Instant::now()) {
             self.silent.store(0, Ordering::Relaxed);
             warn!(signal = self.signal.as_str(), failures, %error, "telemetry could not be exported; serving goes on");
         }
-        Ok(())
     }
 
     fn is_due(&self, now: Instant) -> bool {
@@ -64,7 +64,8 @@ impl Failures {
 
 impl<E: SpanExporter> SpanExporter for Patient<E> {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
-        self.failures.note(self.inner.export(batch).await, Instant::now())
+        self.failures.note(self.inner.export(batch).await);
+        Ok(())
     }
 
     fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
@@ -82,7 +83,8 @@ impl<E: SpanExporter> SpanExporter for Patient<E> {
 
 impl<E: PushMetricExporter> PushMetricExporter for Patient<E> {
     async fn export(&self, metrics: &ResourceMetrics) -> OTelSdkResult {
-        self.failures.note(self.inner.export(metrics).await, Instant::now())
+        self.failures.note(self.inner.export(metrics).await);
+        Ok(())
     }
 
     fn force_flush(&self) -> OTelSdkResult {
@@ -100,7 +102,8 @@ impl<E: PushMetricExporter> PushMetricExporter for Patient<E> {
 
 impl<E: LogExporter> LogExporter for Patient<E> {
     async fn export(&self, batch: LogBatch<'_>) -> OTelSdkResult {
-        self.failures.note(self.inner.export(batch).await, Instant::now())
+        self.failures.note(self.inner.export(batch).await);
+        Ok(())
     }
 
     fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
