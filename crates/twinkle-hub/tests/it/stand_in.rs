@@ -9,7 +9,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use futures::stream;
+use futures::{StreamExt, stream};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -274,7 +274,12 @@ impl Inner {
             Some(Fault::BreaksAfter(bytes)) => {
                 let sent = Bytes::from(body.get(..bytes).unwrap_or_default().to_vec());
                 let broken = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
-                let chunks = stream::iter([Ok(sent), Err(broken)]);
+                // What was sent is on its way before the connection breaks.
+                let end = stream::once(async {
+                    tokio::task::yield_now().await;
+                    Err(broken)
+                });
+                let chunks = stream::iter([Ok(sent)]).chain(end);
                 (status, headers, Body::from_stream(chunks)).into_response()
             }
             _ => (status, headers, body).into_response(),
