@@ -63,13 +63,8 @@ impl ModelComponent {
         let (sender, receiver) = tokio::sync::mpsc::channel(LINE_LENGTH);
         let gauges = Gauges { pulse: Pulse::default(), runs_in_memory: Arc::new(AtomicUsize::new(0)) };
         let stopping = CancellationToken::new();
-        let supervision = Supervision {
-            name: "model-engine",
-            pulse: gauges.pulse.clone(),
-            stopping: stopping.clone(),
-            policy,
-            runtime: Handle::current(),
-        };
+        let supervision =
+            Supervision { name: "model-engine", pulse: gauges.pulse.clone(), stopping: stopping.clone(), policy };
         let shared = Shared { gauges: gauges.clone(), suspects: Suspects::default(), stopping };
         let runtime = Handle::current();
         supervise(supervision, receiver, move |incarnation, commands| {

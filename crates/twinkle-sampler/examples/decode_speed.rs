@@ -5,55 +5,56 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread;
+use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use futures::future::try_join_all;
+use tokio::runtime::Runtime;
 use tokio::time::Instant;
+use twinkle_core::engine::supervisor::RestartPolicy;
 use twinkle_core::ids::TenantId;
 use twinkle_core::{Error, Result};
 use twinkle_nn::{BaseModel, LoadOptions};
-use twinkle_sampler::engine::{Command, Engine, EngineStats, Work};
+use twinkle_sampler::line::{Line, Question};
 use twinkle_sampler::logits::DrawParams;
 use twinkle_sampler::memory::kv_token_budget;
 use twinkle_sampler::params::ValidRequest;
 use twinkle_sampler::runner::TorchRunner;
-use twinkle_sampler::scheduler::{FairScheduler, SchedulerLimits};
+use twinkle_sampler::scheduler::{FairScheduler, Scheduler, SchedulerLimits};
 use twinkle_sampler::stop::StopRule;
 
 const PROMPT: usize = 64;
 const NEW_TOKENS: usize = 64;
 
 fn main() -> Result<()> {
+    let runtime = Runtime::new().map_err(|error| Error::internal(error.to_string()))?;
+    runtime.block_on(measure())
+}
+
+async fn measure() -> Result<()> {
     let folder = std::env::args().nth(1).ok_or_else(|| Error::invalid("name a model folder"))?;
     let base = Arc::new(BaseModel::load(&PathBuf::from(folder), &LoadOptions::default())?);
     println!("weights: {} MiB as {:?}", base.weight_bytes() >> 20, base.kind());
     let limits =
         SchedulerLimits { seats: 64, kv_tokens: kv_token_budget(&base), step_tokens: 512, tile: 64, waiting: 64 };
     let vocabulary = base.config().vocab_size as u32;
-    let (line, commands) = mpsc::channel(64);
-    let engine =
-        Engine::new(TorchRunner::new(base), Box::new(FairScheduler::new(limits)), Arc::new(EngineStats::default()));
-    let engine = thread::spawn(move || engine.work(commands));
+    let line = Line::start(RestartPolicy::default(), move || {
+        let scheduler: Box<dyn Scheduler> = Box::new(FairScheduler::new(limits));
+        (TorchRunner::new(Arc::clone(&base)), scheduler)
+    })?;
     for streams in [1, 1, 4, 16] {
         let started = Instant::now();
-        let mut waiting = Vec::new();
-        for stream in 0..streams {
-            let (answer, outcome) = oneshot::channel();
+        let questions = (0..streams).map(|stream| {
             let request = request(stream, vocabulary);
-            let work = Work { tenant: TenantId::new("bench"), request, adapter: None, answer };
-            line.blocking_send(Command::Sample(Box::new(work))).map_err(|_| Error::internal("the engine is gone"))?;
-            waiting.push(outcome);
-        }
-        let mut tokens = 0;
-        for outcome in waiting {
-            let outcome = outcome.blocking_recv().map_err(|_| Error::internal("the engine is gone"))??;
-            tokens += outcome.sequences.iter().map(|sequence| sequence.tokens.len()).sum::<usize>();
-        }
+            line.ask(Question { tenant: TenantId::new("bench"), request, adapter: None })
+        });
+        let outcomes = try_join_all(questions).await?;
+        let tokens: usize =
+            outcomes.iter().flat_map(|outcome| &outcome.sequences).map(|sequence| sequence.tokens.len()).sum();
         let seconds = started.elapsed().as_secs_f64();
         println!("{streams:>3} streams: {:>8.1} tokens/s", tokens as f64 / seconds);
     }
-    drop(line);
-    engine.join().map_err(|_| Error::internal("the engine panicked"))
+    line.drain(Duration::from_secs(1)).await;
+    Ok(())
 }
 
 fn request(stream: u32, vocabulary: u32) -> ValidRequest {

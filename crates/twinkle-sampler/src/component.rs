@@ -166,10 +166,7 @@ impl Component for SamplerComponent {
             max_rank: args.engine.max_lora_rank,
         };
         let adapters = Adapters::new(Arc::clone(&base), published, checkpoints, adapter_limits);
-        KV_CACHE_LIMIT.set(
-            capabilities.kv_tokens as u64,
-            Model { base_model: BaseModelLabel::new(&args.public_name) },
-        );
+        KV_CACHE_LIMIT.set(capabilities.kv_tokens as u64, Model { base_model: BaseModelLabel::new(&args.public_name) });
         let name = args.public_name.clone();
         let line = Line::start(RestartPolicy::default(), move || {
             let scheduler: Box<dyn Scheduler> = Box::new(FairScheduler::new(schedule));

@@ -6,23 +6,24 @@
 //! it: another engine follows, and is asked the same again.
 
 use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
-use tracing::{debug, error, info};
+use tracing::{debug, info};
 use twinkle_core::call::{SampleOutcome, StopReason};
 use twinkle_core::engine::pulse::Pulse;
-use twinkle_core::engine::supervisor::{Ended, panic_text};
+use twinkle_core::engine::supervisor::Ended;
 use twinkle_core::engine::ticket::Ticket;
 use twinkle_core::ids::TenantId;
 use twinkle_core::telemetry::carried::Carried;
-use twinkle_core::{Error, ErrorCode, Result};
-use twinkle_nn::{Adapter, DeviceFailure, device_failure, out_of_memory};
+use twinkle_core::{Error, Result};
+use twinkle_nn::Adapter;
 
-use crate::logits::{Draw, NonFinite, RowTask, draw, draw_rows};
+use crate::batch::Batch;
+use crate::failure::{Failure, Lost, guarded, not_finite, stopped};
+use crate::logits::{Draw, NonFinite, draw, draw_rows};
 use crate::params::ValidRequest;
 use crate::runner::{PromptTile, Runner};
 use crate::scheduler::{Job, JobId, SampleRef, Scheduler, Start, Tile};
@@ -94,16 +95,6 @@ pub struct Engine<R: Runner> {
     stats: Arc<EngineStats>,
     pulse: Pulse,
     shown: Shown,
-}
-
-/// The device is lost, for this reason: this engine must not go on.
-struct Lost(String);
-
-/// How a part of a step failed.
-enum Failure {
-    /// These requests cannot be answered, for this reason.
-    Requests(Error),
-    Device(Lost),
 }
 
 impl<R: Runner> Engine<R> {
@@ -367,8 +358,7 @@ impl<R: Runner> Engine<R> {
 
     fn publish_stats(&mut self) {
         let bytes = self.requests.values().flat_map(Request::caches).map(|cache| self.runner.cache_bytes(cache)).sum();
-        let mut holding =
-            Holding { cache_bytes: bytes, generated: self.stats.generated(), ..Holding::default() };
+        let mut holding = Holding { cache_bytes: bytes, generated: self.stats.generated(), ..Holding::default() };
         for sample in self.requests.values().flat_map(|request| &request.samples) {
             match sample {
                 Sample::Waiting => holding.waiting += 1,
@@ -394,65 +384,6 @@ impl<R: Runner> Engine<R> {
             let _ = done.send(());
         }
     }
-}
-
-/// The running samples of one step, with their caches taken out.
-struct Batch<Cache> {
-    samples: Vec<SampleRef>,
-    tokens: Vec<u32>,
-    caches: Vec<Cache>,
-    adapters: Vec<Option<Arc<Adapter>>>,
-    tasks: Vec<RowTask>,
-}
-
-impl<Cache> Batch<Cache> {
-    fn gather(samples: &[SampleRef], requests: &mut BTreeMap<JobId, Request<Cache>>) -> Self {
-        let mut batch = Self { samples: vec![], tokens: vec![], caches: vec![], adapters: vec![], tasks: vec![] };
-        for sample in samples {
-            let Some(request) = requests.get_mut(&sample.job) else { continue };
-            let Some(sequence) = request.running(sample.sample) else { continue };
-            let (Some(token), generated) = (sequence.last_token(), sequence.generated()) else { continue };
-            let Some(cache) = sequence.cache.take() else { continue };
-            batch.samples.push(*sample);
-            batch.tokens.push(token);
-            batch.caches.push(cache);
-            batch.adapters.push(request.adapter.clone());
-            batch.tasks.push(request.row_task(sample.sample, generated));
-        }
-        batch
-    }
-}
-
-/// Runs a part of a step; a panic becomes a failure.
-fn guarded<T>(work: impl FnOnce() -> Result<T>) -> Result<T, Failure> {
-    let reason = match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(Ok(done)) => return Ok(done),
-        Ok(Err(error)) if error.code != ErrorCode::Internal => return Err(Failure::Requests(error)),
-        Ok(Err(error)) => error.message,
-        Err(panic) => {
-            let reason = panic_text(panic.as_ref());
-            error!(reason, "a sampling step panicked");
-            format!("the sampling engine failed: {reason}")
-        }
-    };
-    Err(match device_failure(&reason) {
-        DeviceFailure::Lost => Failure::Device(Lost(reason)),
-        DeviceFailure::OutOfMemory => Failure::Requests(out_of_memory(&reason)),
-        DeviceFailure::Operation => Failure::Requests(Error::internal(reason)),
-    })
-}
-
-fn not_finite(has_adapter: bool) -> Error {
-    if has_adapter {
-        return Error::invalid("the adapter makes the model's logits infinite or NaN")
-            .hint("its training has diverged; sample from an earlier checkpoint");
-    }
-    Error::internal("the base model's logits are infinite or NaN")
-}
-
-/// What a request gets when the engine no longer works; clients submit samples again.
-pub(crate) fn stopped() -> Error {
-    Error::new(ErrorCode::Draining, "the sampling engine is stopping").retry_after(std::time::Duration::from_secs(1))
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::num::NonZeroUsize;
 use std::thread;
 
+use twinkle_core::ErrorCode;
 use twinkle_core::call::SampledSequence;
 use twinkle_core::engine::ticket::{Answer, ticket};
 

@@ -11,8 +11,10 @@
 #![forbid(unsafe_code)]
 
 pub mod adapters;
+mod batch;
 pub mod component;
 pub mod engine;
+mod failure;
 pub mod line;
 pub mod logits;
 pub mod memory;

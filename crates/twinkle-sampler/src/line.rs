@@ -6,7 +6,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -23,7 +22,8 @@ use twinkle_core::telemetry::metrics::ENGINE_RESTARTS;
 use twinkle_core::{Error, Result};
 use twinkle_nn::Adapter;
 
-use crate::engine::{Command, Engine, EngineStats, Work, stopped};
+use crate::engine::{Command, Engine, EngineStats, Work};
+use crate::failure::stopped;
 use crate::params::ValidRequest;
 use crate::runner::Runner;
 use crate::scheduler::Scheduler;
@@ -62,13 +62,8 @@ impl Line {
     ) -> Result<Self> {
         let (commands, receiver) = mpsc::channel(LENGTH);
         let (pulse, stats, stopping) = (Pulse::default(), Arc::new(EngineStats::default()), CancellationToken::new());
-        let supervision = Supervision {
-            name: "sampler-engine",
-            pulse: pulse.clone(),
-            stopping: stopping.clone(),
-            policy,
-            runtime: Handle::current(),
-        };
+        let supervision =
+            Supervision { name: "sampler-engine", pulse: pulse.clone(), stopping: stopping.clone(), policy };
         let (beats, counts) = (pulse.clone(), Arc::clone(&stats));
         supervise(supervision, receiver, move |incarnation, commands| {
             if incarnation > 0 {

@@ -60,6 +60,7 @@ async fn a_request_that_takes_the_engine_with_it_twice_is_given_up_and_its_neigh
                 assert_eq!(answer, *expected, "request {place}");
             }
         }
+        assert!(line.ask(question(&[1, 2, 3])).await.is_ok());
         assert_eq!(line.pulse().restarts(), 2);
     }
 }

@@ -8,12 +8,15 @@ use std::io;
 use std::thread;
 use std::time::Duration;
 
-use tokio::runtime::Handle;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use super::pulse::Pulse;
+
+/// How soon a pause notices that the node stops.
+const STOP_CHECKED_EVERY: Duration = Duration::from_millis(20);
 
 /// How an engine's loop came to its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,8 +63,6 @@ pub struct Supervision {
     pub stopping: CancellationToken,
     /// How patiently it is started again.
     pub policy: RestartPolicy,
-    /// Used to wait.
-    pub runtime: Handle,
 }
 
 /// Runs engines over `commands`, one after the other, until one is stopped. `engine` gets the number of those before it.
@@ -109,12 +110,24 @@ impl Supervision {
                 pause_ms = pause.as_millis() as u64,
                 "the engine was lost and is started again"
             );
-            let stopped = self.runtime.block_on(async { tokio::time::timeout(pause, self.stopping.cancelled()).await });
-            if stopped.is_ok() {
+            if self.is_stopped_within(pause) {
                 info!(engine = self.name, "not started again: the node stops");
                 return;
             }
         }
+    }
+
+    /// Waits on this thread, not on the runtime: that may end first.
+    fn is_stopped_within(&self, pause: Duration) -> bool {
+        let until = Instant::now() + pause;
+        while !self.stopping.is_cancelled() {
+            let rest = until.saturating_duration_since(Instant::now());
+            if rest.is_zero() {
+                return false;
+            }
+            thread::sleep(rest.min(STOP_CHECKED_EVERY));
+        }
+        true
     }
 
     /// One engine on a thread of its own, from its start to its end.
@@ -166,13 +179,8 @@ mod tests {
         fn open(broken: u64, policy: RestartPolicy) -> Self {
             let (line, commands) = mpsc::channel(8);
             let (pulse, stopping) = (Pulse::default(), CancellationToken::new());
-            let supervision = Supervision {
-                name: "test-engine",
-                pulse: pulse.clone(),
-                stopping: stopping.clone(),
-                policy,
-                runtime: Handle::current(),
-            };
+            let supervision =
+                Supervision { name: "test-engine", pulse: pulse.clone(), stopping: stopping.clone(), policy };
             let beats = pulse.clone();
             let engine = move |number: u64, commands: &mut mpsc::Receiver<Command>| {
                 if number < broken {

@@ -50,7 +50,7 @@ async fn a_live_adapter_that_was_saved_outlives_the_server_and_samples_the_same_
     };
     let (layout, parameters) = publish(&house, "attn_mlp_unembed", &saved);
     house.published.save(&saved, &layout, &parameters, "test/qwen3").unwrap();
-    publish(&house, "attn_mlp", &unsaved);
+    let _ = publish(&house, "attn_mlp", &unsaved);
     let before = house.ask(question(&saved)).await.unwrap();
     assert!(house.ask(question(&unsaved)).await.is_ok());
     let hash = *house.published.get(&saved).unwrap().content_hash();
@@ -72,11 +72,11 @@ async fn a_live_adapter_samples_like_the_saved_one_and_is_pinned_when_a_request_
     let second = ask(SamplingSource::Checkpoint(save_fixture_adapter(&house, "attn_mlp_unembed", "b"))).await.unwrap();
     assert_ne!(first, second);
 
-    publish(&house, "attn_mlp", &session);
+    let _ = publish(&house, "attn_mlp", &session);
     let mut running = ask(SamplingSource::Live(session.clone()));
     // Polled once, the request has its weights.
     assert!(futures::poll!(&mut running).is_pending());
-    publish(&house, "attn_mlp_unembed", &session);
+    let _ = publish(&house, "attn_mlp_unembed", &session);
     assert_eq!(running.await.unwrap(), first);
     assert_eq!(ask(SamplingSource::Live(session.clone())).await.unwrap(), second);
 
