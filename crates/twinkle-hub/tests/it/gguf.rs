@@ -17,17 +17,17 @@ use crate::{Machine, names};
 const HIDDEN: usize = 32;
 const HEAD: usize = 16;
 const MLP: usize = 64;
+const TOKENS: usize = 260;
 
 /// A GGUF file in the making: a network of one layer with two query heads and one key head.
 struct Draft {
-    family: &'static str,
     metadata: Vec<(String, Value)>,
     tensors: Vec<(String, Tensor, GgmlDType)>,
 }
 
 impl Draft {
-    fn new(family: &'static str, split: &str) -> Self {
-        let mut draft = Self { family, metadata: Vec::new(), tensors: Vec::new() };
+    fn new(family: &str, split: &str) -> Self {
+        let mut draft = Self { metadata: Vec::new(), tensors: Vec::new() };
         draft.set("general.architecture", Value::String(family.to_owned()));
         let sizes = [
             ("block_count", 1),
@@ -43,8 +43,7 @@ impl Draft {
         draft.set(&format!("{family}.rope.freq_base"), Value::F32(1e6));
         draft.set(&format!("{family}.attention.layer_norm_rms_epsilon"), Value::F32(1e-6));
         draft.vocabulary(split);
-        let tokens = draft.tokens();
-        draft.matrix("token_embd.weight", tokens, HIDDEN);
+        draft.matrix("token_embd.weight", TOKENS, HIDDEN);
         draft.matrix("blk.0.attn_q.weight", 2 * HEAD, HIDDEN);
         draft.matrix("blk.0.attn_k.weight", HEAD, HIDDEN);
         draft.matrix("blk.0.attn_v.weight", HEAD, HIDDEN);
@@ -79,10 +78,6 @@ impl Draft {
         self.set("tokenizer.ggml.token_type", Value::Array(kinds.into_iter().map(Value::I32).collect()));
         self.set("tokenizer.ggml.eos_token_id", Value::U32(257));
         self.set("tokenizer.chat_template", text("{{ messages }}"));
-    }
-
-    fn tokens(&self) -> usize {
-        260
     }
 
     fn matrix(&mut self, name: &str, rows: usize, columns: usize) {
@@ -213,13 +208,13 @@ async fn the_configuration_is_the_networks() {
     let mut draft = Draft::new("qwen3", "qwen2");
     draft.set("qwen3.attention.key_length", Value::U32(HEAD as u32));
     draft.set("qwen3.attention.value_length", Value::U32(HEAD as u32));
-    draft.matrix("output.weight", 260, HIDDEN);
+    draft.matrix("output.weight", TOKENS, HIDDEN);
     draft.quantise("output.weight", GgmlDType::Q4_0);
     draft.vector("blk.0.attn_q_norm.weight", HEAD);
     draft.vector("blk.0.attn_k_norm.weight", HEAD);
     draft.write(&machine, "tiny.gguf");
     let folder = machine.folder("tiny.gguf").await.unwrap();
-    assert_eq!(tensor(&folder, "lm_head.weight").0, [260, HIDDEN]);
+    assert_eq!(tensor(&folder, "lm_head.weight").0, [TOKENS, HIDDEN]);
     assert_eq!(tensor(&folder, "model.layers.0.self_attn.q_norm.weight").0, [HEAD]);
     insta::assert_snapshot!(fs::read_to_string(folder.join("config.json")).unwrap());
 }
