@@ -94,7 +94,7 @@ async fn advance(shared: Arc<Shared>, line: Arc<Line>) {
                 let (_trace, _log) = (origin.enter(), execution.span.enter());
                 component.call(call)
             }))
-                .unwrap_or_else(|_| Box::pin(async { Err(panicked()) })),
+            .unwrap_or_else(|_| Box::pin(async { Err(panicked()) })),
             Err(error) => Box::pin(async { Err(error) }),
         };
         drop(state);
