@@ -60,7 +60,8 @@ async fn the_sdk_keeps_to_a_small_quota_by_itself() {
 }
 
 async fn sampling_session(client: &TinkerHttp, model: &str) -> String {
-    let session = client.ask("create_session", &json!({ "tags": [], "sdk_version": "0.38.0" })).await.expect("a session");
+    let session =
+        client.ask("create_session", &json!({ "tags": [], "sdk_version": "0.38.0" })).await.expect("a session");
     let body = json!({ "session_id": session["session_id"], "sampling_session_seq_id": 0, "base_model": model });
     let opened = client.ask("create_sampling_session", &body).await.expect("a sampling session");
     opened["sampling_session_id"].as_str().expect("an id").to_owned()
@@ -128,7 +129,7 @@ async fn trained(client: &TinkerHttp, model: &str) -> (String, Value) {
 
 /// Waits until the server has ended the run: the path it was saved under, as a refused operation tells it.
 async fn saved_path(node: &Node, run: &str) -> String {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_mins(1);
     let client = TinkerHttp::new(&node.base_url(), "tml-limits");
     loop {
         let saved = client.get(&format!("training_runs/{run}/checkpoints")).await.expect("a list");
@@ -154,7 +155,8 @@ async fn saved_path(node: &Node, run: &str) -> String {
 
 /// Loads the checkpoint into a new run: the logprobs of its weights.
 async fn loaded(client: &TinkerHttp, path: &str) -> Value {
-    let session = client.ask("create_session", &json!({ "tags": [], "sdk_version": "0.38.0" })).await.expect("a session");
+    let session =
+        client.ask("create_session", &json!({ "tags": [], "sdk_version": "0.38.0" })).await.expect("a session");
     let load = json!({ "session_id": session["session_id"], "model_seq_id": 0, "path": path, "optimizer": true });
     let created = client.result(&client.submit("load_weights", &load).await.expect("accepted")).await.expect("a run");
     let run = created["model_id"].as_str().expect("a model id");

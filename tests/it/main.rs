@@ -3,8 +3,8 @@
 
 mod crash;
 mod disk_full;
-mod lifecycle;
 mod keys;
+mod lifecycle;
 mod limits;
 mod order;
 mod sdk;

@@ -4,9 +4,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tch::Device;
 use tokio::sync::mpsc;
 use tower::Service;
@@ -61,34 +62,30 @@ impl Faulty {
     /// The optimizer step with this learning rate fails like this, once for each fault.
     fn plan(&self, tenant: &str, learning_rate: f64, faults: &[Fault]) {
         let key = (tenant.to_owned(), learning_rate.to_bits());
-        lock(&self.planned).insert(key, faults.to_vec());
+        self.planned.lock().insert(key, faults.to_vec());
     }
 
     fn next(&self, run: &Run, learning_rate: f64) -> Option<Fault> {
         let key = (run.tenant.as_str().to_owned(), learning_rate.to_bits());
-        let mut planned = lock(&self.planned);
+        let mut planned = self.planned.lock();
         let faults = planned.get_mut(&key)?;
         if faults.is_empty() { None } else { Some(faults.remove(0)) }
     }
 
     fn wait_at_gate(&self) {
-        if let Some(sender) = lock(&self.at_gate).as_ref() {
+        if let Some(sender) = self.at_gate.lock().as_ref() {
             let _ = sender.send(());
         }
-        let gate = lock(&self.gate).take();
+        let gate = self.gate.lock().take();
         if let Some(gate) = gate {
             let _ = gate.recv();
         }
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Backend for Faulty {
     fn probe(&self, base: &BaseModel) -> Result<()> {
-        let mut dead = lock(&self.dead_probes);
+        let mut dead = self.dead_probes.lock();
         if *dead > 0 {
             *dead -= 1;
             return Err(Error::internal("CUDA error: still lost"));
@@ -342,7 +339,7 @@ async fn a_lost_device_fails_nothing_and_every_run_ends_in_the_same_bits() {
         let node = Node::with_runs(folder.path(), limits(snapshot_after), &tenants).await;
         node.backend.plan("alice", rate(1), &[Fault::DeviceLost]);
         node.backend.plan("bob", rate(3), &[Fault::DeviceLost]);
-        *lock(&node.backend.dead_probes) = 2;
+        *node.backend.dead_probes.lock() = 2;
         let mut requests = Vec::new();
         for tenant in tenants {
             requests.push((tenant, node.submit_steps(tenant, 1..=STEPS).await));
@@ -405,8 +402,8 @@ async fn a_node_that_stops_during_a_long_operation_parks_it_within_the_bound() {
     let node = Node::with_runs(folder.path(), limits(NEVER), &["alice"]).await;
     let (open, gate) = std::sync::mpsc::channel();
     let (sender, mut at_gate) = mpsc::unbounded_channel();
-    *lock(&node.backend.gate) = Some(gate);
-    *lock(&node.backend.at_gate) = Some(sender);
+    *node.backend.gate.lock() = Some(gate);
+    *node.backend.at_gate.lock() = Some(sender);
     node.backend.plan("alice", rate(2), &[Fault::Gate]);
     let requests = node.submit_steps("alice", 1..=STEPS).await;
     at_gate.recv().await.unwrap();

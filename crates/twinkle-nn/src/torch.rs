@@ -24,8 +24,12 @@ pub enum DeviceFailure {
 #[must_use]
 pub fn device_failure(text: &str) -> DeviceFailure {
     const OUT_OF_MEMORY: [&str; 3] = ["can't allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED"];
-    const LOST: [&str; 4] =
-        ["CUDA error:", "CUBLAS_STATUS_EXECUTION_FAILED", "CUBLAS_STATUS_INTERNAL_ERROR", "CUDNN_STATUS_EXECUTION_FAILED"];
+    const LOST: [&str; 4] = [
+        "CUDA error:",
+        "CUBLAS_STATUS_EXECUTION_FAILED",
+        "CUBLAS_STATUS_INTERNAL_ERROR",
+        "CUDNN_STATUS_EXECUTION_FAILED",
+    ];
     if OUT_OF_MEMORY.iter().any(|sign| text.contains(sign)) {
         return DeviceFailure::OutOfMemory;
     }

@@ -230,12 +230,12 @@ impl Lifecycle for SamplerComponent {
     }
 
     fn status(&self) -> serde_json::Value {
-        let (pulse, stats) = (self.shared.line.pulse(), self.shared.line.stats());
+        let (pulse, counts) = (self.shared.line.pulse(), self.shared.line.stats());
         let status = SamplerStatus {
             engine: pulse.status(),
-            requests_in_memory: stats.requests(),
-            cache_bytes: stats.cache_bytes(),
-            generated_tokens: stats.generated(),
+            requests_in_memory: counts.requests(),
+            cache_bytes: counts.cache_bytes(),
+            generated_tokens: counts.generated(),
         };
         serde_json::to_value(status).unwrap_or_default()
     }

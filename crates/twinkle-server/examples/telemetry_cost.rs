@@ -6,7 +6,9 @@
 
 use std::hint::black_box;
 use std::io::Write as _;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use twinkle_core::config::TelemetryConfig;
 use twinkle_core::telemetry::labels::{Deployment, HttpAnswer, HttpStatus, Route, Task, TaskType, Whole};

@@ -1,7 +1,7 @@
 //! A stand-in for an OpenTelemetry collector: takes traces, metrics and logs over gRPC and keeps them.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use opentelemetry_proto::tonic::collector::logs::v1::logs_service_server::{LogsService, LogsServiceServer};
@@ -14,6 +14,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{Tra
 use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::Span;
+use parking_lot::Mutex;
 use prost::Message;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
@@ -79,14 +80,14 @@ impl Collector {
         let arrival = async {
             loop {
                 let arrived = self.received.arrived.notified();
-                if enough(&self.received.everything.lock().expect("not poisoned")) {
+                if enough(&self.received.everything.lock()) {
                     return;
                 }
                 arrived.await;
             }
         };
         let came = tokio::time::timeout(LIMIT, arrival).await;
-        let everything = self.received.everything.lock().expect("not poisoned");
+        let everything = self.received.everything.lock();
         assert!(came.is_ok(), "{what} did not arrive; there are {}", everything.summary());
         then(&everything)
     }
@@ -111,7 +112,7 @@ pub(super) fn attribute(span: &Span, key: &str) -> Option<String> {
 
 impl Received {
     fn take(&self, message: &impl Message, add: impl FnOnce(&mut Everything)) {
-        let mut everything = self.everything.lock().expect("not poisoned");
+        let mut everything = self.everything.lock();
         everything.bytes.extend(message.encode_to_vec());
         add(&mut everything);
         drop(everything);

@@ -3,11 +3,12 @@
 mod collector;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use opentelemetry_proto::tonic::trace::v1::Span;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use tokio::time::Instant;
 use twinkle_core::telemetry::document::prometheus_name;
 use twinkle_core::telemetry::metrics::METRICS;
 use twinkle_tests::{Node, NodeOptions, TinkerHttp};

@@ -70,7 +70,7 @@ impl Asker<'_> {
             Body::Json(body) => request.json(body),
             Body::Protobuf(bytes) => request.header(CONTENT_TYPE, PROTOBUF).body(bytes.clone()),
         };
-        let response = request.timeout(Duration::from_secs(60)).send().await.expect("an answer");
+        let response = request.timeout(Duration::from_mins(1)).send().await.expect("an answer");
         let status = response.status().as_u16();
         let mut headers: Vec<(String, String)> = response
             .headers()

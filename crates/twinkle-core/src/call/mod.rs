@@ -10,8 +10,8 @@ mod serve;
 
 pub use process::{ChatMessage, EncodedText, ProcessOutcome, ProcessRequest};
 pub use run::{
-    AdamParams, CreateRun, Ending, ForwardBackwardOutcome, Logprobs, LoraSpec, LossSpec, Position, RunCall, RunOperation,
-    RunOutcome, SamplerTarget, StartingPoint,
+    AdamParams, CreateRun, Ending, ForwardBackwardOutcome, Logprobs, LoraSpec, LossSpec, Position, RunCall,
+    RunOperation, RunOutcome, SamplerTarget, StartingPoint,
 };
 pub use sample::{SampleOutcome, SampleRequest, SampledSequence, SamplingParams, SamplingSource, Stop, StopReason};
 pub use serve::{CheckpointRecord, RunRecord, SamplingSessionRecord, ServeOutcome, ServeRequest, SessionRecord};

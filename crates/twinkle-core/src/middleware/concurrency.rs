@@ -356,7 +356,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_call_that_waits_too_long_is_told_to_come_back_and_leaves_no_trace() {
-        let mut limited = limited(ConcurrencyLimits { queue_timeout: Some(Duration::from_secs(300)), ..ONE });
+        let mut limited = limited(ConcurrencyLimits { queue_timeout: Some(Duration::from_mins(5)), ..ONE });
         let mut works = limited.pending("alice", "works").await;
         let mut waits = limited.pending("bob", "waits").await;
         advance(Duration::from_secs(299)).await;
@@ -376,7 +376,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_call_that_runs_too_long_is_dropped_and_its_turn_is_free() {
-        let mut limited = limited(ConcurrencyLimits { execution_timeout: Some(Duration::from_secs(120)), ..ONE });
+        let mut limited = limited(ConcurrencyLimits { execution_timeout: Some(Duration::from_mins(2)), ..ONE });
         let mut slow = limited.pending("alice", "slow").await;
         let mut waits = limited.pending("bob", "waits").await;
         let (_, respond) = limited.backend.next_request().await.unwrap();

@@ -180,13 +180,13 @@ mod tests {
                         prop_assert!(places.leave(&tenant, number));
                     },
                     11 => if works > 0 {
-                        match places.finish() {
-                            Some(number) => {
-                                let before = expected.len();
-                                expected.retain(|(_, waiting)| *waiting != number);
-                                prop_assert_eq!(expected.len() + 1, before);
-                            }
-                            None => { prop_assert!(expected.is_empty()); works -= 1; }
+                        if let Some(number) = places.finish() {
+                            let before = expected.len();
+                            expected.retain(|(_, waiting)| *waiting != number);
+                            prop_assert_eq!(expected.len() + 1, before);
+                        } else {
+                            prop_assert!(expected.is_empty());
+                            works -= 1;
                         }
                     },
                     name => {

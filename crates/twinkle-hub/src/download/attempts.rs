@@ -50,13 +50,11 @@ impl Attempts {
         if self.in_vain >= self.patience.attempts || self.total >= MOST_ATTEMPTS {
             return None;
         }
-        match retry_after {
-            Some(wait) => (wait <= self.patience.longest_wait).then_some(wait),
-            None => {
-                let doubled = self.patience.first_wait * 2_u32.saturating_pow(self.in_vain.saturating_sub(1).min(16));
-                Some(doubled.min(self.patience.longest_wait))
-            }
+        if let Some(wait) = retry_after {
+            return (wait <= self.patience.longest_wait).then_some(wait);
         }
+        let doubled = self.patience.first_wait * 2_u32.saturating_pow(self.in_vain.saturating_sub(1).min(16));
+        Some(doubled.min(self.patience.longest_wait))
     }
 }
 

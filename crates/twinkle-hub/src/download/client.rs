@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use jiff::fmt::rfc2822::DateTimeParser;
-use reqwest::header::{ACCEPT_ENCODING, HeaderMap, HeaderName, HeaderValue, RANGE, RETRY_AFTER};
+use reqwest::header::{ACCEPT_ENCODING, HeaderMap, HeaderValue, RANGE, RETRY_AFTER};
 use reqwest::redirect::{Attempt, Policy};
 use reqwest::{Method, Response, StatusCode, Url};
 use serde::de::DeserializeOwned;
@@ -194,7 +194,7 @@ fn broken(error: &reqwest::Error) -> Setback {
     Setback::Passing { why, retry_after: None }
 }
 
-/// What the hub says about its refusal: a header of Hugging Face, or the message in ModelScope's JSON.
+/// What the hub says about its refusal: a header of Hugging Face, or the message in `ModelScope`'s JSON.
 async fn reason(mut answer: Response) -> Option<String> {
     if let Some(message) = header(answer.headers(), "x-error-message") {
         return shortened(message);
@@ -221,7 +221,7 @@ fn shortened(text: &str) -> Option<String> {
 
 /// `Retry-After`: seconds, or the time of day.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let value = headers.get(HeaderName::from(RETRY_AFTER)).and_then(|value: &HeaderValue| value.to_str().ok())?;
+    let value = headers.get(RETRY_AFTER).and_then(|value: &HeaderValue| value.to_str().ok())?;
     if let Ok(seconds) = value.trim().parse() {
         return Some(Duration::from_secs(seconds));
     }

@@ -1,7 +1,7 @@
 //! One download of a file at a time on a machine: locks on files, the same that the hubs' tools take.
 
 use std::fs::{File, OpenOptions, TryLockError};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use tracing::info;
@@ -22,7 +22,7 @@ pub(crate) async fn lock(path: &Path) -> Result<FileLock> {
     let mut told = false;
     loop {
         let owned = path.to_owned();
-        let tried = tokio::task::spawn_blocking(move || try_lock(owned)).await;
+        let tried = tokio::task::spawn_blocking(move || try_lock(&owned)).await;
         let tried = tried.map_err(|error| Error::internal(format!("locking a file failed: {error}")))??;
         if let Some(file) = tried {
             return Ok(FileLock { _file: file });
@@ -35,13 +35,13 @@ pub(crate) async fn lock(path: &Path) -> Result<FileLock> {
     }
 }
 
-fn try_lock(path: PathBuf) -> Result<Option<File>> {
-    let failed = |error: &std::io::Error| file_error("lock", &path, error);
+fn try_lock(path: &Path) -> Result<Option<File>> {
+    let failed = |error: &std::io::Error| file_error("lock", path, error);
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(|error| file_error("create", folder, &error))?;
     }
     let file =
-        OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(|error| failed(&error))?;
+        OpenOptions::new().create(true).truncate(false).write(true).open(path).map_err(|error| failed(&error))?;
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
         Err(TryLockError::WouldBlock) => Ok(None),
@@ -60,7 +60,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("deep/a.lock");
         let first = lock(&path).await.unwrap();
-        assert!(tokio::time::timeout(Duration::from_secs(60), lock(&path)).await.is_err());
+        assert!(tokio::time::timeout(Duration::from_mins(1), lock(&path)).await.is_err());
         drop(first);
         lock(&path).await.unwrap();
     }

@@ -1,4 +1,4 @@
-//! ModelScope: `ms://`, and the hub of ids without a scheme.
+//! `ModelScope`: `ms://`, and the hub of ids without a scheme.
 //!
 //! Its tool has changed its cache several times. What is downloaded here goes where the present one puts it,
 //! `models/org--name/snapshots/<revision>`; what older ones left is found too, as the present one does.
@@ -116,16 +116,13 @@ impl Remote for ModelScope {
         let mut cached = Cached::default();
         let snapshots = self.snapshots(model);
         cached.consider(snapshots.join(revision(model)));
-        match &model.revision {
-            Some(revision) => {
-                let noted = self.older_folders(model).into_iter().filter(|folder| is_noted(folder, revision));
-                noted.for_each(|folder| cached.consider(folder));
-            }
-            None => {
-                // The present tool accepts these, too, when nobody asked for a version.
-                let others = ["main"].map(|name| snapshots.join(name)).into_iter().filter(|folder| folder.is_dir());
-                others.chain(self.older_folders(model)).for_each(|folder| cached.consider(folder));
-            }
+        if let Some(revision) = &model.revision {
+            let noted = self.older_folders(model).into_iter().filter(|folder| is_noted(folder, revision));
+            noted.for_each(|folder| cached.consider(folder));
+        } else {
+            // The present tool accepts these, too, when nobody asked for a version.
+            let others = ["main"].map(|name| snapshots.join(name)).into_iter().filter(|folder| folder.is_dir());
+            others.chain(self.older_folders(model)).for_each(|folder| cached.consider(folder));
         }
         cached
     }

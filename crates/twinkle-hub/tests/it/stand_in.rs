@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -10,6 +10,7 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures::{StreamExt, stream};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -107,7 +108,7 @@ impl StandIn {
     }
 
     fn with<T>(&self, work: impl FnOnce(&mut Inner) -> T) -> T {
-        work(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
+        work(&mut self.inner.lock())
     }
 }
 
@@ -126,7 +127,7 @@ async fn answer(State(server): State<Server>, request: Request) -> Response {
     let range = text(header::RANGE);
     let credentials = [text(header::AUTHORIZATION), text(header::COOKIE)].into_iter().flatten().collect();
     let path = request.uri().path_and_query().map_or_else(String::new, ToString::to_string);
-    let mut inner = server.inner.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut inner = server.inner.lock();
     let (at_storage, method) = (server.is_storage, request.method().clone());
     inner.seen.push(Seen { at_storage, method: method.clone(), path: path.clone(), range: range.clone(), credentials });
     let parts: Vec<&str> = request.uri().path().trim_start_matches('/').split('/').collect();

@@ -35,6 +35,9 @@ pub(super) fn run(arguments: &CheckArgs) -> Outcome {
         Format::Json => serde_json::to_string_pretty(&config).map_err(|error| failure(&error))? + "\n",
     };
     print(&text);
+    for warning in config.warnings() {
+        say(&format_args!("warning: {warning}"));
+    }
     for key in config.inert_keys() {
         say(&format_args!("note: {key}"));
     }

@@ -105,7 +105,9 @@ impl Applications {
         for application in &config.applications {
             match &application.args {
                 ApplicationArgs::Sampler(args) => builder.sampler(application, args).await?,
-                ApplicationArgs::Processor(args) => builder.processor(application, args, folders.by_name().clone()).await?,
+                ApplicationArgs::Processor(args) => {
+                    builder.processor(application, args, folders.by_name().clone()).await?;
+                }
                 ApplicationArgs::Model(_) | ApplicationArgs::Server(_) => {}
             }
         }

@@ -31,10 +31,10 @@ pub use error::LaunchError;
 pub use run::launch_server;
 pub use running::RunningServer;
 
-use crate::node::listener::{self, ConnectionLimits};
 use crate::keys;
-use crate::node::{Tls, node_stack};
 use crate::native::NodeHealth;
+use crate::node::listener::{self, ConnectionLimits};
+use crate::node::{Tls, node_stack};
 use crate::routes;
 use crate::telemetry::{self, Counted, Settings, Telemetry};
 use address::ReservedAddress;
@@ -92,6 +92,9 @@ impl TwinkleServer {
         let Self { config, options, path: _ } = self;
         let began = Instant::now();
         descriptors::raise_limit();
+        for warning in config.warnings() {
+            warn!("{warning}");
+        }
         for key in config.inert_keys() {
             info!("no effect here: {key}");
         }

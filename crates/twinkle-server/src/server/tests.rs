@@ -187,6 +187,7 @@ async fn a_deleted_checkpoint_is_gone_from_the_list() {
 async fn a_drained_server_takes_no_more_requests() {
     let node = node().await;
     node.server.drain(std::time::Duration::ZERO).await;
-    let refused = node.ask("alice", ServeRequest::ListCheckpoints { run: None, limit: 10, offset: 0 }).await.unwrap_err();
+    let refused =
+        node.ask("alice", ServeRequest::ListCheckpoints { run: None, limit: 10, offset: 0 }).await.unwrap_err();
     assert_eq!(refused.code, ErrorCode::Draining);
 }

@@ -75,9 +75,8 @@ impl Front {
     async fn training_run(&self, tenant: &TenantId, record: RunRecord) -> Result<TrainingRun> {
         let request = ServeRequest::LatestCheckpoints(record.id.clone());
         let (saved, _) = self.checkpoints(tenant, request).await?;
-        let newest = |kind: CheckpointKind| {
-            saved.iter().find(|checkpoint| checkpoint.path.kind == kind).map(checkpoint)
-        };
+        let newest =
+            |kind: CheckpointKind| saved.iter().find(|checkpoint| checkpoint.path.kind == kind).map(checkpoint);
         Ok(TrainingRun {
             training_run_id: record.id.as_str().to_owned(),
             base_model: record.base_model,

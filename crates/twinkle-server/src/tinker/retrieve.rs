@@ -153,8 +153,6 @@ fn plain(outcome: &RunOutcome, form: Form) -> Result<Response> {
         RunOutcome::ForwardBackward(_)
         | RunOutcome::Restored { .. }
         | RunOutcome::Expired { .. }
-        | RunOutcome::Spilled { .. } => {
-            Err(Error::internal("an internal operation was asked for by a client"))
-        }
+        | RunOutcome::Spilled { .. } => Err(Error::internal("an internal operation was asked for by a client")),
     }
 }
