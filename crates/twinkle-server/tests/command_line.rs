@@ -152,5 +152,5 @@ applications:
 ";
     let (code, stderr) = complaint(yaml, &["--config", "node.yaml", "--log-level", "error"]);
     assert_eq!(code, Some(1));
-    assert!(stderr.starts_with("error: model_id `./no-such-model` is not a folder"), "{stderr}");
+    assert!(stderr.starts_with("error: the model `./no-such-model` cannot be had; looked at"), "{stderr}");
 }

@@ -65,7 +65,7 @@ enum Phase {
     Working,
     Recovering { reason: String, is_lasting: bool },
     Draining,
-    Stopped,
+    Stopped { was_drained: bool },
 }
 
 /// What is computed right now.
@@ -153,14 +153,15 @@ impl Pulse {
     /// The engine takes no new work.
     pub fn draining(&self) {
         let mut beats = self.beats.lock();
-        if beats.phase != Phase::Stopped {
+        if !matches!(beats.phase, Phase::Stopped { .. }) {
             beats.phase = Phase::Draining;
         }
     }
 
     /// The engine has ended for good.
     pub fn stopped(&self) {
-        self.beats.lock().phase = Phase::Stopped;
+        let mut beats = self.beats.lock();
+        beats.phase = Phase::Stopped { was_drained: beats.phase == Phase::Draining };
     }
 
     /// The engine was lost and will be started again. `is_lasting` when that has not helped for a while.
@@ -169,7 +170,7 @@ impl Pulse {
         beats.pass = None;
         beats.restarts += 1;
         beats.last_failure = Some(reason.to_owned());
-        if !matches!(beats.phase, Phase::Draining | Phase::Stopped) {
+        if !matches!(beats.phase, Phase::Draining | Phase::Stopped { .. }) {
             beats.phase = Phase::Recovering { reason: reason.to_owned(), is_lasting };
         }
     }
@@ -194,8 +195,9 @@ impl Pulse {
             Phase::Working => beats.stuck().map_or(Health::Ready, Health::Failed),
             Phase::Recovering { reason, is_lasting: false } => Health::Recovering(reason.clone()),
             Phase::Recovering { reason, is_lasting: true } => Health::Failed(reason.clone()),
-            Phase::Draining => Health::Draining,
-            Phase::Stopped => Health::Failed("the engine has stopped".to_owned()),
+            // An engine that was told to stop has not failed.
+            Phase::Draining | Phase::Stopped { was_drained: true } => Health::Draining,
+            Phase::Stopped { was_drained: false } => Health::Failed("the engine has stopped".to_owned()),
         }
     }
 
@@ -209,7 +211,7 @@ impl Pulse {
             (Phase::Working, _) => ("ready", None),
             (Phase::Recovering { reason, .. }, _) => ("recovering", Some(reason.clone())),
             (Phase::Draining, _) => ("draining", None),
-            (Phase::Stopped, _) => ("stopped", None),
+            (Phase::Stopped { .. }, _) => ("stopped", None),
         };
         EngineStatus {
             state,
@@ -287,6 +289,8 @@ mod tests {
         assert_eq!((&status["restarts"], &status["last_failure"]), (&2.into(), &"another".into()));
         pulse.draining();
         pulse.lost("too late", false);
+        assert_eq!(pulse.health(), Health::Draining);
+        pulse.stopped();
         assert_eq!(pulse.health(), Health::Draining);
     }
 }

@@ -18,7 +18,9 @@ pub(crate) fn from_blob<T: DeserializeOwned>(blob: &[u8]) -> Result<T> {
 
 /// Nanoseconds since 1970; saturates in the year 2262.
 pub(super) fn to_nanoseconds(time: Timestamp) -> i64 {
-    i64::try_from(time.as_nanosecond()).unwrap_or(i64::MAX)
+    let nanoseconds = time.as_nanosecond();
+    // Beyond what 64 bits hold: before all stored times, or after them.
+    i64::try_from(nanoseconds).unwrap_or(if nanoseconds < 0 { i64::MIN } else { i64::MAX })
 }
 
 /// The inverse of [`to_nanoseconds`].

@@ -91,13 +91,17 @@ fn pending() -> Result<Response> {
     json(StatusCode::REQUEST_TIMEOUT, &Pending { queue_state: "active".to_owned(), queue_state_reason: None })
 }
 
-/// A failed request. A sample that was turned away for want of room is submitted again by the SDK on 410.
-fn failure(request: &RequestId, error: &Error) -> Result<Response> {
-    let turned_away = matches!(
+/// Whether a request was not executed and would be if it were sent again.
+pub(super) fn is_turned_away(error: &Error) -> bool {
+    matches!(
         error.code,
         ErrorCode::Overloaded | ErrorCode::QuotaExceeded | ErrorCode::Draining | ErrorCode::Interrupted
-    );
-    if turned_away && request.is_ephemeral() {
+    )
+}
+
+/// A failed request. A sample that was turned away for want of room is submitted again by the SDK on 410.
+fn failure(request: &RequestId, error: &Error) -> Result<Response> {
+    if is_turned_away(error) && request.is_ephemeral() {
         return Err(Error { code: ErrorCode::Gone, ..error.clone() });
     }
     let category = if error.code.is_users_fault() { "user" } else { "server" };

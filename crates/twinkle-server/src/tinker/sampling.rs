@@ -20,6 +20,7 @@ use twinkle_core::wire::tinker::sampling::params;
 use super::body::RawBody;
 use super::operations::future;
 use super::reply::{Answer, ok};
+use super::retrieve::is_turned_away;
 use super::session::path;
 use super::{Front, Tenant, unexpected};
 
@@ -117,11 +118,16 @@ pub(super) async fn sample(State(front): State<Front>, Tenant(tenant): Tenant, b
 }
 
 impl Front {
-    /// The request that was sent before under this key, if its result is still there.
+    /// The request that was sent before under this key, if its result is still there. One that was turned away is not
+    /// remembered: sent again, it gets another chance.
     async fn remembered(&self, tenant: &TenantId, key: Option<&Arc<SampleKey>>) -> Option<RequestId> {
         let request = self.samples.requests.get(key?)?;
         let waited = self.context.futures.wait(tenant, &request, Duration::ZERO).await;
-        (waited != Waited::Unknown).then_some(request)
+        match waited {
+            Waited::Unknown => None,
+            Waited::Done(outcome) if outcome.as_ref().as_ref().is_err_and(is_turned_away) => None,
+            Waited::Done(_) | Waited::Pending => Some(request),
+        }
     }
 
     /// Hands a request to the sampler. One that is turned away at once, because a queue is full or a quota

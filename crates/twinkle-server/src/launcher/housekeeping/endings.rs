@@ -21,7 +21,8 @@ const RUNS: u32 = 64;
 const PAGE: u32 = 256;
 /// How long clients have after the start of a node to show that they are still there.
 const SIGN_OF_LIFE: Duration = Duration::from_mins(2);
-/// A finished session's client unloads its runs itself, right away; only those that are left after this are ended.
+/// A finished session's client unloads its runs itself, right away; only those that are left after this are ended, or
+/// after the silence that ends a session, if that is shorter.
 const AFTER_FINISH: Duration = Duration::from_mins(1);
 /// A run of full age that was used more recently is in use: it ends at its next pause, or when `LATEST` is over too.
 const QUIET: Duration = Duration::from_mins(1);
@@ -88,6 +89,8 @@ impl SilentSessions {
 pub(super) struct EndingRuns {
     store: StateStore,
     model: TrainedModel,
+    /// How long a run may outlive its session.
+    after_finish: Duration,
     /// Runs that fell silent before this have been moved to disk.
     spilled_until: Timestamp,
     /// The last run that was looked at; the next look goes on after it.
@@ -97,8 +100,10 @@ pub(super) struct EndingRuns {
 }
 
 impl EndingRuns {
-    pub(super) fn new(store: StateStore, model: TrainedModel) -> Self {
-        Self { store, model, spilled_until: Timestamp::MIN, looked_at: None, ending: HashMap::new() }
+    /// The runs of `model`, whose sessions end after so much `silence`.
+    pub(super) fn new(store: StateStore, model: TrainedModel, silence: Option<Duration>) -> Self {
+        let after_finish = silence.map_or(AFTER_FINISH, |silence| silence.min(AFTER_FINISH));
+        Self { store, model, after_finish, spilled_until: Timestamp::MIN, looked_at: None, ending: HashMap::new() }
     }
 
     pub(super) async fn look(&mut self, now: Timestamp) -> Result<()> {
@@ -142,7 +147,7 @@ impl EndingRuns {
         let page = RunPage { base_model: &self.model.base_model, after: self.looked_at.as_ref(), limit: RUNS };
         let end = EndOfRuns {
             made_before: self.model.lifetime.map(|lifetime| before(now, lifetime)),
-            session_silent_before: before(now, AFTER_FINISH),
+            session_silent_before: before(now, self.after_finish),
         };
         let due = self.store.due_runs(page, end).await?;
         let is_last_page = due.len() < RUNS as usize;

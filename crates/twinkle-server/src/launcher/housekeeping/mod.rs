@@ -51,7 +51,7 @@ pub(super) fn start(state: &NodeState, config: &ServerConfig, models: Vec<Traine
     });
     let household = Household {
         sessions: SilentSessions::new(state.store.clone(), silence, Instant::now()),
-        runs: models.into_iter().map(|model| EndingRuns::new(state.store.clone(), model)).collect(),
+        runs: models.into_iter().map(|model| EndingRuns::new(state.store.clone(), model, silence)).collect(),
         adapters: LiveAdapters::new(state.store.clone(), state.published.clone()),
         snapshots: Snapshots::new(state.store.clone(), state.snapshots.clone()),
     };
