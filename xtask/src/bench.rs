@@ -109,21 +109,22 @@ fn control_plane(workspace: &Workspace, server: &Path) -> Result<String> {
     let server = Server::start(workspace, server, &config, address, folder.path().join("node.log"))?;
     let mut table = String::from(
         "\n## Control plane\n\nClosed loop over HTTP/1.1, the load generator on the same cores; `create_session` is durable \
-         (fsync) before it is answered. Idle polls are connections whose `retrieve_future` is held meanwhile.\n\n\
-         | route | connections | idle polls | requests/s | p50 | p99 |\n| --- | ---: | ---: | ---: | ---: | ---: |\n",
+         (fsync) before it is answered. A connection pauses after each answer. Idle polls are connections whose `retrieve_future` is held meanwhile.\n\n\
+         | route | connections | pause | idle polls | requests/s | p50 | p99 |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: |\n",
     );
-    let crowd = [("healthz", "512", "2000"), ("heartbeat", "512", "2000")];
+    let crowd =
+        ["healthz", "heartbeat"].into_iter().flat_map(|route| ["0", "50"].map(|pause| (route, "512", "2000", pause)));
     let alone = ["healthz", "heartbeat", "create-session"]
         .into_iter()
-        .flat_map(|route| [(route, "64", "0"), (route, "1", "0")]);
-    for (route, connections, idle_polls) in alone.chain(crowd) {
+        .flat_map(|route| [(route, "64", "0", "0"), (route, "1", "0", "0")]);
+    for (route, connections, idle_polls, pause) in alone.chain(crowd) {
         let mut load = Command::new(&program);
         load.args(["--address", &address.to_string(), "--route", route, "--connections", connections]);
-        load.args(["--idle-polls", idle_polls, "--base-model", "idle"]);
+        load.args(["--idle-polls", idle_polls, "--base-model", "idle", "--pause-ms", pause]);
         let result = json_of(&mut load, workspace)?;
         writeln!(
             table,
-            "| `{}` | {connections} | {idle_polls} | {:.0} | {:.2} ms | {:.2} ms |",
+            "| `{}` | {connections} | {pause} ms | {idle_polls} | {:.0} | {:.2} ms | {:.2} ms |",
             route.replace('-', "_"),
             number(&result, "requests_per_second")?,
             number(&result, "p50_ms")?,

@@ -41,6 +41,9 @@ struct Arguments {
     /// How long to measure, after one second of warming up
     #[arg(long, default_value_t = 5.0)]
     seconds: f64,
+    /// What a connection waits after each answer, in milliseconds; 0 loads the server as much as it can take
+    #[arg(long, default_value_t = 0)]
+    pause_ms: u64,
     /// Further connections, each with a long poll that is not answered meanwhile
     #[arg(long, default_value_t = 0)]
     idle_polls: usize,
@@ -86,6 +89,7 @@ struct Report {
     route: Route,
     connections: usize,
     idle_polls: usize,
+    pause_ms: u64,
     seconds: f64,
     requests: usize,
     requests_per_second: f64,
@@ -110,8 +114,9 @@ async fn main() -> Result<()> {
     let start = Instant::now() + Duration::from_secs(1);
     let end = start + Duration::try_from_secs_f64(arguments.seconds).context("`--seconds` is not a duration")?;
     let mut clients = JoinSet::new();
+    let pause = Duration::from_millis(arguments.pause_ms);
     for request in requests {
-        clients.spawn(load(arguments.address.clone(), request, start, end));
+        clients.spawn(load(arguments.address.clone(), request, pause, start, end));
     }
     let mut latencies: Vec<Duration> = Vec::new();
     while let Some(client) = clients.join_next().await {
@@ -130,6 +135,7 @@ async fn main() -> Result<()> {
         route: arguments.route,
         connections: arguments.connections,
         idle_polls: arguments.idle_polls,
+        pause_ms: arguments.pause_ms,
         seconds: arguments.seconds,
         requests: latencies.len(),
         requests_per_second: latencies.len() as f64 / arguments.seconds,
@@ -142,7 +148,13 @@ async fn main() -> Result<()> {
 }
 
 /// Sends requests until `end`; answers the latencies of those that began after `start`.
-async fn load(address: String, request: Vec<u8>, start: Instant, end: Instant) -> Result<Vec<Duration>> {
+async fn load(
+    address: String,
+    request: Vec<u8>,
+    pause: Duration,
+    start: Instant,
+    end: Instant,
+) -> Result<Vec<Duration>> {
     let mut connection = Connection::open(&address).await?;
     let mut latencies = Vec::with_capacity(1 << 12);
     loop {
@@ -156,6 +168,9 @@ async fn load(address: String, request: Vec<u8>, start: Instant, end: Instant) -
         }
         if began >= start {
             latencies.push(began.elapsed());
+        }
+        if !pause.is_zero() {
+            tokio::time::sleep(pause).await;
         }
     }
 }
