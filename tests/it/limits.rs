@@ -87,7 +87,7 @@ async fn a_sample_that_waits_too_long_is_to_be_sent_again_and_one_that_runs_too_
     .await;
     let client = TinkerHttp::new(&node.base_url(), "tml-limits");
     let session = sampling_session(&client, node.model()).await;
-    let slow = client.submit("asample", &sample(&session, 0, 1024, 100)).await.expect("accepted");
+    let slow = client.submit("asample", &sample(&session, 0, 1024, 400)).await.expect("accepted");
     let waits = client.submit("asample", &sample(&session, 1, 1, 2)).await.expect("accepted");
     let (status, _, body) = post(&node, "retrieve_future", &json!({ "request_id": waits })).await;
     assert_eq!(status, 410, "the SDK sends a sample again on 410: {body}");
