@@ -89,7 +89,14 @@ fn run_step(workspace: &Workspace, step: Step, runner: Runner, skips: &Skips, fi
         Step::Format => whole(cargo.args(["fmt", "--all", "--check"])),
         Step::Lint => whole(cargo.args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])),
         Step::Unit => tests(runner.unit(&mut cargo, filter)),
-        Step::Doc => tests(cargo.args(["test", "--workspace", "--doc", "--no-fail-fast"]).args(filter)),
+        // rustdoc builds its programs in a temporary folder, from where the path to libtorch that is linked into ours
+        // leads nowhere.
+        Step::Doc => tests(
+            cargo
+                .env("LD_LIBRARY_PATH", setup::libtorch_libraries(workspace))
+                .args(["test", "--workspace", "--doc", "--no-fail-fast"])
+                .args(filter),
+        ),
         Step::Node => match setup::python_environments(workspace) {
             Ok(()) => tests(runner.node(&mut cargo, filter)),
             Err(error) => {

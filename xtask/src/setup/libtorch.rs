@@ -86,6 +86,11 @@ pub(crate) fn library_path() -> Option<PathBuf> {
     brought_by_user().map(|folder| folder.join("lib"))
 }
 
+/// The folder of libtorch's libraries, the user's or ours.
+pub(crate) fn libraries(workspace: &Workspace) -> PathBuf {
+    library_path().unwrap_or_else(|| workspace.path(".libtorch/torch/lib"))
+}
+
 /// A folder the user chose. cargo itself sets `LIBTORCH` to ours, from `.cargo/config.toml`.
 fn brought_by_user() -> Option<PathBuf> {
     let folder = PathBuf::from(env::var_os("LIBTORCH")?);

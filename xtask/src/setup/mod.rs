@@ -10,7 +10,7 @@ use std::env;
 use anyhow::Result;
 
 pub(crate) use demo_model::DEMO_MODEL;
-pub(crate) use libtorch::library_path;
+pub(crate) use libtorch::{libraries as libtorch_libraries, library_path};
 
 use crate::workspace::Workspace;
 
