@@ -9,10 +9,11 @@ use crate::error::Result;
 
 /// One statement for each table, in an order that references allow. Each takes a bounded bite, so that a transaction
 /// stays small.
-const STATEMENTS: [&str; 6] = [
+const STATEMENTS: [&str; 7] = [
     "DELETE FROM snapshots WHERE run IN (SELECT run FROM snapshots LIMIT 1000)",
     "DELETE FROM operations WHERE id IN (SELECT id FROM operations LIMIT 1000)",
     "DELETE FROM runs WHERE id IN (SELECT id FROM runs LIMIT 1000)",
+    "DELETE FROM samples WHERE request IN (SELECT request FROM samples LIMIT 1000)",
     "DELETE FROM sampling_sessions WHERE id IN (SELECT id FROM sampling_sessions LIMIT 1000)",
     "DELETE FROM sessions WHERE id IN (SELECT id FROM sessions LIMIT 1000)",
     "DELETE FROM checkpoints WHERE (tenant, run, kind, name) IN

@@ -24,6 +24,7 @@ mod redis;
 mod retention;
 mod run_limits;
 mod runs;
+mod samples;
 mod sampling_sessions;
 mod sessions;
 mod snapshots;
@@ -42,6 +43,7 @@ pub use outcomes::{Finished, OperationState};
 pub use retention::{Retention, Swept};
 pub use run_limits::RunLimits;
 pub use runs::NewRun;
+pub use samples::AwaitedSample;
 pub use snapshots::SnapshotRecord;
 
 pub(crate) use checkpoints::no_checkpoint;

@@ -4,6 +4,7 @@ use super::StateStore;
 use super::codec::{from_blob, to_blob};
 use super::connection::Connection;
 use super::failure::Failure;
+use super::samples::no_sampling_session;
 use super::sessions::{no_session, require_open_session};
 use super::sql::{Row, query};
 use super::writer::Write;
@@ -26,7 +27,7 @@ impl StateStore {
             .bind(tenant.as_str())
             .fetch_optional(&self.readers)
             .await?
-            .ok_or_else(|| Error::not_found(format!("sampling session `{id}` does not exist")))?;
+            .ok_or_else(|| no_sampling_session(id))?;
         read_sampling_session(&row)
     }
 }
