@@ -97,7 +97,7 @@ fn run_step(workspace: &Workspace, step: Step, runner: Runner, skips: &Skips, fi
                 .args(["test", "--workspace", "--doc", "--no-fail-fast"])
                 .args(filter),
         ),
-        Step::Node => match setup::python_environments(workspace) {
+        Step::Node => match setup::python_environments(workspace, setup::Environments::Sdks) {
             Ok(()) => tests(runner.node(&mut cargo, filter)),
             Err(error) => {
                 eprintln!("error: {error:#}");

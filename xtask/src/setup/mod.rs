@@ -11,6 +11,7 @@ use anyhow::Result;
 
 pub(crate) use demo_model::DEMO_MODEL;
 pub(crate) use libtorch::{libraries as libtorch_libraries, library_path};
+pub(crate) use python::Environments;
 
 use crate::workspace::Workspace;
 
@@ -27,9 +28,12 @@ pub(crate) struct Options {
     /// Fetch only this part.
     #[arg(long, value_enum)]
     only: Option<Part>,
-    /// Make the Python environments of the whole-node tests too (40 MB each, in `.venvs`).
+    /// Make the Python environments of the whole-node tests too (140 MB, in `.venvs`).
     #[arg(long)]
     python: bool,
+    /// Make the Python environment of the cookbook too (torch and more: some gigabytes, in `.venvs`).
+    #[arg(long)]
+    cookbook: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -49,7 +53,10 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
         demo_model(workspace)?;
     }
     if options.python {
-        python_environments(workspace)?;
+        python_environments(workspace, Environments::Sdks)?;
+    }
+    if options.cookbook {
+        python_environments(workspace, Environments::Cookbook)?;
     }
     Ok(())
 }
@@ -78,7 +85,7 @@ fn warn_about_rustflags() {
     }
 }
 
-/// Makes sure that the whole-node tests find the Python SDKs.
-pub(crate) fn python_environments(workspace: &Workspace) -> Result<()> {
-    python::fetch(workspace)
+/// Makes sure that a step finds its Python environments.
+pub(crate) fn python_environments(workspace: &Workspace, which: Environments) -> Result<()> {
+    python::fetch(workspace, which)
 }
