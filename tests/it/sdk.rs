@@ -4,6 +4,7 @@ use twinkle_tests::{SdkVersion, run_script};
 
 use crate::fixture_node;
 
+/// The oldest and the newest dialect, for the scripts that take longer.
 const VERSIONS: [SdkVersion; 2] = [SdkVersion::V0_16_1, SdkVersion::V0_38_0];
 
 async fn check(script: &str, variant: &str) {
@@ -14,6 +15,33 @@ async fn check(script: &str, variant: &str) {
             panic!("{failure:#}\n--- server log ---\n{}", node.log());
         }
     }
+}
+
+/// Runs the script with several releases against one node: each is a tenant of its own.
+async fn check_together(versions: &[SdkVersion], script: &str, variant: &str) {
+    let node = fixture_node(variant).await;
+    let arguments = ["--base-url", &node.base_url(), "--model", node.model()];
+    for version in versions {
+        if let Err(failure) = run_script(*version, script, &arguments).await {
+            panic!("{failure:#}\n--- server log ---\n{}", node.log());
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_release_trains_saves_restores_samples_and_lists() {
+    check_together(&SdkVersion::ALL, "every_release.py", "qwen3").await;
+}
+
+#[tokio::test]
+async fn every_release_between_the_oldest_and_the_newest_learns_too() {
+    let [_oldest, between @ .., _newest] = SdkVersion::ALL;
+    check_together(&between, "training_loop.py", "llama3").await;
+}
+
+#[tokio::test]
+async fn the_dialect_of_twinkles_own_client_is_understood() {
+    check_together(&[SdkVersion::V0_16_1], "twinkle_dialect.py", "qwen2").await;
 }
 
 #[tokio::test]

@@ -12,14 +12,44 @@ use crate::node::workspace_root;
 pub enum SdkVersion {
     /// JSON only, no configuration routes.
     V0_16_1,
-    /// Protobuf.
+    /// Asks for the configuration; sends JSON, reads either.
+    V0_18_2,
+    /// Protobuf requests where the server asks for them; another transport.
+    V0_22_7,
+    /// The last that knows `forward`; creates from a checkpoint in one request where the server asks for it.
+    V0_24_1,
+    /// Protobuf only, dynamic configuration.
+    V0_25_0,
+    /// Sessions that finish, ids of sampled sequences.
+    V0_30_4,
+    /// The last that downloads archives.
+    V0_33_1,
+    /// Answers futures of clients.
     V0_38_0,
 }
 
 impl SdkVersion {
+    /// Every release, oldest first.
+    pub const ALL: [Self; 8] = [
+        Self::V0_16_1,
+        Self::V0_18_2,
+        Self::V0_22_7,
+        Self::V0_24_1,
+        Self::V0_25_0,
+        Self::V0_30_4,
+        Self::V0_33_1,
+        Self::V0_38_0,
+    ];
+
     const fn environment(self) -> &'static str {
         match self {
             Self::V0_16_1 => "tinker-0.16.1",
+            Self::V0_18_2 => "tinker-0.18.2",
+            Self::V0_22_7 => "tinker-0.22.7",
+            Self::V0_24_1 => "tinker-0.24.1",
+            Self::V0_25_0 => "tinker-0.25.0",
+            Self::V0_30_4 => "tinker-0.30.4",
+            Self::V0_33_1 => "tinker-0.33.1",
             Self::V0_38_0 => "tinker-0.38.0",
         }
     }
