@@ -112,6 +112,9 @@ async fn serve(
         ServeRequest::DescribeSamplingSession(session) => {
             store.sampling_session(&tenant, &session).await.map(ServeOutcome::SamplingSession)
         }
+        ServeRequest::JoinSamplingSession(session) => {
+            store.join_sampling_session(&tenant, &session).await.map(ServeOutcome::JoinedSamplingSession)
+        }
         ServeRequest::DescribeRun(run) => store.run(&tenant, &run).await.map(ServeOutcome::Run),
         ServeRequest::ListRuns { limit, offset } => runs::list(store, &tenant, limit, offset).await,
         ServeRequest::ListCheckpoints { run, limit, offset } => {

@@ -19,13 +19,40 @@ pub enum ServeRequest {
         user_metadata: BTreeMap<String, String>,
         /// The client's version, for the record.
         sdk_version: Option<String>,
+        /// The project it is filed under.
+        project_id: Option<String>,
+        /// A name to show and to search for.
+        display_name: Option<String>,
     },
     /// Keeps a session alive.
     Heartbeat(SessionId),
     /// Ends a session.
-    FinishSession(SessionId),
+    FinishSession {
+        /// Which.
+        session: SessionId,
+        /// What its client said about it.
+        end: Option<ClientEnd>,
+    },
     /// Describes a live session.
     DescribeSession(SessionId),
+    /// Describes a session, finished or not, with its runs and sampling sessions.
+    ReadSession(SessionId),
+    /// Names the tenant's sessions, newest first.
+    ListSessions {
+        /// At most this many.
+        limit: u32,
+        /// Leaving out this many.
+        offset: u32,
+    },
+    /// Finds the tenant's sessions by what is known of them, newest first.
+    SearchSessions(Box<SessionSearch>),
+    /// Files a session and all it has under a project.
+    AssignProject {
+        /// Which.
+        session: SessionId,
+        /// Where.
+        project_id: String,
+    },
     /// Opens a place to sample from.
     CreateSamplingSession {
         /// The session it belongs to.
@@ -39,10 +66,14 @@ pub enum ServeRequest {
     },
     /// Describes a sampling session.
     DescribeSamplingSession(SamplingSessionId),
+    /// Counts a further client of a sampling session.
+    JoinSamplingSession(SamplingSessionId),
     /// Describes a run.
     DescribeRun(RunId),
     /// Lists the tenant's runs, newest first.
     ListRuns {
+        /// Only this project's.
+        project_id: Option<String>,
         /// At most this many.
         limit: u32,
         /// Leaving out this many.
@@ -59,8 +90,24 @@ pub enum ServeRequest {
     },
     /// The newest checkpoint of each kind of a run.
     LatestCheckpoints(RunId),
-    /// Describes a checkpoint.
+    /// Describes a checkpoint of the tenant, or a public one.
     DescribeCheckpoint(CheckpointPath),
+    /// Sets when a checkpoint is removed.
+    KeepCheckpoint {
+        /// Which.
+        path: CheckpointPath,
+        /// In how many seconds from now; `None`: never.
+        ttl_seconds: Option<u64>,
+    },
+    /// Lets every tenant read a checkpoint, or its owner alone again.
+    PublishCheckpoint {
+        /// Which.
+        path: CheckpointPath,
+        /// Whether everybody may read it.
+        public: bool,
+    },
+    /// Copies a checkpoint into a run of its own; answered with the copy.
+    CopyCheckpoint(Box<CheckpointCopy>),
     /// Deletes a checkpoint.
     DeleteCheckpoint(CheckpointPath),
 }
@@ -72,8 +119,21 @@ pub enum ServeOutcome {
     Done,
     /// A session.
     Session(SessionRecord),
+    /// A session and what belongs to it.
+    SessionContents(SessionContents),
+    /// Names of sessions.
+    SessionNames(Vec<SessionId>),
+    /// Sessions that were searched for.
+    FoundSessions {
+        /// One page.
+        sessions: Vec<FoundSession>,
+        /// Where the next page begins; `None` when nothing is left.
+        next: Option<SessionPlace>,
+    },
     /// A sampling session.
     SamplingSession(SamplingSessionRecord),
+    /// The number of a sampling session's further client, from 1 on.
+    JoinedSamplingSession(u64),
     /// A run.
     Run(RunRecord),
     /// Runs, and how many there are in all.
@@ -111,6 +171,109 @@ pub struct SessionRecord {
     pub finished: bool,
     /// When it was opened.
     pub created_at: jiff::Timestamp,
+    /// The project it is filed under.
+    pub project_id: Option<String>,
+    /// A name to show and to search for.
+    pub display_name: Option<String>,
+    /// What its client said when it finished it.
+    pub client_end: Option<ClientEnd>,
+}
+
+/// How a client says that its session ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientEnd {
+    /// `success`, `errored` or `interrupted`.
+    pub reason: String,
+    /// More about it.
+    pub detail: Option<String>,
+}
+
+/// A session and the names of what belongs to it, oldest first.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SessionContents {
+    /// The session.
+    pub record: SessionRecord,
+    /// Its training runs.
+    pub runs: Vec<RunId>,
+    /// Its sampling sessions.
+    pub samplers: Vec<SamplingSessionId>,
+}
+
+/// What is searched for; everything that is given must hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SessionSearch {
+    /// This session; with a name, a session that matches either one is found.
+    pub session: Option<SessionId>,
+    /// A session whose name has each of these words, in small letters.
+    pub words: Option<Vec<String>>,
+    /// Only sessions of these projects.
+    pub projects: Option<Vec<String>>,
+    /// Notes that a session must have, to the letter.
+    pub user_metadata: BTreeMap<String, String>,
+    /// Only sessions in one of these states.
+    pub states: Option<Vec<SessionState>>,
+    /// At most this many.
+    pub limit: u32,
+    /// Only sessions after this place.
+    pub after: Option<SessionPlace>,
+}
+
+/// A state that sessions are searched by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SessionState {
+    /// Not finished.
+    Active,
+    /// Finished by its client, for one of these reasons; none given: for whatever reason.
+    ClientFinished(Option<Vec<String>>),
+    /// A state that no session has here.
+    Never,
+}
+
+/// A place in the list of sessions, newest first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionPlace {
+    /// When the session there was opened.
+    pub created_at: jiff::Timestamp,
+    /// Its name.
+    pub session: SessionId,
+}
+
+/// A session that was searched for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FoundSession {
+    /// The session.
+    pub record: SessionRecord,
+    /// How many checkpoints its runs have.
+    pub checkpoints: u64,
+    /// Their bytes on disk.
+    pub checkpoint_bytes: u64,
+}
+
+/// A checkpoint to copy, and where to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckpointCopy {
+    /// The original: the tenant's or a public one.
+    pub source: CheckpointPath,
+    /// Where the copy belongs.
+    pub destination: CopyDestination,
+    /// Lifetime of the copy in seconds; `None` keeps it until deleted.
+    pub ttl_seconds: Option<u64>,
+    /// The client's name for this request: sent again with the same name, it is answered with the same copy.
+    pub key: Option<String>,
+}
+
+/// Where a copy of a checkpoint belongs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CopyDestination {
+    /// A new session filed under this project.
+    Project(String),
+    /// The run of this number of an open session.
+    Run {
+        /// The session.
+        session: SessionId,
+        /// The run's number in it.
+        number: u64,
+    },
 }
 
 /// A sampling session as the store knows it.
@@ -170,4 +333,7 @@ pub struct CheckpointRecord {
     pub created_at: jiff::Timestamp,
     /// When it will be removed.
     pub expires_at: Option<jiff::Timestamp>,
+    /// Whether every tenant may read it.
+    #[serde(default)]
+    pub public: bool,
 }

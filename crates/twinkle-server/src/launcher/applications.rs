@@ -57,8 +57,10 @@ impl NodeState {
         let store = open_store(folders).await?;
         let checkpoints = CheckpointStore::new(folders.checkpoints.clone());
         housekeeping::remove_leftovers(&checkpoints).await?;
+        let futures = Futures::new(store.clone(), FuturesOptions::default());
+        futures.take_up().await?;
         Ok(Self {
-            futures: Futures::new(store.clone(), FuturesOptions::default()),
+            futures,
             checkpoints,
             snapshots: folders.snapshots.clone(),
             published: PublishedAdapters::new(folders.live.clone()),

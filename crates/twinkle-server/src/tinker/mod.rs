@@ -11,6 +11,7 @@
 //! | `weights` | `save_weights`, `save_weights_for_sampler`, `load_weights`, `weights_info` |
 //! | `sampling` | `create_sampling_session`, `samplers/{id}`, `asample` |
 //! | `retrieve` | `retrieve_future` |
+//! | `completions` | `retrieve_futures`, `cancel_future`, `join_sampling_session` |
 //! | `rest` | `training_runs…`, `checkpoints` |
 //!
 //! **How requests fail.** What cannot be read at all, or names a session, model or checkpoint that is not
@@ -19,6 +20,7 @@
 //! recorded as consumed: later operations of the run must not wait for it.
 
 mod body;
+mod completions;
 mod models;
 mod operations;
 mod reply;
@@ -81,6 +83,9 @@ pub(crate) fn routes() -> Vec<Route<Front>> {
         Route::get("/samplers/{sampler}", sampling::describe),
         Route::post("/asample", sampling::sample),
         Route::post("/retrieve_future", retrieve::retrieve),
+        Route::post("/retrieve_futures", completions::retrieve),
+        Route::post("/cancel_future", completions::cancel),
+        Route::post("/join_sampling_session", completions::join),
         Route::get("/training_runs", rest::runs),
         Route::get("/training_runs/{run}", rest::run),
         Route::get("/training_runs/{run}/checkpoints", rest::run_checkpoints),

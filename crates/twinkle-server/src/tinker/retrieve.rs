@@ -1,4 +1,6 @@
 //! `POST retrieve_future`: results, by long polling.
+//!
+//! A result stays for later polls after it was delivered, because the answer may have been lost on its way.
 
 use std::time::Duration;
 
@@ -7,12 +9,13 @@ use axum::response::Response;
 use http::header::ACCEPT;
 use http::{HeaderMap, StatusCode};
 use twinkle_core::call::{RunOutcome, SamplerTarget};
+use twinkle_core::component::BoxComponent;
 use twinkle_core::error::{Error, ErrorCode, Result};
 use twinkle_core::futures::{Outcome, Waited, unknown};
 use twinkle_core::ids::RequestId;
 use twinkle_core::wire::tinker::json::{
-    ModelCreated, ModelUnloaded, OptimStepOutput, Pending, RequestFailed, RetrieveFuture, Tag, WeightsLoaded,
-    WeightsSaved, WeightsSavedForSampler,
+    CompleteMetadata, ModelCreated, ModelUnloaded, OptimStepOutput, Pending, RequestFailed, RetrieveFuture, Tag,
+    WeightsLoaded, WeightsSaved, WeightsSavedForSampler,
 };
 use twinkle_core::wire::tinker::{PROTOBUF, sampling, training};
 
@@ -21,7 +24,13 @@ use super::reply::{Answer, json, protobuf};
 use super::{Front, Tenant};
 
 /// How long a poll is held. The SDK gives up after 45 s and asks again at once.
-const HOLD: Duration = Duration::from_secs(25);
+pub(super) const HOLD: Duration = Duration::from_secs(25);
+
+/// From this size on a client that says so is told a result's size first, so that it can bound what it holds at once.
+const BIG: usize = 256 << 10;
+
+/// How much longer a result is as text.
+const TEXT: usize = 3;
 
 /// `POST retrieve_future`
 pub(super) async fn retrieve(
@@ -38,17 +47,25 @@ pub(super) async fn retrieve(
         waited = front.context.futures.wait(&tenant, &request, HOLD) => waited,
         () = front.context.stopping.cancelled() => Waited::Pending,
     };
+    let futures = &front.context.futures;
     let outcome = match waited {
-        Waited::Pending => return Ok(pending()?),
+        Waited::Pending => return Ok(pending(futures.worker(&tenant, &request).as_ref())?),
         Waited::Unknown => return Err(unknown(&request).into()),
         Waited::Done(outcome) => outcome,
     };
-    if let Err(error) = &*outcome {
-        return Ok(failure(&request, error)?);
+    let size = match &*outcome {
+        Ok(outcome) => outcome.bytes(),
+        Err(error) => {
+            futures.fetched(&request);
+            return Ok(failure(&request, error)?);
+        }
+    };
+    if poll.allow_metadata_only && size >= BIG {
+        return Ok(metadata(&request, size)?);
     }
+    futures.fetched(&request);
     let form = Form::of(&headers);
-    let size = outcome.as_ref().as_ref().map_or(0, bytes_of);
-    Ok(off_runtime(size, move || match &*outcome {
+    Ok(off_runtime(TEXT * size, move || match &*outcome {
         Ok(outcome) => result(outcome, form),
         Err(error) => failure(&request, error),
     })
@@ -65,30 +82,32 @@ struct Form {
 
 impl Form {
     fn of(headers: &HeaderMap) -> Self {
-        let header = |name| headers.get(name).and_then(|value: &http::HeaderValue| value.to_str().ok());
+        let texts = |name| headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
         Self {
-            takes_protobuf: header(ACCEPT.as_str()).is_some_and(|accept| accept.contains(PROTOBUF)),
-            is_load: header("x-tinker-request-type") == Some("LoadWeights"),
+            takes_protobuf: texts(ACCEPT.as_str()).any(|accept| accept.contains(PROTOBUF)),
+            is_load: texts("x-tinker-request-type").any(|kind| kind == "LoadWeights"),
         }
     }
 }
 
-/// About how many bytes a result takes as text.
-fn bytes_of(outcome: &Outcome) -> usize {
-    let numbers: usize = match outcome {
-        Outcome::Run(RunOutcome::ForwardBackward(outcome)) => outcome.logprobs.iter().map(|datum| datum.0.len()).sum(),
-        Outcome::Run(_) => 0,
-        Outcome::Sample(outcome) => {
-            let prompt = outcome.prompt_logprobs.as_ref().map_or(0, Vec::len);
-            prompt + outcome.sequences.iter().map(|sequence| 2 * sequence.tokens.len()).sum::<usize>()
-        }
+/// Still pending: the SDK asks again at once, silently, and logs why now and then.
+fn pending(worker: Option<&BoxComponent>) -> Result<Response> {
+    let waiting = worker.and_then(|worker| worker.status()["samples_waiting"].as_u64()).unwrap_or_default();
+    let (queue_state, queue_state_reason) = match waiting {
+        0 => ("active", None),
+        waiting => ("paused_capacity", Some(format!("{waiting} samples wait for a place in the engine"))),
     };
-    10 * numbers
+    json(StatusCode::REQUEST_TIMEOUT, &Pending { queue_state: queue_state.to_owned(), queue_state_reason })
 }
 
-/// The SDK asks again at once, silently.
-fn pending() -> Result<Response> {
-    json(StatusCode::REQUEST_TIMEOUT, &Pending { queue_state: "active".to_owned(), queue_state_reason: None })
+/// There is a result, but it is big: the client makes room and asks again.
+fn metadata(request: &RequestId, bytes: usize) -> Result<Response> {
+    let metadata = CompleteMetadata {
+        status: Tag::new("complete_metadata"),
+        request_id: request.as_str().to_owned(),
+        response_payload_size: bytes as u64,
+    };
+    json(StatusCode::OK, &metadata)
 }
 
 /// Whether a request was not executed and would be if it were sent again.

@@ -11,13 +11,14 @@ use tracing::Instrument;
 use twinkle_core::call::{Call, Operation, Reply, SampleRequest, SamplingSource, ServeOutcome, ServeRequest};
 use twinkle_core::component::BoxComponent;
 use twinkle_core::error::{Error, ErrorCode, Result};
-use twinkle_core::futures::{Outcome, Waited};
+use twinkle_core::futures::{Outcome, Parties, Waited};
 use twinkle_core::ids::{CheckpointPath, RequestId, SamplingSessionId, SessionId, TenantId};
 use twinkle_core::telemetry::trace::Origin;
 use twinkle_core::wire::tinker::json::{self, CreateSamplingSession, Sample, Sampler, SamplingSessionCreated, Tag};
 use twinkle_core::wire::tinker::sampling::params;
 
 use super::body::RawBody;
+use super::completions::stream_of;
 use super::operations::future;
 use super::reply::{Answer, ok};
 use super::retrieve::is_turned_away;
@@ -101,16 +102,21 @@ pub(super) async fn sample(State(front): State<Front>, Tenant(tenant): Tenant, b
     let record = front.sampling_session(&tenant, id.clone()).await?;
     let sampler = front.context.directory.sampler(&record.base_model)?;
     let count = wanted.num_samples;
+    let stream = wanted.seq_id.map(|number| stream_of(&tenant, &id, number));
     let key = wanted.seq_id.map(|number| {
         Arc::new(SampleKey { tenant: tenant.clone(), session: id, number, body: Sha256::digest(&body.bytes).into() })
     });
     if let Some(request) = front.remembered(&tenant, key.as_ref()).await {
         return ok(&sampled(&request, count));
     }
+    let parties = Parties { stream, worker: Some(sampler.clone()) };
     let request = match sample_request(wanted, record.source) {
-        Ok(request) => front.start(&tenant, sampler, request)?,
-        Err(error) => front.context.futures.spawn(&tenant, "sample", async move { Err(error) })?,
+        Ok(request) => front.start(&tenant, &parties, sampler, request)?,
+        Err(error) => front.context.futures.spawn_for(&tenant, "sample", &parties, async move { Err(error) })?,
     };
+    if let Some(stream) = &parties.stream {
+        front.context.futures.note(&request, stream).await;
+    }
     if let Some(key) = key {
         front.samples.requests.insert(key, request.clone());
     }
@@ -132,7 +138,13 @@ impl Front {
 
     /// Hands a request to the sampler. One that is turned away at once, because a queue is full or a quota
     /// used up, is answered 429: the SDK slows down and sends it again.
-    fn start(&self, tenant: &TenantId, sampler: &BoxComponent, request: SampleRequest) -> Result<RequestId> {
+    fn start(
+        &self,
+        tenant: &TenantId,
+        parties: &Parties,
+        sampler: &BoxComponent,
+        request: SampleRequest,
+    ) -> Result<RequestId> {
         let sampler = sampler.clone();
         let call = Call { tenant: tenant.clone(), operation: Operation::Sample(Box::new(request)) };
         let answer = async move {
@@ -144,10 +156,11 @@ impl Front {
         // It outlives this request, but belongs to it.
         let mut answer = Box::pin(Origin::current().surround(answer.in_current_span()));
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        let futures = &self.context.futures;
         let request = match answer.as_mut().poll(&mut context) {
             Poll::Ready(Err(error)) if !error.code.is_users_fault() => return Err(back_pressure(error)),
-            Poll::Ready(outcome) => self.context.futures.spawn(tenant, "sample", async move { outcome }),
-            Poll::Pending => self.context.futures.spawn(tenant, "sample", answer),
+            Poll::Ready(outcome) => futures.spawn_for(tenant, "sample", parties, async move { outcome }),
+            Poll::Pending => futures.spawn_for(tenant, "sample", parties, answer),
         };
         request.map_err(back_pressure)
     }

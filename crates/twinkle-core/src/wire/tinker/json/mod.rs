@@ -5,6 +5,7 @@
 //! ignored. A field that the protocol knows and this server does not support is listed all the same:
 //! the front refuses it by name instead of ignoring it.
 
+mod futures;
 mod input;
 mod rest;
 mod sampling;
@@ -17,13 +18,17 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+pub use futures::{
+    CancelFuture, CompleteMetadata, FutureCompletion, FuturesRetrieved, FuturesTarget, JoinSamplingSession,
+    RetrieveFutures, SamplingSessionJoined,
+};
 pub use input::{Chunk, Datum, ModelInput};
 pub use rest::{
     Checkpoint, CheckpointType, Checkpoints, Cursor, ServerCapabilities, SupportedModel, TrainingRun, TrainingRuns,
 };
 pub use sampling::{
-    CreateSamplingSession, Sample, SampleResponse, SampledSequence, Sampler, SamplingParams, SamplingSessionCreated,
-    Seed, Stop, StopReason,
+    CreateSamplingSession, PromptAltTokens, Sample, SampleResponse, SampledSequence, Sampler, SamplingParams,
+    SamplingSessionCreated, Seed, Stop, StopReason, WeightSpan,
 };
 pub use session::{
     ClientConfig, ClientConfigRequest, CreateSession, DynamicConfig, FinishReason, FinishSession, Health, Heartbeat,

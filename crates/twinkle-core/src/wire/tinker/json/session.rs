@@ -68,7 +68,7 @@ impl Default for ClientConfig {
             fwdbwd_dispatch_bytes_semaphore_size: 50_000_000,
             sample_max_concurrent_requests: 2000,
             sample_use_retrieve_futures: false,
-            sample_join_sampling_session: false,
+            sample_join_sampling_session: true,
             custom_loss_server_side: false,
             proto_write_fwdbwd: true,
             fwd_via_fwdbwd: true,
@@ -91,7 +91,7 @@ pub struct DynamicConfig {
 
 impl Default for DynamicConfig {
     fn default() -> Self {
-        Self { refresh_interval_sec: 300, sample_cancel_enabled: false, sample_cancel_max_batch_size: 64 }
+        Self { refresh_interval_sec: 300, sample_cancel_enabled: true, sample_cancel_max_batch_size: 64 }
     }
 }
 

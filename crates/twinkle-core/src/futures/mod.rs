@@ -3,8 +3,14 @@
 //! Results of training operations also live in the [`StateStore`], so that they outlive a restart
 //! and this board's memory. Results of sampling live only here: after a restart the client is told
 //! that they are gone and asks again.
+//!
+//! A client waits for one result ([`Futures::wait`]) or for whichever of its samples finishes next
+//! ([`Futures::completions`], see `streams`).
 
-use std::collections::HashMap;
+mod completions;
+mod pending;
+mod streams;
+
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,13 +19,17 @@ use futures::FutureExt;
 use moka::sync::Cache;
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio::task::AbortHandle;
 use tokio_util::task::TaskTracker;
 
 use crate::call::{RunOutcome, SampleOutcome};
+use crate::component::BoxComponent;
 use crate::error::{Error, ErrorCode, Result};
 use crate::ids::{RequestId, TenantId};
 use crate::state::{OperationState, StateStore};
+
+use pending::PendingTable;
+use streams::{Bounds, Streams};
+pub use streams::{Completion, StreamKey};
 
 /// The result of an accepted operation.
 #[derive(Clone, Debug, PartialEq)]
@@ -65,6 +75,15 @@ impl Default for FuturesOptions {
     }
 }
 
+/// Who has to do with spawned work, besides its tenant.
+#[derive(Clone, Debug, Default)]
+pub struct Parties {
+    /// The client that waits for it in bulk.
+    pub stream: Option<StreamKey>,
+    /// The component that does it, whose status can tell why it waits.
+    pub worker: Option<BoxComponent>,
+}
+
 /// A cheap handle on the board.
 #[derive(Clone, Debug)]
 pub struct Futures {
@@ -77,23 +96,11 @@ struct Board {
     options: FuturesOptions,
     pending: Mutex<PendingTable>,
     finished: Cache<RequestId, Finished>,
+    streams: Mutex<Streams>,
     tasks: TaskTracker,
 }
 
-#[derive(Debug, Default)]
-struct PendingTable {
-    by_request: HashMap<RequestId, Pending>,
-    per_tenant: HashMap<TenantId, usize>,
-}
-
 type Shared = Arc<Result<Outcome>>;
-
-#[derive(Debug)]
-struct Pending {
-    tenant: TenantId,
-    result: watch::Sender<Option<Shared>>,
-    task: Option<AbortHandle>,
-}
 
 #[derive(Clone, Debug)]
 struct Finished {
@@ -129,8 +136,19 @@ impl Futures {
             .max_capacity(options.finished_bytes)
             .time_to_live(options.finished_for)
             .build();
-        let board =
-            Board { store, options, pending: Mutex::new(PendingTable::default()), finished, tasks: TaskTracker::new() };
+        let bounds = Bounds {
+            per_tenant: 2 * options.pending_per_tenant,
+            in_all: options.pending_in_all,
+            age: u64::try_from(options.finished_for.as_micros()).unwrap_or(u64::MAX),
+        };
+        let board = Board {
+            store,
+            options,
+            pending: Mutex::new(PendingTable::default()),
+            finished,
+            streams: Mutex::new(Streams::new(bounds)),
+            tasks: TaskTracker::new(),
+        };
         Self { board: Arc::new(board) }
     }
 
@@ -138,7 +156,7 @@ impl Futures {
     pub fn register(&self, request: &RequestId, tenant: &TenantId) -> Result<()> {
         let limit = self.board.options.pending_per_tenant;
         let mut pending = self.board.pending.lock();
-        if pending.per_tenant.get(tenant).copied().unwrap_or_default() >= limit {
+        if pending.of_tenant(tenant) >= limit {
             return Err(Error::new(ErrorCode::Overloaded, format!("{limit} operations of this key are unfinished"))
                 .hint("wait for some of them")
                 .retry_after(Duration::from_secs(1)));
@@ -178,7 +196,10 @@ impl Futures {
             return;
         }
         self.board.finished.insert(request.clone(), entry);
-        if let Some(waiters) = pending.remove(request) {
+        let waiters = pending.remove(request);
+        drop(pending);
+        self.board.announce(request, &result);
+        if let Some(waiters) = waiters {
             waiters.result.send_replace(Some(result));
         }
     }
@@ -204,8 +225,19 @@ impl Futures {
     where
         F: Future<Output = Result<Outcome>> + Send + 'static,
     {
+        self.spawn_for(tenant, name, &Parties::default(), work)
+    }
+
+    /// The same for work whose client waits in bulk, or whose component can tell why it waits.
+    pub fn spawn_for<F>(&self, tenant: &TenantId, name: &'static str, parties: &Parties, work: F) -> Result<RequestId>
+    where
+        F: Future<Output = Result<Outcome>> + Send + 'static,
+    {
         let request = RequestId::ephemeral();
         self.register(&request, tenant)?;
+        if let Some(stream) = &parties.stream {
+            self.board.streams.lock().expect(&request, stream.clone());
+        }
         let futures = self.clone();
         let (id, owner) = (request.clone(), tenant.clone());
         let task = self.board.tasks.spawn(async move {
@@ -217,11 +249,12 @@ impl Futures {
         });
         if let Some(entry) = self.board.pending.lock().by_request.get_mut(&request) {
             entry.task = Some(task.abort_handle());
+            entry.worker.clone_from(&parties.worker);
         }
         Ok(request)
     }
 
-    /// Stops a spawned operation nobody wants any more. Says whether there was one.
+    /// Stops a spawned operation nobody wants any more, by dropping its work. Says whether there was one.
     #[must_use]
     pub fn cancel(&self, tenant: &TenantId, request: &RequestId) -> bool {
         let task = {
@@ -232,6 +265,13 @@ impl Futures {
         task.abort();
         self.complete(request, tenant, Err(Error::new(ErrorCode::Gone, format!("request `{request}` was cancelled"))));
         true
+    }
+
+    /// The component that works on the tenant's unfinished operation, if it can tell why it waits.
+    #[must_use]
+    pub fn worker(&self, tenant: &TenantId, request: &RequestId) -> Option<BoxComponent> {
+        let pending = self.board.pending.lock();
+        pending.by_request.get(request).filter(|entry| entry.tenant == *tenant)?.worker.clone()
     }
 
     /// How many operations are unfinished.
@@ -322,168 +362,29 @@ impl Futures {
     }
 }
 
-// === impl PendingTable ===
-
-impl PendingTable {
-    fn add(&mut self, request: &RequestId, tenant: &TenantId) {
-        if self.by_request.contains_key(request) {
-            return;
-        }
-        let (result, _) = watch::channel(None);
-        self.by_request.insert(request.clone(), Pending { tenant: tenant.clone(), result, task: None });
-        *self.per_tenant.entry(tenant.clone()).or_default() += 1;
-    }
-
-    fn remove(&mut self, request: &RequestId) -> Option<Pending> {
-        let entry = self.by_request.remove(request)?;
-        if let Some(count) = self.per_tenant.get_mut(&entry.tenant) {
-            *count -= 1;
-            if *count == 0 {
-                self.per_tenant.remove(&entry.tenant);
+impl Outcome {
+    /// About how many bytes it takes, in memory or as protobuf.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Run(RunOutcome::ForwardBackward(outcome)) => {
+                outcome.logprobs.iter().map(|datum| 24 + 4 * datum.values.len()).sum()
             }
+            Self::Run(_) => 0,
+            Self::Sample(outcome) => 4 * outcome.numbers(),
         }
-        Some(entry)
     }
 }
 
-/// About how many bytes a result holds.
+/// About how many bytes a result holds in memory.
 fn weight(result: &Result<Outcome>) -> u32 {
     const ENTRY: usize = 256;
     let payload = match result {
-        Ok(Outcome::Run(RunOutcome::ForwardBackward(outcome))) => {
-            outcome.logprobs.iter().map(|datum| 24 + 4 * datum.0.len()).sum()
-        }
-        Ok(Outcome::Run(_)) => 0,
-        Ok(Outcome::Sample(outcome)) => {
-            let sequences: usize = outcome.sequences.iter().map(|sequence| 64 + 8 * sequence.tokens.len()).sum();
-            sequences + 8 * outcome.prompt_logprobs.as_ref().map_or(0, Vec::len)
-        }
+        Ok(outcome) => outcome.bytes(),
         Err(error) => error.message.len(),
     };
     u32::try_from(ENTRY + payload).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::ids::RunId;
-
-    const SOON: Duration = Duration::from_millis(20);
-    const LONG: Duration = Duration::from_secs(30);
-
-    fn alice() -> TenantId {
-        TenantId::new("alice")
-    }
-
-    #[expect(clippy::unnecessary_wraps, reason = "it is compared with results")]
-    fn unloaded() -> Result<Outcome> {
-        Ok(Outcome::Run(RunOutcome::Unloaded { run: RunId::new("r") }))
-    }
-
-    async fn board(options: FuturesOptions) -> Futures {
-        Futures::new(StateStore::open_in_memory().await.unwrap(), options)
-    }
-
-    #[tokio::test]
-    async fn a_waiter_is_woken_by_the_result_and_later_callers_find_it() {
-        let futures = board(FuturesOptions::default()).await;
-        let request = RequestId::journaled();
-        futures.register(&request, &alice()).unwrap();
-        let waiter = tokio::spawn({
-            let (futures, request) = (futures.clone(), request.clone());
-            async move { futures.wait(&alice(), &request, LONG).await }
-        });
-        tokio::task::yield_now().await;
-        futures.complete(&request, &alice(), unloaded());
-        assert_eq!(waiter.await.unwrap(), Waited::Done(Arc::new(unloaded())));
-        assert_eq!(futures.wait(&alice(), &request, SOON).await, Waited::Done(Arc::new(unloaded())));
-        assert_eq!(futures.pending(), 0);
-    }
-
-    #[tokio::test]
-    async fn no_result_within_the_limit_is_pending() {
-        let futures = board(FuturesOptions::default()).await;
-        let request = RequestId::ephemeral();
-        futures.register(&request, &alice()).unwrap();
-        assert_eq!(futures.wait(&alice(), &request, SOON).await, Waited::Pending);
-    }
-
-    #[tokio::test]
-    async fn another_tenants_request_looks_like_no_request() {
-        let futures = board(FuturesOptions::default()).await;
-        let (pending, finished) = (RequestId::journaled(), RequestId::journaled());
-        futures.register(&pending, &alice()).unwrap();
-        futures.register(&finished, &alice()).unwrap();
-        futures.complete(&finished, &alice(), unloaded());
-        let mallory = TenantId::new("mallory");
-        for request in [pending, finished, RequestId::journaled()] {
-            assert_eq!(futures.wait(&mallory, &request, LONG).await, Waited::Unknown);
-        }
-    }
-
-    #[tokio::test]
-    async fn a_result_too_large_for_memory_still_reaches_its_waiter() {
-        let futures = board(FuturesOptions { finished_bytes: 1, ..FuturesOptions::default() }).await;
-        let request = RequestId::ephemeral();
-        let alice = alice();
-        futures.register(&request, &alice).unwrap();
-        let waiting = futures.wait(&alice, &request, LONG);
-        let completing = async {
-            tokio::task::yield_now().await;
-            futures.complete(&request, &alice, unloaded());
-        };
-        let (waited, ()) = tokio::join!(waiting, completing);
-        assert_eq!(waited, Waited::Done(Arc::new(unloaded())));
-    }
-
-    #[tokio::test]
-    async fn a_tenant_with_too_many_unfinished_operations_is_refused_and_others_are_not() {
-        let futures = board(FuturesOptions { pending_per_tenant: 2, ..FuturesOptions::default() }).await;
-        let first = RequestId::ephemeral();
-        futures.register(&first, &alice()).unwrap();
-        futures.register(&RequestId::ephemeral(), &alice()).unwrap();
-        let refused = futures.register(&RequestId::ephemeral(), &alice()).unwrap_err();
-        assert_eq!(refused.code, ErrorCode::Overloaded);
-        futures.register(&RequestId::ephemeral(), &TenantId::new("bob")).unwrap();
-        futures.complete(&first, &alice(), unloaded());
-        futures.register(&RequestId::ephemeral(), &alice()).unwrap();
-    }
-
-    #[tokio::test]
-    async fn all_tenants_together_have_a_bound_too() {
-        let futures = board(FuturesOptions { pending_in_all: 1, ..FuturesOptions::default() }).await;
-        futures.register(&RequestId::ephemeral(), &alice()).unwrap();
-        let refused = futures.register(&RequestId::ephemeral(), &TenantId::new("bob")).unwrap_err();
-        assert_eq!(refused.code, ErrorCode::Overloaded);
-    }
-
-    #[tokio::test]
-    async fn a_panic_in_spawned_work_fails_only_its_own_future() {
-        let futures = board(FuturesOptions::default()).await;
-        let request = futures.spawn(&alice(), "sample", async { panic!("defect") }).unwrap();
-        let Waited::Done(result) = futures.wait(&alice(), &request, LONG).await else { panic!("no result") };
-        assert_eq!(result.as_ref().as_ref().unwrap_err().code, ErrorCode::Internal);
-    }
-
-    #[tokio::test]
-    async fn cancelled_work_is_dropped_and_a_foreign_tenant_cannot_cancel_it() {
-        let futures = board(FuturesOptions::default()).await;
-        let (alive, dropped) = tokio::sync::oneshot::channel::<()>();
-        let request = futures
-            .spawn(&alice(), "sample", async move {
-                let _alive = alive;
-                std::future::pending().await
-            })
-            .unwrap();
-        assert!(!futures.cancel(&TenantId::new("mallory"), &request));
-        assert!(futures.cancel(&alice(), &request));
-        assert!(dropped.await.is_err());
-        assert_eq!(futures.pending(), 0);
-    }
-
-    #[tokio::test]
-    async fn an_unknown_sampling_request_is_gone_and_an_unknown_training_request_is_not_found() {
-        assert_eq!(unknown(&RequestId::ephemeral()).code, ErrorCode::Gone);
-        assert_eq!(unknown(&RequestId::journaled()).code, ErrorCode::NotFound);
-    }
-}
+mod tests;
