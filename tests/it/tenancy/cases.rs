@@ -16,6 +16,8 @@ pub(super) enum Expected {
     NotFound,
     /// 410, which makes the SDK submit a sample again: samples are not kept for long, so it may have been there.
     Gone,
+    /// 204, whatever is named, and nothing has happened.
+    Done,
     /// 400: the content is wrong, whatever it names.
     BadRequest,
     /// The operation is accepted and fails, because its run is the caller's own.
@@ -84,6 +86,7 @@ impl Case {
         match self.expected {
             Expected::NotFound => assert_eq!(status, 404, "{about}: {body}"),
             Expected::Gone => assert_eq!(status, 410, "{about}: {body}"),
+            Expected::Done => assert_eq!(status, 204, "{about}: {body}"),
             Expected::BadRequest => assert_eq!(status, 400, "{about}: {body}"),
             Expected::NothingForeign => assert_eq!(status, 200, "{about}: {body}"),
             Expected::FailedOperation => {
@@ -165,6 +168,16 @@ pub(super) fn cases(method: &str, path: &str, theirs: &Objects, mine: &Objects, 
         }
         ("POST", "asample") => vec![post(sample_of(sampler)).about("a sampling session")],
         ("POST", "retrieve_future") => polls(&post, theirs),
+        ("POST", "retrieve_futures") => {
+            let target = json!({ "type": "sampling_session", "sampling_session_id": sampler });
+            vec![post(json!({ "target": target, "timeout": 0 })).about("a sampling session")]
+        }
+        ("POST", "cancel_future") => [&theirs.operation, &theirs.waiting, &theirs.sample]
+            .map(|request| post(json!({ "request_id": request })).about("an operation").expecting(Expected::Done))
+            .into(),
+        ("POST", "join_sampling_session") => {
+            vec![post(json!({ "sampling_session_id": sampler })).about("a sampling session")]
+        }
         ("GET", "training_runs/{run}") => vec![Case::get(at(&format!("training_runs/{run}"))).about("a run")],
         ("GET", "training_runs/{run}/checkpoints") => {
             vec![Case::get(at(&format!("training_runs/{run}/checkpoints"))).about("a run")]
