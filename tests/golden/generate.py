@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
+import losses  # noqa: E402
 import oracle  # noqa: E402
 import sampling  # noqa: E402
 import tokenizer  # noqa: E402
@@ -112,6 +113,8 @@ def write_variant(name, directory, seed):
         save_adapter(wrapped, directory / adapter, name)
         if adapter == "attn_mlp":
             facts["generations"] += generations(wrapped, generator, special, adapter)
+        if losses.FIXTURES.get(name) == adapter:
+            write_losses(model, wrapped, adapter, directory, seed)
         facts["adapters"][adapter] = adapter_values(model, wrapped, adapter, sequences, datums, tensors)
 
     facts["adam"] = oracle.ADAM
@@ -218,6 +221,15 @@ def save_adapter(wrapped, directory, name):
     config = json.loads(path.read_text())
     config["target_modules"] = sorted(config["target_modules"])
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def write_losses(model, wrapped, adapter, directory, seed):
+    lora, rank = oracle.lora_parameters(wrapped), oracle.ADAPTERS[adapter]["rank"]
+
+    def of_function(tokens):
+        return oracle.functional_logits(model, lora, rank, tokens)
+
+    losses.write(directory, logits_of(wrapped), of_function, lora, model.config.vocab_size, seed, AGREEMENT_GRADIENT)
 
 
 def adapter_values(model, wrapped, adapter, sequences, datums, tensors):

@@ -101,7 +101,7 @@ mod tests {
     #[test]
     fn metrics_are_joined_as_their_names_say() {
         let outcome = |examples: usize, value: f64| ForwardBackwardOutcome {
-            logprobs: vec![Logprobs(vec![value as f32]); examples],
+            logprobs: vec![Logprobs::flat(vec![value as f32]); examples],
             metrics: ["loss:sum", "a:mean", "b:max", "c:min", "d:slack", "e:unknown", "f"]
                 .map(|name| (name.to_owned(), value))
                 .into(),
@@ -111,6 +111,6 @@ mod tests {
         let joined = combine(vec![first, outcome(3, 6.0)]);
         let expected = [("a:mean", 5.0), ("b:max", 6.0), ("c:min", 2.0), ("d:slack", 1.0), ("loss:sum", 8.0)];
         assert_eq!(joined.metrics, expected.map(|(name, value)| (name.to_owned(), value)).into());
-        assert_eq!(joined.logprobs.iter().map(|one| one.0[0]).collect::<Vec<_>>(), [2.0, 6.0, 6.0, 6.0]);
+        assert_eq!(joined.logprobs.iter().map(|one| one.values[0]).collect::<Vec<_>>(), [2.0, 6.0, 6.0, 6.0]);
     }
 }

@@ -135,14 +135,14 @@ fn datum() -> Datum {
 
 fn outcome(loss: f64) -> ForwardBackwardOutcome {
     ForwardBackwardOutcome {
-        logprobs: vec![Logprobs(vec![-loss as f32])],
+        logprobs: vec![Logprobs::flat(vec![-loss as f32])],
         metrics: BTreeMap::from([("loss:sum".to_owned(), loss)]),
     }
 }
 
 fn sampled(token: u32) -> proto::SampleResponse {
-    let sequence = SampledSequence { tokens: vec![token], logprobs: vec![-0.5], stop_reason: StopReason::Stop };
-    sampling::outcome_to_proto(&SampleOutcome { sequences: vec![sequence], prompt_logprobs: None })
+    let sequence = SampledSequence::new(vec![token], vec![-0.5], StopReason::Stop);
+    sampling::outcome_to_proto(&SampleOutcome { sequences: vec![sequence], ..SampleOutcome::default() })
 }
 
 #[tokio::test]

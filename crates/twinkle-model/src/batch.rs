@@ -1,12 +1,16 @@
 //! From the datums a client sent to rows a device can run: checked once, then trusted.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use twinkle_core::data::{Datum, TensorData, TensorValues, TokenIds};
 use twinkle_core::error::suggestion;
 use twinkle_core::{Error, Result};
 
-use crate::losses::{Column, KNOWN_INPUTS, Loss};
+use crate::losses::{Column, Inputs, KNOWN_INPUTS, Loss, check_is_read};
+
+/// Most candidates one position may have. Distillation uses a few dozen.
+pub const MAX_CANDIDATES: usize = 1024;
 
 /// What a datum is checked against.
 #[derive(Clone, Copy, Debug)]
@@ -22,10 +26,22 @@ pub struct Limits {
 pub struct Example {
     /// The input tokens.
     pub tokens: TokenIds,
-    /// Position `i` predicts `targets[i]`.
+    /// Row-major `[tokens × candidates]`: position `i` predicts each of the `i`-th row.
     pub targets: TokenIds,
-    /// Position-major `[tokens × columns]`: what [`Loss::token`] gets.
+    /// Second dimension of the targets; `None`: they have one dimension.
+    pub candidates: Option<usize>,
+    /// Row-major `[targets × columns]`: what [`PerToken::token`](crate::losses::PerToken::token) gets.
     pub inputs: Vec<f32>,
+    /// Everything that was sent, for a loss with [`Inputs::AsSent`] only.
+    pub sent: BTreeMap<String, TensorData>,
+}
+
+impl Example {
+    /// How many targets each position has, at least 1.
+    #[must_use]
+    pub fn width(&self) -> usize {
+        self.candidates.unwrap_or(1)
+    }
 }
 
 /// Checks every datum against the model and the loss; the first mistake names its datum and position.
@@ -49,46 +65,83 @@ fn check_datum(index: usize, datum: Datum, loss: &dyn Loss, limits: Limits) -> R
         )));
     }
     check_vocabulary(index, "model_input", tokens.iter().map(|token| i64::from(*token)), limits.vocabulary)?;
-    for name in loss_inputs.keys() {
-        if !KNOWN_INPUTS.contains(&name.as_str()) {
-            return Err(Error::invalid(format!("datum {index} has an unknown loss input `{name}`")).hint(suggestion(
-                name,
-                "loss inputs",
-                KNOWN_INPUTS,
-            )));
-        }
-    }
-
     let Some(targets) = loss_inputs.get("target_tokens") else {
         return Err(Error::invalid(format!("datum {index} has no `target_tokens`")));
     };
-    check_shape(index, "target_tokens", targets, length)?;
     let TensorValues::Int64(target_ids) = &targets.values else {
         return Err(Error::invalid(format!("`target_tokens` of datum {index} must be int64")));
     };
+    let candidates = candidates_of(index, targets, length, loss.takes_candidates())?;
     check_vocabulary(index, "target_tokens", target_ids.iter().copied(), limits.vocabulary)?;
-    let targets = target_ids.iter().map(|id| *id as u32).collect();
+    let target_ids: TokenIds = target_ids.iter().map(|id| *id as u32).collect();
 
-    let columns = loss.columns();
-    let mut inputs = vec![0.0; length * columns.len()];
-    for (place, column) in columns.iter().enumerate() {
-        let values = column_values(index, column, loss_inputs.get(column.name), length)?;
-        for (position, value) in values.into_iter().enumerate() {
-            inputs[position * columns.len() + place] = value;
+    let mut example = Example { tokens, targets: target_ids, candidates, inputs: Vec::new(), sent: BTreeMap::new() };
+    match loss.inputs() {
+        Inputs::Columns(columns) => {
+            for name in loss_inputs.keys() {
+                check_name(index, name, columns)?;
+            }
+            example.inputs = vec![0.0; example.targets.len() * columns.len()];
+            for (place, column) in columns.iter().enumerate() {
+                let values = column_values(index, column, loss_inputs.get(column.name), &targets.shape)?;
+                for (cell, value) in values.into_iter().enumerate() {
+                    example.inputs[cell * columns.len() + place] = value;
+                }
+            }
         }
+        Inputs::AsSent => example.sent = loss_inputs,
     }
-    Ok(Example { tokens, targets, inputs })
+    loss.check(&example).map_err(|error| Error { message: format!("datum {index}: {}", error.message), ..error })?;
+    Ok(example)
 }
 
-fn column_values(index: usize, column: &Column, sent: Option<&TensorData>, length: usize) -> Result<Vec<f32>> {
+/// Refuses names no loss knows, and those without which the user would expect another result.
+fn check_name(index: usize, name: &str, columns: &[Column]) -> Result<()> {
+    if !KNOWN_INPUTS.contains(&name) {
+        let hint = suggestion(name, "loss inputs", KNOWN_INPUTS);
+        return Err(Error::invalid(format!("datum {index} has an unknown loss input `{name}`")).hint(hint));
+    }
+    check_is_read(name, columns)
+        .map_err(|error| Error { message: format!("datum {index}: {}", error.message), ..error })
+}
+
+/// The second dimension of `target_tokens`, `None` for one dimension.
+fn candidates_of(index: usize, targets: &TensorData, length: usize, several: bool) -> Result<Option<usize>> {
+    let [rows, candidates] = targets.shape[..] else {
+        check_shape(index, "target_tokens", targets, &[length])?;
+        return Ok(None);
+    };
+    if !several {
+        return Err(Error::invalid(format!(
+            "`target_tokens` of datum {index} has shape {:?}, but this loss takes one target per position",
+            targets.shape
+        ))
+        .hint("several candidates per position are for `cross_entropy`"));
+    }
+    if candidates == 0 || candidates > MAX_CANDIDATES {
+        return Err(Error::invalid(format!(
+            "`target_tokens` of datum {index} has {candidates} candidates per position, not between 1 and \
+             {MAX_CANDIDATES}"
+        )));
+    }
+    if rows != length {
+        return Err(Error::invalid(format!(
+            "`target_tokens` of datum {index} has {rows} rows, but the model input has {length} tokens"
+        ))
+        .hint(ALIGNED));
+    }
+    Ok(Some(candidates))
+}
+
+fn column_values(index: usize, column: &Column, sent: Option<&TensorData>, shape: &[usize]) -> Result<Vec<f32>> {
     let name = column.name;
     let Some(tensor) = sent else {
         return match column.default {
-            Some(value) => Ok(vec![value; length]),
+            Some(value) => Ok(vec![value; shape.iter().product()]),
             None => Err(Error::invalid(format!("datum {index} has no `{name}`, which this loss needs"))),
         };
     };
-    check_shape(index, name, tensor, length)?;
+    check_shape(index, name, tensor, shape)?;
     let values: Vec<f32> = match &tensor.values {
         TensorValues::Float32(values) => values.clone(),
         TensorValues::Int64(values) => values.iter().map(|value| *value as f32).collect(),
@@ -102,21 +155,29 @@ fn column_values(index: usize, column: &Column, sent: Option<&TensorData>, lengt
     Ok(values)
 }
 
-fn check_shape(index: usize, name: &str, tensor: &TensorData, length: usize) -> Result<()> {
+const ALIGNED: &str = "loss inputs are aligned to the model input: one value per position, no shift by the server";
+
+fn check_shape(index: usize, name: &str, tensor: &TensorData, expected: &[usize]) -> Result<()> {
+    if tensor.shape == expected && tensor.len() == expected.iter().product::<usize>() {
+        return Ok(());
+    }
+    let [length] = expected else {
+        return Err(Error::invalid(format!(
+            "`{name}` of datum {index} has shape {:?}, but `target_tokens` has {expected:?}",
+            tensor.shape
+        )));
+    };
     if tensor.shape.len() > 1 {
-        return Err(Error::unsupported(format!(
-            "`{name}` of datum {index} has shape {:?}; only one value per position is supported",
+        return Err(Error::invalid(format!(
+            "`{name}` of datum {index} has shape {:?}, but one value per position is needed, {length} in all",
             tensor.shape
         )));
     }
-    if tensor.shape != [length] || tensor.len() != length {
-        return Err(Error::invalid(format!(
-            "`{name}` of datum {index} has {} values, but the model input has {length} tokens",
-            tensor.len()
-        ))
-        .hint("loss inputs are aligned to the model input: one value per position, no shift by the server"));
-    }
-    Ok(())
+    Err(Error::invalid(format!(
+        "`{name}` of datum {index} has {} values, but the model input has {length} tokens",
+        tensor.len()
+    ))
+    .hint(ALIGNED))
 }
 
 fn check_vocabulary(index: usize, name: &str, ids: impl Iterator<Item = i64>, vocabulary: usize) -> Result<()> {
@@ -170,7 +231,9 @@ mod tests {
     }
 
     fn check_one(datum: Datum) -> Result<Example> {
-        let loss = crate::losses::build(&LossSpec { name: "cross_entropy".into(), config: BTreeMap::new() }).unwrap();
+        let loss =
+            crate::losses::build(&LossSpec { name: "cross_entropy".into(), config: BTreeMap::new(), graph: None })
+                .unwrap();
         Ok(check(vec![datum], loss.as_ref(), LIMITS)?.remove(0))
     }
 
@@ -179,6 +242,41 @@ mod tests {
         let example = check_one(datum(&[1, 2], &[("target_tokens", TensorData::ints(vec![2, 3]))])).unwrap();
         assert_eq!(example.inputs, [1.0, 1.0]);
         assert_eq!(example.targets, [2, 3]);
+        assert_eq!(example.candidates, None);
+    }
+
+    fn table(values: Vec<i64>, shape: [usize; 2]) -> (&'static str, TensorData) {
+        ("target_tokens", TensorData { shape: shape.to_vec(), ..TensorData::ints(values) })
+    }
+
+    #[test]
+    fn every_candidate_is_a_target_with_a_weight_of_its_own() {
+        let weights = TensorData { shape: vec![2, 2], ..TensorData::floats(vec![0.5, 0.25, -1.0, 0.0]) };
+        let targets = table(vec![2, 3, 4, 0], [2, 2]);
+        let example = check_one(datum(&[1, 2], &[targets, ("weights", weights)])).unwrap();
+        assert_eq!(example.candidates, Some(2));
+        assert_eq!(example.targets, [2, 3, 4, 0]);
+        assert_eq!(example.inputs, [0.5, 0.25, -1.0, 0.0]);
+    }
+
+    #[test]
+    fn candidates_are_bounded_and_for_losses_that_take_them() {
+        let many = MAX_CANDIDATES + 1;
+        let flat = ("weights", TensorData::floats(vec![1.0, 1.0]));
+        let cases = [
+            (datum(&[1], &[table(vec![], [1, 0])]), "has 0 candidates per position, not between 1 and 1024"),
+            (datum(&[1], &[table(vec![1; many], [1, many])]), "has 1025 candidates"),
+            (datum(&[1], &[table(vec![1, 1], [2, 1])]), "has 2 rows, but the model input has 1 tokens"),
+            (datum(&[1, 2], &[table(vec![1, 1], [2, 1]), flat]), "has shape [2], but `target_tokens` has [2, 1]"),
+            (datum(&[1], &[table(vec![1, 10], [1, 2])]), "token 10 at position 1"),
+        ];
+        for (datum, expected) in cases {
+            let error = check_one(datum).unwrap_err().to_string();
+            assert!(error.contains(expected), "`{error}` lacks `{expected}`");
+        }
+        let ppo = crate::losses::build(&LossSpec { name: "ppo".into(), config: BTreeMap::new(), graph: None }).unwrap();
+        let error = check(vec![datum(&[1], &[table(vec![1, 2], [1, 2])])], ppo.as_ref(), LIMITS).unwrap_err();
+        assert!(error.to_string().contains("takes one target per position"), "{error}");
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub mod files;
 pub mod losses;
 pub(crate) mod operations;
 pub mod optimizer;
+pub(crate) mod pass;
 pub mod residents;
 pub mod run;
 pub mod schedule;

@@ -1,44 +1,47 @@
 //! The output head and the loss, fused: rows are taken a chunk at a time from hidden state to logprob to gradient, so
 //! that no `[tokens × vocabulary]` tensor ever exists.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 use twinkle_core::{Error, Result};
 
 use crate::backward::check_gradients;
-use crate::decode::PREFILL_TILE;
 use crate::layers::linear::{accumulate_product, add_product, multiply_rows};
 use crate::lora::{Adapter, AdapterPair, Gradients, Site};
 use crate::model::BaseModel;
 use crate::pack::{Pack, Span, validate_tokens};
 use crate::torch::{TorchResult, device_error, to_floats};
 
-/// From logprobs to a loss: gets a range of rows and their logprobs, fills in the loss's derivative by each logprob.
+/// From logprobs to a loss: gets a range of rows and their logprobs `[rows × K]`, fills in the loss's derivative by each.
 pub type LossFunction<'a> = dyn FnMut(Range<usize>, &[f32], &mut [f32]) + 'a;
 
 /// What [`BaseModel::head_loss`] found.
 #[derive(Debug)]
 pub struct HeadOutcome {
-    /// Per row the natural-log probability of its target.
+    /// The natural-log probability of each target, `[T × K]`.
     pub logprobs: Vec<f32>,
     /// The loss's gradient by the final-normed rows, `[T, H]` in the model's dtype; only when gradients were asked for.
     pub d_hidden: Option<Tensor>,
 }
 
 /// The rows of one sequence that lie in a chunk.
-struct Piece<'a> {
+pub(crate) struct Piece<'a> {
     /// From the chunk's first row.
-    rows: Range<i64>,
+    pub(crate) rows: Range<i64>,
     /// The sequence's adapter on the head.
-    pair: Option<(&'a AdapterPair, usize)>,
+    pub(crate) pair: Option<(&'a AdapterPair, usize)>,
     /// `s · A h`, `[rows, r]`.
-    shrunk: Option<Tensor>,
+    pub(crate) shrunk: Option<Tensor>,
 }
 
 impl BaseModel {
-    /// The logprob of `targets[t]` after each row `t` of `hidden` (`[T, H]`, final-normed), and the loss's gradient.
+    /// The logprobs of each row's targets after that row of `hidden` (`[T, H]`, final-normed), and the loss's gradient.
+    ///
+    /// `targets` is row-major `[T × K]`: every row has the same number K of targets, at least one, and may name a token
+    /// more than once.
     ///
     /// `loss` is called chunk by chunk, in order, each row once. With `gradients` (one per adapter) the head's own
     /// adapter gradients are added to them and the gradient of `hidden` is returned.
@@ -52,7 +55,8 @@ impl BaseModel {
         mut gradients: Option<&mut [&mut Gradients]>,
     ) -> Result<HeadOutcome> {
         pack.validate(&self.config, adapters.len())?;
-        self.check_targets(hidden, targets, pack.len())?;
+        let width = targets.len() / pack.len();
+        self.check_targets(hidden, targets, (pack.len(), width))?;
         if let Some(gradients) = &gradients {
             check_gradients(adapters, gradients)?;
         }
@@ -62,14 +66,15 @@ impl BaseModel {
                 Some(_) => Some(Tensor::f_zeros(hidden.size(), (self.kind, self.device))?),
                 None => None,
             };
-            let mut logprobs = Vec::with_capacity(pack.len());
+            let mut logprobs = Vec::with_capacity(targets.len());
             for rows in chunks(&spans, self.row_tile as usize, adapters) {
                 let (start, count) = (rows.start as i64, (rows.end - rows.start) as i64);
                 let mut pieces = pieces(&spans, &rows, adapters);
                 let chunk = Chunk { base: self, hidden: hidden.f_narrow(0, start, count)?, tile: self.row_tile };
-                let (found, normalised) = chunk.forward(&targets[rows.clone()], &mut pieces)?;
+                let targets = Targets { ids: &targets[rows.start * width..rows.end * width], width };
+                let (found, normalised) = chunk.forward(targets, &mut pieces)?;
                 let mut derivatives = vec![0.0; found.len()];
-                loss(rows.clone(), &found, &mut derivatives);
+                loss(rows, &found, &mut derivatives);
                 logprobs.extend_from_slice(&found);
                 let (Some(d_hidden), Some(gradients)) = (&d_hidden, gradients.as_deref_mut()) else {
                     continue;
@@ -78,7 +83,7 @@ impl BaseModel {
                     continue;
                 }
                 let d_rows = d_hidden.f_narrow(0, start, count)?;
-                chunk.backward(&targets[rows], normalised, &derivatives, &pieces, &d_rows, gradients)?;
+                chunk.backward(targets, normalised, derivatives, &pieces, &d_rows, gradients)?;
             }
             Ok(HeadOutcome { logprobs, d_hidden })
         })
@@ -107,30 +112,9 @@ impl BaseModel {
         .map_err(device_error)
     }
 
-    /// The logprob of `targets[t]` after each row `t` of a prompt's `hidden` (`[T, H]`, final-normed).
-    pub fn prompt_logprobs(
-        &self,
-        hidden: &Tensor,
-        targets: &[u32],
-        adapter: Option<&Arc<Adapter>>,
-    ) -> Result<Vec<f32>> {
-        self.check_targets(hidden, targets, targets.len())?;
-        let pair = adapter.and_then(|adapter| adapter.at(Site::Head)).map(|pair| (pair, 0));
-        tch::no_grad(|| {
-            let mut logprobs = Vec::with_capacity(targets.len());
-            for targets in targets.chunks(PREFILL_TILE as usize) {
-                let (start, count) = (logprobs.len() as i64, targets.len() as i64);
-                let chunk = Chunk { base: self, hidden: hidden.f_narrow(0, start, count)?, tile: PREFILL_TILE };
-                let (found, _) = chunk.forward(targets, &mut [Piece { rows: 0..count, pair, shrunk: None }])?;
-                logprobs.extend(found);
-            }
-            Ok(logprobs)
-        })
-        .map_err(device_error)
-    }
-
-    fn check_targets(&self, hidden: &Tensor, targets: &[u32], rows: usize) -> Result<()> {
-        if targets.len() != rows || hidden.size() != [rows as i64, self.config.hidden_size as i64] {
+    fn check_targets(&self, hidden: &Tensor, targets: &[u32], (rows, width): (usize, usize)) -> Result<()> {
+        let shape = [rows as i64, self.config.hidden_size as i64];
+        if width == 0 || targets.len() != rows * width || hidden.size() != shape {
             return Err(Error::invalid(format!(
                 "there are {} targets and hidden rows {:?} for {rows} tokens",
                 targets.len(),
@@ -142,11 +126,55 @@ impl BaseModel {
 }
 
 /// At most `tile` rows on their way through the head.
-struct Chunk<'a> {
-    base: &'a BaseModel,
+pub(crate) struct Chunk<'a> {
+    pub(crate) base: &'a BaseModel,
     /// `[rows, H]`.
-    hidden: Tensor,
-    tile: i64,
+    pub(crate) hidden: Tensor,
+    pub(crate) tile: i64,
+}
+
+/// The targets of a chunk's rows.
+#[derive(Clone, Copy)]
+struct Targets<'a> {
+    /// Row-major `[rows × width]`.
+    ids: &'a [u32],
+    /// How many each row has.
+    width: usize,
+}
+
+impl Targets<'_> {
+    /// int64 `[rows, width]`.
+    fn tensor(self, device: Device) -> TorchResult<Tensor> {
+        let ids: Vec<i64> = self.ids.iter().map(|target| i64::from(*target)).collect();
+        Tensor::f_from_slice(&ids)?.f_view([-1, self.width as i64])?.f_to_device(device)
+    }
+
+    /// Moves the derivatives of a token that a row names more than once to where it is named first, so that each
+    /// column of the logits is written once and no device can add in an order of its own.
+    fn merge_repeated(self, derivatives: &mut [f32]) {
+        if self.width == 1 {
+            return;
+        }
+        let mut places = HashMap::new();
+        for (ids, derivatives) in self.ids.chunks(self.width).zip(derivatives.chunks_mut(self.width)) {
+            places.clear();
+            for (place, id) in ids.iter().enumerate() {
+                let first = *places.entry(*id).or_insert(place);
+                if first != place {
+                    derivatives[first] += std::mem::take(&mut derivatives[place]);
+                }
+            }
+        }
+    }
+
+    /// Per row the sum of its derivatives, in order.
+    fn row_sums(self, derivatives: &[f32]) -> Vec<f32> {
+        if self.width == 1 {
+            return derivatives.to_vec();
+        }
+        let sum = |row: &[f32]| row.iter().map(|derivative| f64::from(*derivative)).sum::<f64>() as f32;
+        derivatives.chunks(self.width).map(sum).collect()
+    }
 }
 
 /// A chunk's logits, in the model's dtype `[rows, V]`, and what normalises them, fp32 `[rows, 1]`.
@@ -161,8 +189,8 @@ const BLOCK: i64 = 16;
 const HEAD_GRADIENT_ROWS: i64 = 64;
 
 impl Chunk<'_> {
-    /// The targets' logprobs, and what the backward needs.
-    fn forward(&self, targets: &[u32], pieces: &mut [Piece]) -> TorchResult<(Vec<f32>, Normalised)> {
+    /// The rows' logits in the model's dtype, `[rows, V]`.
+    pub(crate) fn logits(&self, pieces: &mut [Piece]) -> TorchResult<Tensor> {
         let head = self.base.head_weight().f_tr()?;
         let logits = multiply_rows(&self.hidden, &head, None, Some(self.tile))?;
         for piece in pieces {
@@ -173,14 +201,21 @@ impl Chunk<'_> {
             add_product(&mut target, &shrunk, &pair.b.tensor().f_tr()?, None)?;
             piece.shrunk = Some(shrunk);
         }
-        let targets = self.column(targets)?;
+        Ok(logits)
+    }
+
+    /// The targets' logprobs, and what the backward needs.
+    fn forward(&self, targets: Targets, pieces: &mut [Piece]) -> TorchResult<(Vec<f32>, Normalised)> {
+        let logits = self.logits(pieces)?;
+        let targets = targets.tensor(self.base.device)?;
         let (mut picked, mut normalisers) = (Vec::new(), Vec::new());
         for (start, count) in blocks(logits.size()[0]) {
             let logits32 = logits.f_narrow(0, start, count)?.f_to_kind(Kind::Float)?;
             let targets = targets.f_narrow(0, start, count)?;
             let log_softmax = logits32.f_log_softmax(-1, Kind::Float)?;
             let logprobs = log_softmax.f_gather(1, &targets, false)?;
-            normalisers.push(logits32.f_gather(1, &targets, false)?.f_sub(&logprobs)?);
+            let first = logits32.f_gather(1, &targets.f_narrow(1, 0, 1)?, false)?;
+            normalisers.push(first.f_sub(&logprobs.f_narrow(1, 0, 1)?)?);
             picked.push(logprobs);
         }
         let logprobs = to_floats(&Tensor::f_cat(&picked, 0)?.f_view([-1])?)?;
@@ -190,22 +225,25 @@ impl Chunk<'_> {
     /// Writes the gradient of the hidden rows to `d_rows` and adds those of the head's adapters to theirs.
     fn backward(
         &self,
-        targets: &[u32],
+        targets: Targets,
         normalised: Normalised,
-        derivatives: &[f32],
+        mut derivatives: Vec<f32>,
         pieces: &[Piece],
         d_rows: &Tensor,
         gradients: &mut [&mut Gradients],
     ) -> TorchResult<()> {
-        // dL/dlogit_j = c (1[j = target] − softmax_j), rounded to the model's dtype in place of the logits.
-        let c = Tensor::f_from_slice(derivatives)?.f_to_device(self.base.device)?.f_unsqueeze(1)?;
-        let targets = self.column(targets)?;
+        // dL/dlogit_j = Σ_k c_k (1[j = target_k] − softmax_j), rounded to the model's dtype in place of the logits.
+        let device = self.base.device;
+        targets.merge_repeated(&mut derivatives);
+        let c = Tensor::f_from_slice(&derivatives)?.f_view([-1, targets.width as i64])?.f_to_device(device)?;
+        let c_sum = Tensor::f_from_slice(&targets.row_sums(&derivatives))?.f_unsqueeze(1)?.f_to_device(device)?;
+        let targets = targets.tensor(device)?;
         let Normalised { logits: d_logits, log_sum_exp } = normalised;
         for (start, count) in blocks(d_logits.size()[0]) {
             let rows = |tensor: &Tensor| tensor.f_narrow(0, start, count);
             let mut block = rows(&d_logits)?.f_to_kind(Kind::Float)?.f_sub(&rows(&log_sum_exp)?)?;
             let _ = block.f_exp_()?;
-            let _ = block.f_mul_(&rows(&c)?.f_neg()?)?;
+            let _ = block.f_mul_(&rows(&c_sum)?.f_neg()?)?;
             let _ = block.f_scatter_add_(1, &rows(&targets)?, &rows(&c)?)?;
             rows(&d_logits)?.f_copy_(&block)?;
         }
@@ -231,14 +269,9 @@ impl Chunk<'_> {
         }
         Ok(())
     }
-
-    fn column(&self, targets: &[u32]) -> TorchResult<Tensor> {
-        let targets: Vec<i64> = targets.iter().map(|target| i64::from(*target)).collect();
-        Tensor::f_from_slice(&targets)?.f_to_device(self.base.device)?.f_unsqueeze(1)
-    }
 }
 
-fn blocks(rows: i64) -> impl Iterator<Item = (i64, i64)> {
+pub(crate) fn blocks(rows: i64) -> impl Iterator<Item = (i64, i64)> {
     (0..rows).step_by(BLOCK as usize).map(move |start| (start, BLOCK.min(rows - start)))
 }
 

@@ -2,8 +2,8 @@
 //!
 //! Read in this order: [`config`] says what a model is, [`weights`] maps its files, [`model`] puts the two together,
 //! [`pack`] lays sequences end to end, and then the passes: forward and its hand-written backward, the fused head and
-//! loss ([`head`]), and prefill and decode over a [`cache`]. [`lora`] holds the adapters, [`published`] hands them from
-//! the trainer to the sampler, [`philox`] draws every random number.
+//! loss ([`head`]), prefill and decode over a [`cache`], and what a prompt's rows say of its tokens ([`score`]). [`lora`]
+//! holds the adapters, [`published`] hands them from the trainer to the sampler, [`philox`] draws every random number.
 //!
 //! One rule shapes the arithmetic: a row's bits do not depend on its neighbours. Every matrix product over packed rows
 //! runs in tiles of a constant number of rows, and attention works on one sequence at a time.
@@ -23,16 +23,18 @@ pub mod philox;
 pub mod precision;
 pub mod published;
 pub mod rope;
+pub mod score;
 mod torch;
 pub mod weights;
 
 pub use cache::KvCache;
 pub use config::{Family, ModelConfig};
 pub use forward::Tape;
-pub use head::HeadOutcome;
+pub use head::{HeadOutcome, LossFunction};
 pub use lora::{Adapter, AdapterLayout, Gradients, LoraModule, Projection, Site, peft};
 pub use model::{BaseModel, LoadOptions};
 pub use pack::{Pack, Segment};
 pub use precision::Precision;
 pub use published::PublishedAdapters;
+pub use score::Pick;
 pub use torch::{DeviceFailure, device_failure, out_of_memory};

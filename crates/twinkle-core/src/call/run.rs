@@ -5,8 +5,9 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::custom_loss::SharedGraph;
 use crate::data::Datum;
-use crate::ids::{CheckpointPath, RunId, SamplingSessionId};
+use crate::ids::{CheckpointPath, RunId, SamplingSessionId, TenantId};
 
 /// One operation on one training run.
 #[derive(Clone, Debug)]
@@ -80,12 +81,25 @@ pub enum RunOperation {
         /// The user's notes.
         user_metadata: BTreeMap<String, String>,
     },
+    /// Writes the adapter as PEFT files that users download.
+    SaveExternal {
+        /// Where; its kind is `external_weights`.
+        path: CheckpointPath,
+        /// Lifetime of the checkpoint; `None` keeps it until deleted.
+        ttl_seconds: Option<u64>,
+        /// Whom every file is encrypted for, in the form of `age`; nobody: the files are plain.
+        #[serde(default)]
+        recipients: Vec<String>,
+    },
     /// Replaces the run's adapter, and with `with_optimizer` its Adam moments; drops accumulated gradients.
     LoadState {
         /// The checkpoint to load; its kind is `weights`.
         path: CheckpointPath,
         /// Whether the optimizer continues or starts afresh.
         with_optimizer: bool,
+        /// Whose checkpoint it is when it is another tenant's, which was public when this was accepted.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        owner: Option<TenantId>,
     },
     /// Frees the run's memory; its checkpoints stay.
     Unload,
@@ -116,6 +130,7 @@ impl RunOperation {
             Self::OptimStep(_) => "optim_step",
             Self::SaveState { .. } => "save_weights",
             Self::SaveForSampler { .. } => "save_weights_for_sampler",
+            Self::SaveExternal { .. } => "save_weights_external",
             Self::LoadState { .. } => "load_weights",
             Self::Unload => "unload_model",
             Self::Expire { .. } => "expire_model",
@@ -154,6 +169,9 @@ pub struct StartingPoint {
     pub path: CheckpointPath,
     /// Whether the optimizer continues or starts afresh.
     pub with_optimizer: bool,
+    /// Whose checkpoint it is when it is another tenant's, which was public when this was accepted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<TenantId>,
 }
 
 /// The shape and start of a LoRA adapter (Hu et al. 2021): `y = W x + (alpha / rank) · B A x`.
@@ -180,6 +198,9 @@ pub struct LossSpec {
     pub name: String,
     /// Settings such as `clip_low_threshold`.
     pub config: BTreeMap<String, f64>,
+    /// What `custom` computes: taken along, so that a replay does not depend on a client's list of losses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub graph: Option<SharedGraph>,
 }
 
 /// `AdamW` settings of one step (Loshchilov & Hutter 2019); every field may change from step to step.
@@ -230,7 +251,7 @@ pub enum RunOutcome {
         /// `grad_norm` when clipping was asked for, and so on.
         metrics: BTreeMap<String, f64>,
     },
-    /// A training checkpoint was written.
+    /// A training checkpoint or an export was written.
     Saved {
         /// Where.
         path: CheckpointPath,
@@ -290,7 +311,69 @@ pub struct ForwardBackwardOutcome {
     pub metrics: BTreeMap<String, f64>,
 }
 
-/// Natural-log probabilities, one per position.
+/// Natural-log probabilities of one datum, in the shape of its `target_tokens`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Logprobs(#[serde(with = "crate::data::packed_f32")] pub Vec<f32>);
+#[serde(from = "StoredLogprobs", into = "StoredLogprobs")]
+pub struct Logprobs {
+    /// Row-major `[tokens × candidates]`.
+    pub values: Vec<f32>,
+    /// Second dimension of the targets; `None`: they have one dimension.
+    pub candidates: Option<usize>,
+}
+
+impl Logprobs {
+    /// One per position.
+    #[must_use]
+    pub const fn flat(values: Vec<f32>) -> Self {
+        Self { values, candidates: None }
+    }
+}
+
+/// One dimension is stored as a byte string, the only form there once was.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum StoredLogprobs {
+    Flat(#[serde(with = "crate::data::packed_f32")] Vec<f32>),
+    Table {
+        #[serde(with = "crate::data::packed_f32")]
+        values: Vec<f32>,
+        candidates: usize,
+    },
+}
+
+impl From<StoredLogprobs> for Logprobs {
+    fn from(stored: StoredLogprobs) -> Self {
+        match stored {
+            StoredLogprobs::Flat(values) => Self::flat(values),
+            StoredLogprobs::Table { values, candidates } => Self { values, candidates: Some(candidates) },
+        }
+    }
+}
+
+impl From<Logprobs> for StoredLogprobs {
+    fn from(Logprobs { values, candidates }: Logprobs) -> Self {
+        match candidates {
+            None => Self::Flat(values),
+            Some(candidates) => Self::Table { values, candidates },
+        }
+    }
+}
+
+#[cfg(all(test, feature = "node"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stored_logprobs_of_every_shape_are_read_again() {
+        let flat = Logprobs::flat(vec![-1.0, -2.5]);
+        let table = Logprobs { values: vec![-1.0, -2.0], candidates: Some(2) };
+        for logprobs in [flat.clone(), table, Logprobs::flat(vec![])] {
+            let bytes = rmp_serde::to_vec_named(&logprobs).unwrap();
+            assert_eq!(rmp_serde::from_slice::<Logprobs>(&bytes).unwrap(), logprobs);
+        }
+        // What was stored before there were candidates: a byte string.
+        let bytes: Vec<u8> = flat.values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let stored = rmp_serde::to_vec_named(&serde_bytes::ByteBuf::from(bytes)).unwrap();
+        assert_eq!(rmp_serde::from_slice::<Logprobs>(&stored).unwrap(), flat);
+    }
+}

@@ -3,27 +3,45 @@
 
 use twinkle_core::Result;
 
-use super::{ClipRange, Column, Loss, POLICY_COLUMNS, Settings, TokenLoss};
+use super::policy::{self, Clipped, ClippedColumns, token_ratio};
+use super::registry::Settings;
+use super::{DatumView, Inputs, Loss, PerToken, Scope, Tally, TokenLoss};
+use crate::batch::Example;
 
 struct Cispo {
-    range: ClipRange,
+    columns: ClippedColumns,
 }
 
 pub(super) fn build(settings: &Settings) -> Result<Box<dyn Loss>> {
-    Ok(Box::new(Cispo { range: settings.clip_range(0.0, 4.0)? }))
+    Ok(Box::new(Cispo { columns: ClippedColumns::new(settings.clip_range(0.0, 4.0)?) }))
 }
 
 impl Loss for Cispo {
-    fn columns(&self) -> &'static [Column] {
-        POLICY_COLUMNS
+    fn inputs(&self) -> Inputs<'_> {
+        Inputs::Columns(self.columns.columns())
     }
 
+    fn scope(&self) -> Scope<'_> {
+        Scope::Token(self)
+    }
+
+    fn check(&self, example: &Example) -> Result<()> {
+        policy::check_bounds(example, self.inputs().columns())
+    }
+
+    fn observe(&self, datum: DatumView, tally: &mut Tally) {
+        policy::observe(datum, self.inputs().columns(), token_ratio, tally);
+        policy::observe_clipping(datum, self.inputs().columns(), token_ratio, tally);
+    }
+}
+
+impl PerToken for Cispo {
     fn token(&self, logprob: f32, inputs: &[f32]) -> TokenLoss {
-        let (sampled, advantage) = (inputs[0], inputs[1]);
+        let Clipped { sampled, advantage, range } = Clipped::of(inputs);
         if advantage == 0.0 {
             return TokenLoss::MASKED;
         }
-        let weight = self.range.clip((logprob - sampled).exp()) * advantage;
+        let weight = range.clip((logprob - sampled).exp()) * advantage;
         TokenLoss { value: -weight * logprob, derivative: -weight }
     }
 }

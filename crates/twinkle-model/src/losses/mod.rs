@@ -1,19 +1,93 @@
-//! Losses: each is a function from one token's logprob to a value and a derivative.
+//! Losses: each is a function from the targets' logprobs to a value and a derivative.
 //!
 //! With `t = log p(target)` of a token, a loss gives `L(t)` and `dL/dt`; the head turns the derivative
 //! into gradients without ever holding a `[tokens × vocabulary]` tensor. All losses are **sums** over
-//! tokens and datums: no averaging anywhere. To add one, write its page and name it in [`LOSSES`].
+//! tokens and datums: no averaging anywhere. What a loss must see before it knows a derivative is its
+//! [`Scope`]: one token, a datum, or the whole batch. To add one, write its page and name it in
+//! [`registry`].
 
 mod cispo;
 mod cross_entropy;
+mod dro;
+mod gspo;
 mod importance_sampling;
+mod metrics;
+mod policy;
 mod ppo;
+mod registry;
 
 use std::collections::BTreeMap;
 
-use twinkle_core::call::LossSpec;
-use twinkle_core::error::suggestion;
-use twinkle_core::{Error, Result};
+use twinkle_core::Result;
+
+use crate::batch::Example;
+
+pub use metrics::Tally;
+pub(crate) use policy::check_is_read;
+pub use registry::{KNOWN_INPUTS, build, names};
+
+/// A loss with its settings.
+pub trait Loss: Send + Sync {
+    /// What it reads of a datum besides `target_tokens`.
+    fn inputs(&self) -> Inputs<'_>;
+
+    /// What it must see before it knows a derivative, and how it is asked.
+    fn scope(&self) -> Scope<'_>;
+
+    /// Whether `target_tokens` may have several candidates per position, `[tokens × candidates]`.
+    fn takes_candidates(&self) -> bool {
+        false
+    }
+
+    /// Checks what no single input shows, such as bounds in the wrong order. The text names the mistake; the caller
+    /// names the datum.
+    fn check(&self, _example: &Example) -> Result<()> {
+        Ok(())
+    }
+
+    /// Adds what this datum has to say to the metrics. Called once per datum, in order.
+    fn observe(&self, _datum: DatumView, _tally: &mut Tally) {}
+}
+
+/// What a loss reads of a datum besides `target_tokens`.
+#[derive(Clone, Copy, Debug)]
+pub enum Inputs<'a> {
+    /// One number per target each, checked and laid side by side.
+    Columns(&'a [Column]),
+    /// Everything the client sent under the names it gave, checked by [`Loss::check`] only.
+    AsSent,
+}
+
+impl Inputs<'_> {
+    /// How many numbers each target has in [`Example::inputs`].
+    #[must_use]
+    pub const fn columns(&self) -> usize {
+        match self {
+            Self::Columns(columns) => columns.len(),
+            Self::AsSent => 0,
+        }
+    }
+}
+
+/// An input of a loss with one number per target.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Column {
+    /// Its name in `loss_fn_inputs`.
+    pub name: &'static str,
+    /// What every target has when the client sends none; `None`: it must be sent.
+    pub default: Option<f32>,
+}
+
+/// What a loss must see before it knows a derivative. The wider it is, the more often the device computes the same.
+#[derive(Clone, Copy)]
+pub enum Scope<'a> {
+    /// One token: fused into the head.
+    Token(&'a dyn PerToken),
+    /// All logprobs of a datum: the head runs twice.
+    Sequence(&'a dyn PerSequence),
+    /// All logprobs of the request: the whole network runs twice.
+    Batch(&'a dyn PerBatch),
+}
 
 /// What a loss makes of one token.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -29,173 +103,43 @@ impl TokenLoss {
     pub const MASKED: Self = Self { value: 0.0, derivative: 0.0 };
 }
 
-/// A per-token input of a loss, aligned to the datum's tokens.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Column {
-    /// Its name in `loss_fn_inputs`.
-    pub name: &'static str,
-    /// What every position has when the client sends none; `None`: it must be sent.
-    pub default: Option<f32>,
-}
-
-/// A loss with its settings.
-pub trait Loss: Send + Sync {
-    /// The inputs it reads besides `target_tokens`, in the order [`Loss::token`] gets them.
-    fn columns(&self) -> &'static [Column];
-
-    /// Value and derivative at one token with this logprob and these inputs.
+/// A sum of functions of one token each.
+pub trait PerToken {
+    /// Value and derivative at one target with this logprob and these inputs, in the order of the columns.
     fn token(&self, logprob: f32, inputs: &[f32]) -> TokenLoss;
 }
 
-/// How a loss is found by name and built from its settings.
-struct Entry {
-    name: &'static str,
-    /// The settings it has; others are mistakes.
-    settings: &'static [&'static str],
-    build: fn(&Settings) -> Result<Box<dyn Loss>>,
+/// A sum of functions of one datum each.
+pub trait PerSequence {
+    /// The datum's value; writes the derivative by each of its logprobs.
+    fn sequence(&self, datum: DatumView, derivatives: &mut [f32]) -> f64;
 }
 
-const LOSSES: &[Entry] = &[
-    Entry { name: "cross_entropy", settings: &[], build: |_| Ok(Box::new(cross_entropy::CrossEntropy)) },
-    Entry {
-        name: "importance_sampling",
-        settings: &[],
-        build: |_| Ok(Box::new(importance_sampling::ImportanceSampling)),
-    },
-    Entry { name: "ppo", settings: &["clip_low_threshold", "clip_high_threshold"], build: ppo::build },
-    Entry { name: "cispo", settings: &["clip_low_threshold", "clip_high_threshold"], build: cispo::build },
-];
-
-/// Every input some loss reads. A datum may carry inputs of another loss; a name outside this list is a mistake.
-pub const KNOWN_INPUTS: &[&str] = &["target_tokens", "weights", "advantages", "logprobs"];
-
-/// The names of all losses.
-#[must_use]
-pub fn names() -> Vec<&'static str> {
-    LOSSES.iter().map(|entry| entry.name).collect()
+/// Any function of all logprobs of a request.
+pub trait PerBatch {
+    /// Value and derivatives of the whole request. An error is the user's and leaves the run as it was.
+    fn batch(&self, data: &[DatumView]) -> Result<WholeLoss>;
 }
 
-/// Finds and builds the loss; an unknown name or setting is an error that names the nearest right one.
-pub fn build(spec: &LossSpec) -> Result<Box<dyn Loss>> {
-    let Some(entry) = LOSSES.iter().find(|entry| entry.name == spec.name) else {
-        return Err(Error::invalid(format!("unknown loss `{}`", spec.name)).hint(suggestion(
-            &spec.name,
-            "losses",
-            &names(),
-        )));
-    };
-    for (setting, value) in &spec.config {
-        if !entry.settings.contains(&setting.as_str()) {
-            let error = Error::invalid(format!("loss `{}` has no setting `{setting}`", entry.name));
-            return Err(match entry.settings {
-                [] => error.hint("it has no settings"),
-                known => error.hint(suggestion(setting, "settings", known)),
-            });
-        }
-        if !value.is_finite() {
-            return Err(Error::invalid(format!("setting `{setting}` of loss `{}` is not a finite number", entry.name)));
-        }
-    }
-    (entry.build)(&Settings { loss: entry.name, values: &spec.config })
-}
-
-/// The numeric settings of one loss, already known to have known names and finite values.
-pub(crate) struct Settings<'a> {
-    loss: &'static str,
-    values: &'a BTreeMap<String, f64>,
-}
-
-impl Settings<'_> {
-    fn get(&self, name: &str, default: f32) -> f32 {
-        self.values.get(name).map_or(default, |value| *value as f32)
-    }
-
-    /// Lower and upper bound of the probability ratio.
-    fn clip_range(&self, default_low: f32, default_high: f32) -> Result<ClipRange> {
-        let low = self.get("clip_low_threshold", default_low);
-        let high = self.get("clip_high_threshold", default_high);
-        if low < 0.0 || low > high {
-            return Err(Error::invalid(format!(
-                "loss `{}` needs 0 ≤ `clip_low_threshold` ≤ `clip_high_threshold`, got {low} and {high}",
-                self.loss
-            ))
-            .hint("the thresholds are bounds of the ratio itself, such as 0.8 and 1.2, not distances from 1"));
-        }
-        Ok(ClipRange { low, high })
-    }
-}
-
-/// Bounds of the probability ratio `exp(t − q)`.
+/// A datum whose logprobs are known.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct ClipRange {
-    low: f32,
-    high: f32,
+pub struct DatumView<'a> {
+    /// What was sent.
+    pub example: &'a Example,
+    /// `log p` of each target, row-major `[tokens × candidates]`.
+    pub logprobs: &'a [f32],
 }
 
-impl ClipRange {
-    fn clip(self, ratio: f32) -> f32 {
-        ratio.clamp(self.low, self.high)
-    }
+/// What a loss makes of a whole request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WholeLoss {
+    /// The value.
+    pub value: f64,
+    /// Per datum its derivative by each logprob, `[tokens × candidates]`.
+    pub derivatives: Vec<Vec<f32>>,
+    /// More metrics, keys as `name:reduction`.
+    pub metrics: BTreeMap<String, f64>,
 }
-
-/// The inputs of every policy-gradient loss: the logprob `q` when sampled, and the advantage `a`.
-pub(crate) const POLICY_COLUMNS: &[Column] =
-    &[Column { name: "logprobs", default: None }, Column { name: "advantages", default: None }];
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn spec(name: &str, config: &[(&str, f64)]) -> LossSpec {
-        LossSpec { name: name.into(), config: config.iter().map(|(key, value)| ((*key).into(), *value)).collect() }
-    }
-
-    /// Central difference of the value must equal the derivative wherever the loss is smooth.
-    fn check_derivative(loss: &dyn Loss, logprob: f32, inputs: &[f32]) {
-        let step = 1e-3;
-        let above = loss.token(logprob + step, inputs).value;
-        let below = loss.token(logprob - step, inputs).value;
-        let numeric = (above - below) / (2.0 * step);
-        let exact = loss.token(logprob, inputs).derivative;
-        assert!(
-            (numeric - exact).abs() <= 1e-2 * exact.abs().max(1.0),
-            "{numeric} against {exact} at {logprob} {inputs:?}"
-        );
-    }
-
-    #[test]
-    fn derivatives_equal_central_differences() {
-        let cross_entropy = build(&spec("cross_entropy", &[])).unwrap();
-        for weight in [0.0, 1.0, 0.5, -2.0] {
-            check_derivative(cross_entropy.as_ref(), -1.3, &[weight]);
-        }
-        for name in ["importance_sampling", "ppo"] {
-            let loss = build(&spec(name, &[])).unwrap();
-            for (logprob, sampled, advantage) in
-                [(-1.0, -1.05, 1.5), (-1.0, -1.05, -1.5), (-1.0, -2.0, 1.0), (-1.0, -2.0, -1.0), (-3.0, -1.0, 1.0)]
-            {
-                check_derivative(loss.as_ref(), logprob, &[sampled, advantage]);
-            }
-        }
-    }
-
-    #[test]
-    fn masked_positions_are_exactly_nothing_even_where_the_ratio_overflows() {
-        for name in ["importance_sampling", "ppo", "cispo"] {
-            let loss = build(&spec(name, &[])).unwrap();
-            assert_eq!(loss.token(-0.5, &[-500.0, 0.0]), TokenLoss::MASKED, "{name}");
-        }
-        let cross_entropy = build(&spec("cross_entropy", &[])).unwrap();
-        assert_eq!(cross_entropy.token(f32::NEG_INFINITY, &[0.0]), TokenLoss::MASKED);
-    }
-
-    #[test]
-    fn unknown_names_suggest_the_nearest() {
-        let error = build(&spec("cross_entrpy", &[])).err().unwrap();
-        assert!(error.to_string().contains("did you mean `cross_entropy`"), "{error}");
-        let error = build(&spec("ppo", &[("clip_low", 0.8)])).err().unwrap();
-        assert!(error.to_string().contains("clip_low_threshold"), "{error}");
-        assert!(build(&spec("ppo", &[("clip_low_threshold", 1.3)])).is_err());
-        assert!(build(&spec("ppo", &[("clip_low_threshold", f64::NAN)])).is_err());
-    }
-}
+mod tests;

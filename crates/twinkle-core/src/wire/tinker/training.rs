@@ -50,6 +50,7 @@ impl ForwardBackward {
             let loss = LossSpec {
                 name: request.loss_fn,
                 config: proto_settings(request.loss_fn_config, &request.loss_fn_config_v2)?,
+                graph: None,
             };
             let data = numbered(request.data, |datum| datum_from_proto(&datum))?;
             Ok(ForwardBackwardContent { data, loss, backward: !request.forward_only })
@@ -67,7 +68,7 @@ impl ForwardBackward {
     ) -> Self {
         let content = json_settings(input.loss_fn_config.unwrap_or_default()).and_then(|config| {
             let data = numbered(input.data, datum_from_json)?;
-            Ok(ForwardBackwardContent { data, loss: LossSpec { name: input.loss_fn, config }, backward })
+            Ok(ForwardBackwardContent { data, loss: LossSpec { name: input.loss_fn, config, graph: None }, backward })
         });
         Self { model_id, sequence: sequence.filter(|number| *number > 0), content }
     }
@@ -198,30 +199,43 @@ fn text_setting(name: &str) -> Error {
 
 // === impl results ===
 
-/// Writes a result as protobuf: one record with the log-probabilities of all datums.
+/// Writes a result as protobuf: one record for each run of datums whose targets have the same number of candidates.
 #[must_use]
 pub fn outcome_to_proto(outcome: &ForwardBackwardOutcome) -> proto::ForwardBackwardOutput {
-    let count: usize = outcome.logprobs.iter().map(|logprobs| logprobs.0.len()).sum();
+    proto::ForwardBackwardOutput {
+        loss_fn_output_type: OUTPUT_TYPE.to_owned(),
+        loss_fn_outputs: outcome
+            .logprobs
+            .chunk_by(|left, right| left.candidates == right.candidates)
+            .map(|alike| proto::ArrayRecord {
+                type_tag: OUTPUT_TYPE.to_owned(),
+                fields: BTreeMap::from([(LOGPROBS.to_owned(), batched(alike))]),
+                num_datums: alike.len() as i64,
+            })
+            .collect(),
+        metrics: outcome.metrics.clone(),
+    }
+}
+
+/// The log-probabilities of datums with the same number of candidates.
+fn batched(alike: &[Logprobs]) -> proto::BatchedTensor {
+    let count: usize = alike.iter().map(|logprobs| logprobs.values.len()).sum();
     let mut data = Vec::with_capacity(count * size_of::<f32>());
     let mut offsets = vec![0_i64];
-    for logprobs in &outcome.logprobs {
-        data.extend(logprobs.0.iter().flat_map(|value| value.to_le_bytes()));
+    for logprobs in alike {
+        data.extend(logprobs.values.iter().flat_map(|value| value.to_le_bytes()));
         offsets.push(data.len() as i64);
     }
-    let batched = proto::BatchedTensor {
+    proto::BatchedTensor {
         data: Bytes::from(data),
         offsets: tensor::long_bytes(&offsets),
         dtype: proto::Dtype::Float32.into(),
-        trailing_shape: Vec::new(),
-    };
-    proto::ForwardBackwardOutput {
-        loss_fn_output_type: OUTPUT_TYPE.to_owned(),
-        loss_fn_outputs: vec![proto::ArrayRecord {
-            type_tag: OUTPUT_TYPE.to_owned(),
-            fields: BTreeMap::from([(LOGPROBS.to_owned(), batched)]),
-            num_datums: outcome.logprobs.len() as i64,
-        }],
-        metrics: outcome.metrics.clone(),
+        trailing_shape: alike
+            .first()
+            .and_then(|first| first.candidates)
+            .map(|count| count as i64)
+            .into_iter()
+            .collect(),
     }
 }
 
@@ -233,11 +247,21 @@ pub fn outcome_from_proto(output: &proto::ForwardBackwardOutput) -> Result<Forwa
             .fields
             .get(LOGPROBS)
             .ok_or_else(|| Error::internal(format!("the result has no field `{LOGPROBS}`")))?;
+        let candidates = candidates_of(&field.trailing_shape)?;
         for array in unbatch(field)? {
-            logprobs.push(Logprobs(tensor::floats(array)?));
+            logprobs.push(Logprobs { values: tensor::floats(array)?, candidates });
         }
     }
     Ok(ForwardBackwardOutcome { logprobs, metrics: output.metrics.clone() })
+}
+
+fn candidates_of(trailing_shape: &[i64]) -> Result<Option<usize>> {
+    let unreadable = || Error::internal(format!("a result has trailing shape {trailing_shape:?}"));
+    match trailing_shape {
+        [] => Ok(None),
+        [count] => usize::try_from(*count).map(Some).map_err(|_| unreadable()),
+        _ => Err(unreadable()),
+    }
 }
 
 /// Cuts a batched float32 tensor at its byte offsets.
@@ -262,8 +286,13 @@ fn unbatch(batched: &proto::BatchedTensor) -> Result<Vec<&[u8]>> {
 #[must_use]
 pub fn outcome_to_json(outcome: &ForwardBackwardOutcome) -> json::ForwardBackwardOutput {
     let output = |logprobs: &Logprobs| {
-        let data = json::TensorNumbers::Float32(logprobs.0.clone());
-        BTreeMap::from([(LOGPROBS.to_owned(), json::TensorData::dense(data, vec![logprobs.0.len() as i64]))])
+        let count = logprobs.values.len();
+        let shape = match logprobs.candidates {
+            None => vec![count as i64],
+            Some(candidates) => vec![(count / candidates.max(1)) as i64, candidates as i64],
+        };
+        let data = json::TensorNumbers::Float32(logprobs.values.clone());
+        BTreeMap::from([(LOGPROBS.to_owned(), json::TensorData::dense(data, shape))])
     };
     json::ForwardBackwardOutput {
         loss_fn_output_type: OUTPUT_TYPE.to_owned(),
@@ -293,7 +322,11 @@ mod tests {
         };
         ForwardBackwardContent {
             data: vec![datum(&[1, 2, 3], &[0.0, 1.0, -0.5]), datum(&[9], &[1.0])],
-            loss: LossSpec { name: "ppo".into(), config: BTreeMap::from([("clip_low_threshold".to_owned(), 0.9)]) },
+            loss: LossSpec {
+                name: "ppo".into(),
+                config: BTreeMap::from([("clip_low_threshold".to_owned(), 0.9)]),
+                graph: None,
+            },
             backward: true,
         }
     }
@@ -345,7 +378,7 @@ mod tests {
     #[test]
     fn results_are_cut_at_their_byte_offsets() {
         let outcome = ForwardBackwardOutcome {
-            logprobs: vec![Logprobs(vec![-1.0, -2.0]), Logprobs(vec![]), Logprobs(vec![-0.25])],
+            logprobs: vec![Logprobs::flat(vec![-1.0, -2.0]), Logprobs::flat(vec![]), Logprobs::flat(vec![-0.25])],
             metrics: BTreeMap::from([("loss:sum".to_owned(), 3.25)]),
         };
         let output = outcome_to_proto(&outcome);
@@ -361,5 +394,31 @@ mod tests {
             json["loss_fn_outputs"][2]["logprobs"],
             serde_json::json!({"data": [-0.25], "dtype": "float32", "shape": [1]})
         );
+    }
+
+    #[test]
+    fn targets_with_candidates_get_logprobs_of_their_shape() {
+        let table = |values: Vec<f32>, candidates| Logprobs { values, candidates: Some(candidates) };
+        let outcome = ForwardBackwardOutcome {
+            logprobs: vec![
+                table(vec![-1.0, -2.0, -3.0, -4.0], 2),
+                table(vec![-5.0, -6.0], 2),
+                Logprobs::flat(vec![-7.0]),
+                table(vec![-8.0], 1),
+            ],
+            metrics: BTreeMap::new(),
+        };
+        let output = outcome_to_proto(&outcome);
+        let shapes: Vec<_> =
+            output.loss_fn_outputs.iter().map(|record| record.fields[LOGPROBS].trailing_shape.clone()).collect();
+        assert_eq!(shapes, [vec![2], vec![], vec![1]]);
+        assert_eq!(output.loss_fn_outputs[0].num_datums, 2);
+        assert_eq!(outcome_from_proto(&output).unwrap(), outcome);
+
+        let json = serde_json::to_value(outcome_to_json(&outcome)).unwrap();
+        let shape = |index: usize| json["loss_fn_outputs"][index]["logprobs"]["shape"].clone();
+        assert_eq!(shape(0), serde_json::json!([2, 2]));
+        assert_eq!(shape(2), serde_json::json!([1]));
+        assert_eq!(shape(3), serde_json::json!([1, 1]));
     }
 }

@@ -24,7 +24,7 @@ async fn finished(result: Result<Outcome>) -> (Fixture, &'static str) {
 #[tokio::test]
 async fn a_training_result_is_protobuf_for_those_who_take_it() {
     let outcome = ForwardBackwardOutcome {
-        logprobs: vec![Logprobs(vec![-1.0, -2.0])],
+        logprobs: vec![Logprobs::flat(vec![-1.0, -2.0])],
         metrics: BTreeMap::from([("loss:sum".to_owned(), 3.0)]),
     };
     let (fixture, request) = finished(Ok(Outcome::Run(RunOutcome::ForwardBackward(outcome.clone())))).await;

@@ -1,0 +1,101 @@
+//! The losses by name, and their settings.
+
+use std::collections::BTreeMap;
+
+use twinkle_core::call::LossSpec;
+use twinkle_core::error::suggestion;
+use twinkle_core::{Error, Result};
+
+use super::policy::{BOUNDS, ClipRange};
+use super::{Loss, cispo, cross_entropy, dro, gspo, importance_sampling, ppo};
+
+/// How a loss is found by name and built from its settings.
+struct Entry {
+    name: &'static str,
+    /// The settings it has; others are mistakes.
+    settings: &'static [&'static str],
+    build: fn(&Settings) -> Result<Box<dyn Loss>>,
+}
+
+const LOSSES: &[Entry] = &[
+    Entry { name: "cross_entropy", settings: &[], build: |_| Ok(Box::new(cross_entropy::CrossEntropy)) },
+    Entry {
+        name: "importance_sampling",
+        settings: &[],
+        build: |_| Ok(Box::new(importance_sampling::ImportanceSampling)),
+    },
+    Entry { name: "ppo", settings: &BOUNDS, build: ppo::build },
+    Entry { name: "cispo", settings: &BOUNDS, build: cispo::build },
+    Entry { name: "dro", settings: &["beta"], build: dro::build },
+    Entry { name: "gspo", settings: &BOUNDS, build: gspo::build },
+];
+
+/// Every input some loss reads. A datum may carry inputs of another loss; a name outside this list is a mistake.
+pub const KNOWN_INPUTS: &[&str] = &[
+    "target_tokens",
+    "weights",
+    "advantages",
+    "logprobs",
+    "clip_low_threshold",
+    "clip_high_threshold",
+    "sequence_ratio_mask",
+];
+
+/// The names of all losses.
+#[must_use]
+pub fn names() -> Vec<&'static str> {
+    LOSSES.iter().map(|entry| entry.name).collect()
+}
+
+/// Finds and builds the loss; an unknown name or setting is an error that names the nearest right one.
+pub fn build(spec: &LossSpec) -> Result<Box<dyn Loss>> {
+    if spec.name == "stable_reinforce" {
+        return Err(Error::unsupported(
+            "loss `stable_reinforce` is not supported: its formula has not been published, so it cannot be computed",
+        )
+        .hint(format!("the losses are {}", quoted(&names()))));
+    }
+    let Some(entry) = LOSSES.iter().find(|entry| entry.name == spec.name) else {
+        return Err(Error::invalid(format!("unknown loss `{}`", spec.name)).hint(suggestion(
+            &spec.name,
+            "losses",
+            &names(),
+        )));
+    };
+    for (setting, value) in &spec.config {
+        if !entry.settings.contains(&setting.as_str()) {
+            let error = Error::invalid(format!("loss `{}` has no setting `{setting}`", entry.name));
+            return Err(match entry.settings {
+                [] => error.hint("it has no settings"),
+                known => error.hint(suggestion(setting, "settings", known)),
+            });
+        }
+        if !value.is_finite() {
+            return Err(Error::invalid(format!("setting `{setting}` of loss `{}` is not a finite number", entry.name)));
+        }
+    }
+    (entry.build)(&Settings { loss: entry.name, values: &spec.config })
+}
+
+fn quoted(names: &[&str]) -> String {
+    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+}
+
+/// The numeric settings of one loss, already known to have known names and finite values.
+pub(super) struct Settings<'a> {
+    loss: &'static str,
+    values: &'a BTreeMap<String, f64>,
+}
+
+impl Settings<'_> {
+    pub(super) fn get(&self, name: &str, default: f32) -> f32 {
+        self.values.get(name).map_or(default, |value| *value as f32)
+    }
+
+    /// Lower and upper bound of the probability ratio.
+    pub(super) fn clip_range(&self, default_low: f32, default_high: f32) -> Result<ClipRange> {
+        let [low, high] = BOUNDS;
+        let range = ClipRange { low: self.get(low, default_low), high: self.get(high, default_high) };
+        range.checked(&format!("loss `{}`", self.loss))
+    }
+}
