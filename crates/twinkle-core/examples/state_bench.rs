@@ -60,6 +60,9 @@ async fn create(store: &StateStore) -> Result<Duration> {
         sdk_version: Some("0.38.0".to_owned()),
         finished: false,
         created_at: jiff::Timestamp::now(),
+        project_id: None,
+        display_name: None,
+        client_end: None,
     };
     let started = Instant::now();
     store.create_session(&session).await?;

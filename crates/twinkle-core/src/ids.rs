@@ -53,6 +53,10 @@ string_id! {
     SamplingSessionId
 }
 string_id! {
+    /// A loss that a client wrote, `<session>:loss:<n>`.
+    CustomLossId
+}
+string_id! {
     /// An accepted operation whose result can be retrieved later.
     RequestId
 }
@@ -95,6 +99,22 @@ impl SamplingSessionId {
     pub fn of_session(session: &SessionId, number: u64) -> Self {
         Self(format!("{session}:sample:{number}"))
     }
+
+    /// The name of the weights that all inflight sampling sessions of `run`, a run of `session`, share. It is no sampling
+    /// session itself, so no client can name it.
+    #[must_use]
+    pub fn inflight_weights(session: &SessionId, run: &RunId) -> Self {
+        let number = run.0.rsplit(':').next().unwrap_or_default();
+        Self(format!("{session}:sample:inflight-{number}"))
+    }
+}
+
+impl CustomLossId {
+    /// The `number`-th custom loss of `session`.
+    #[must_use]
+    pub fn of_session(session: &SessionId, number: u64) -> Self {
+        Self(format!("{session}:loss:{number}"))
+    }
 }
 
 impl RequestId {
@@ -125,15 +145,27 @@ pub enum CheckpointKind {
     Weights,
     /// Adapter only, for sampling.
     SamplerWeights,
+    /// Adapter only, to be downloaded: possibly encrypted, never read again by the server.
+    ExternalWeights,
 }
 
 impl CheckpointKind {
-    /// The path segment, `weights` or `sampler_weights`.
+    /// Every kind.
+    pub const ALL: [Self; 3] = [Self::Weights, Self::SamplerWeights, Self::ExternalWeights];
+
+    /// The kind with that path segment.
+    #[must_use]
+    pub fn of_segment(segment: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.segment() == segment)
+    }
+
+    /// The path segment, `weights`, `sampler_weights` or `external_weights`.
     #[must_use]
     pub const fn segment(self) -> &'static str {
         match self {
             Self::Weights => "weights",
             Self::SamplerWeights => "sampler_weights",
+            Self::ExternalWeights => "external_weights",
         }
     }
 }
@@ -169,14 +201,10 @@ impl CheckpointPath {
             return Err(Error::invalid(format!("`{text}` does not have three parts after the scheme"))
                 .hint("a checkpoint path looks like `tinker://<run>/weights/<name>`"));
         };
-        let kind = match kind {
-            "weights" => CheckpointKind::Weights,
-            "sampler_weights" => CheckpointKind::SamplerWeights,
-            other => {
-                return Err(Error::invalid(format!("unknown checkpoint kind `{other}` in `{text}`"))
-                    .hint("known kinds: `weights`, `sampler_weights`"));
-            }
-        };
+        let kind = CheckpointKind::of_segment(kind).ok_or_else(|| {
+            Error::invalid(format!("unknown checkpoint kind `{kind}` in `{text}`"))
+                .hint("known kinds: `weights`, `sampler_weights`, `external_weights`")
+        })?;
         if run.is_empty() || run == "." || run == ".." {
             return Err(Error::invalid(format!("`{text}` names no run")));
         }

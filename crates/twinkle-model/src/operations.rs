@@ -6,9 +6,10 @@ use tokio::runtime::Handle;
 use twinkle_core::call::{
     AdamParams, CheckpointRecord, CreateRun, Position, RunCall, RunOperation, RunOutcome, SamplerTarget,
 };
-use twinkle_core::checkpoint::CheckpointMeta;
+use twinkle_core::checkpoint::{CheckpointMeta, Recipients};
 use twinkle_core::ids::{CheckpointKind, CheckpointPath, TenantId};
 use twinkle_core::{Error, Result};
+use twinkle_nn::Publication;
 
 use crate::backend::{Backend, Batch};
 use crate::batch::{self, Limits};
@@ -53,7 +54,7 @@ pub(crate) fn perform(
         RunOperation::OptimStep(settings) => optimizer_step(backend, runs.get(&disk, tenant, &id)?, &settings),
         RunOperation::SaveState { path, ttl_seconds, overwrite, user_metadata } => {
             let run = runs.get(&disk, tenant, &id)?;
-            let saving = Saving { path: &path, ttl_seconds, overwrite, user_metadata, position };
+            let saving = Saving { ttl_seconds, overwrite, user_metadata, ..Saving::new(&path, position) };
             save(context, runtime, run, saving)?;
             Ok(RunOutcome::Saved { path })
         }
@@ -61,15 +62,25 @@ pub(crate) fn perform(
             let run = runs.get(&disk, tenant, &id)?;
             match &target {
                 SamplerTarget::Checkpoint(path) => {
-                    let saving = Saving { path, ttl_seconds, overwrite: false, user_metadata, position };
+                    let saving = Saving { ttl_seconds, user_metadata, ..Saving::new(path, position) };
                     save(context, runtime, run, saving)?;
                 }
-                SamplerTarget::Live(session) => context.published.put(session.clone(), run.adapter(&context.base)),
+                SamplerTarget::Live(name) | SamplerTarget::Inflight { weights: name, .. } => {
+                    let publication = Publication { position, optimizer_steps: run.adam.steps };
+                    context.published.put(name.clone(), run.adapter(&context.base), publication);
+                }
             }
             Ok(RunOutcome::SavedForSampler { target })
         }
-        RunOperation::LoadState { path, with_optimizer } => {
-            let loaded = load(context, tenant, &path, with_optimizer)?;
+        RunOperation::SaveExternal { path, ttl_seconds, recipients } => {
+            let run = runs.get(&disk, tenant, &id)?;
+            let recipients = if recipients.is_empty() { None } else { Some(Recipients::parse(&recipients)?) };
+            save(context, runtime, run, Saving { ttl_seconds, recipients, ..Saving::new(&path, position) })?;
+            Ok(RunOutcome::Saved { path })
+        }
+        RunOperation::LoadState { path, with_optimizer, owner } => {
+            let owner = owner.as_ref().unwrap_or(tenant);
+            let loaded = load(context, tenant, owner, &path, with_optimizer)?;
             let run = runs.get(&disk, tenant, &id)?;
             if loaded.lora.rank != run.lora.rank || loaded.layout.parameter_count() != run.layout.parameter_count() {
                 return Err(Error::invalid(format!(
@@ -89,12 +100,7 @@ pub(crate) fn perform(
         RunOperation::Expire { path, ending } => {
             let run = runs.get(&disk, tenant, &id)?;
             let user_metadata = BTreeMap::from([("saved_by".to_owned(), "the server, when the run ended".to_owned())]);
-            save(
-                context,
-                runtime,
-                run,
-                Saving { path: &path, ttl_seconds: None, overwrite: false, user_metadata, position },
-            )?;
+            save(context, runtime, run, Saving { user_metadata, ..Saving::new(&path, position) })?;
             // The snapshot stays until the end is durable: a crash before that ends the run again.
             runs.remove(&id);
             Ok(RunOutcome::Expired { run: id, path, ending })
@@ -114,7 +120,8 @@ fn create_run(context: &EngineContext, tenant: &TenantId, create: CreateRun) -> 
         )));
     }
     if let Some(start) = &create.from {
-        return load(context, tenant, &start.path, start.with_optimizer);
+        let owner = start.owner.as_ref().unwrap_or(tenant);
+        return load(context, tenant, owner, &start.path, start.with_optimizer);
     }
     let rank = create.lora.rank;
     if rank == 0 || rank > context.limits.max_rank {
@@ -126,13 +133,19 @@ fn create_run(context: &EngineContext, tenant: &TenantId, create: CreateRun) -> 
     Run::fresh(tenant.clone(), &context.base_model, create.lora, &context.base)
 }
 
-/// Loads a training checkpoint of this tenant; accumulated gradients are not part of it.
-fn load(context: &EngineContext, tenant: &TenantId, path: &CheckpointPath, with_optimizer: bool) -> Result<Run> {
+/// Loads a training checkpoint of `owner` for this tenant; accumulated gradients are not part of it.
+fn load(
+    context: &EngineContext,
+    tenant: &TenantId,
+    owner: &TenantId,
+    path: &CheckpointPath,
+    with_optimizer: bool,
+) -> Result<Run> {
     if path.kind != CheckpointKind::Weights {
-        return Err(Error::invalid(format!("`{path}` holds weights for sampling only"))
+        return Err(Error::invalid(format!("`{path}` holds no state to train from"))
             .hint("training continues from `…/weights/<name>`, which `save_state` writes"));
     }
-    let checkpoint = context.checkpoints.open(tenant, path)?;
+    let checkpoint = context.checkpoints.open(owner, path)?;
     files::read_run(checkpoint.directory(), tenant.clone(), &context.base_model, &context.base, with_optimizer)
 }
 
@@ -150,15 +163,30 @@ struct Saving<'a> {
     ttl_seconds: Option<u64>,
     overwrite: bool,
     user_metadata: BTreeMap<String, String>,
+    /// Whom its files are encrypted for; `None`: they are plain.
+    recipients: Option<Recipients>,
     position: Position,
 }
 
+impl<'a> Saving<'a> {
+    /// A plain checkpoint that replaces none and stays until it is deleted.
+    fn new(path: &'a CheckpointPath, position: Position) -> Self {
+        let user_metadata = BTreeMap::new();
+        Self { path, ttl_seconds: None, overwrite: false, user_metadata, recipients: None, position }
+    }
+}
+
 fn save(context: &EngineContext, runtime: &Handle, run: &Run, saving: Saving<'_>) -> Result<()> {
-    let Saving { path, ttl_seconds, overwrite, user_metadata, position } = saving;
+    let Saving { path, ttl_seconds, overwrite, user_metadata, recipients, position } = saving;
     let draft = context.checkpoints.draft(&run.tenant, path)?;
     match path.kind {
         CheckpointKind::Weights => files::write_run(draft.directory(), run, false)?,
-        CheckpointKind::SamplerWeights => files::write_adapter(draft.directory(), run)?,
+        CheckpointKind::SamplerWeights | CheckpointKind::ExternalWeights => {
+            files::write_adapter(draft.directory(), run)?;
+        }
+    }
+    if let Some(recipients) = recipients {
+        recipients.encrypt_folder(draft.directory())?;
     }
     let created_at = jiff::Timestamp::now();
     let expires_at = match ttl_seconds {
@@ -187,6 +215,7 @@ fn save(context: &EngineContext, runtime: &Handle, run: &Run, saving: Saving<'_>
         user_metadata,
         created_at,
         expires_at,
+        public: false,
     };
     runtime.block_on(context.store.insert_checkpoint(&record))
 }

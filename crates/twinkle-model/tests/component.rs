@@ -100,7 +100,7 @@ fn forward_backward() -> RunOperation {
     let loss_inputs = BTreeMap::from([("target_tokens".to_owned(), TensorData::ints(targets))]);
     RunOperation::ForwardBackward {
         data: vec![Datum { tokens, loss_inputs }],
-        loss: LossSpec { name: "cross_entropy".into(), config: BTreeMap::new() },
+        loss: LossSpec { name: "cross_entropy".into(), config: BTreeMap::new(), graph: None },
         backward: true,
     }
 }
@@ -148,7 +148,7 @@ async fn a_run_from_a_checkpoint_continues_as_if_it_had_never_stopped() {
     house.create("s:train:0", 3).await;
     house.train("s:train:0").await;
     house.ask("tenant", "s:train:0", save("middle")).await.unwrap();
-    let from = StartingPoint { path: checkpoint("middle"), with_optimizer: true };
+    let from = StartingPoint { path: checkpoint("middle"), with_optimizer: true, owner: None };
     house.ask("tenant", "s:train:1", RunOperation::Create(creation(99, Some(from)))).await.unwrap();
     for _ in 0..2 {
         let (original, continued) = (house.train("s:train:0").await, house.train("s:train:1").await);
@@ -162,7 +162,7 @@ async fn without_its_optimizer_a_checkpoint_gives_the_weights_only() {
     house.create("s:train:0", 3).await;
     house.train("s:train:0").await;
     house.ask("tenant", "s:train:0", save("middle")).await.unwrap();
-    let from = StartingPoint { path: checkpoint("middle"), with_optimizer: false };
+    let from = StartingPoint { path: checkpoint("middle"), with_optimizer: false, owner: None };
     house.ask("tenant", "s:train:1", RunOperation::Create(creation(99, Some(from)))).await.unwrap();
     assert_eq!(house.train("s:train:0").await, house.train("s:train:1").await, "the weights are the same");
     assert_ne!(house.train("s:train:0").await, house.train("s:train:1").await, "the moments are not");
@@ -206,7 +206,7 @@ async fn mistakes_are_answered_and_change_nothing() {
         (bad(&|datum, _| datum.tokens.clear()), "no tokens"),
         (bad(&|datum, _| datum.tokens = vec![1; 300]), "more than the model's limit of 256"),
         (RunOperation::OptimStep(AdamParams { learning_rate: f64::NAN, ..AdamParams::default() }), "`learning_rate`"),
-        (RunOperation::LoadState { path: checkpoint("absent"), with_optimizer: true }, "absent"),
+        (RunOperation::LoadState { path: checkpoint("absent"), with_optimizer: true, owner: None }, "absent"),
     ];
     for (operation, expected) in operations {
         let name = operation.name();
@@ -239,7 +239,7 @@ async fn a_damaged_checkpoint_is_refused_and_named() {
     let mut bytes = std::fs::read(weights).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(weights, bytes).unwrap();
-    let load = RunOperation::LoadState { path: checkpoint("good"), with_optimizer: true };
+    let load = RunOperation::LoadState { path: checkpoint("good"), with_optimizer: true, owner: None };
     let error = house.ask("tenant", "s:train:0", load).await.unwrap_err();
     assert!(error.to_string().contains("adapter_model.safetensors"), "{error}");
     house.train("s:train:0").await;

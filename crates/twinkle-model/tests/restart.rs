@@ -163,6 +163,9 @@ impl Node {
                 sdk_version: None,
                 finished: false,
                 created_at: "2026-01-01T00:00:00Z".parse().unwrap(),
+                project_id: None,
+                display_name: None,
+                client_end: None,
             };
             node.store.create_session(&session).await.unwrap();
             node.result(tenant, &node.submit(tenant, None, creation()).await).await.unwrap();
@@ -250,7 +253,7 @@ fn forward_backward(step: u64) -> RunOperation {
     let loss_inputs = BTreeMap::from([("target_tokens".to_owned(), TensorData::ints(targets))]);
     RunOperation::ForwardBackward {
         data: vec![Datum { tokens, loss_inputs }],
-        loss: LossSpec { name: "cross_entropy".into(), config: BTreeMap::new() },
+        loss: LossSpec { name: "cross_entropy".into(), config: BTreeMap::new(), graph: None },
         backward: true,
     }
 }

@@ -11,11 +11,11 @@ use std::time::SystemTime;
 
 use parking_lot::Mutex;
 use tokio::task::spawn_blocking;
-use twinkle_core::call::SamplingSource;
+use twinkle_core::call::{SamplingSource, WeightVersion};
 use twinkle_core::checkpoint::CheckpointStore;
 use twinkle_core::ids::{CheckpointPath, SamplingSessionId, TenantId};
 use twinkle_core::{Error, Result};
-use twinkle_nn::{Adapter, AdapterLayout, BaseModel, PublishedAdapters, peft};
+use twinkle_nn::{Adapter, AdapterLayout, BaseModel, Publication, Published, PublishedAdapters, peft};
 
 /// Saved adapters kept in memory.
 const MOST_CACHED: usize = 32;
@@ -50,6 +50,28 @@ pub struct AdapterLimits {
     pub max_rank: u32,
 }
 
+/// What a request reads: the base model, and perhaps an adapter on it.
+#[derive(Clone, Debug, Default)]
+pub struct Weights {
+    /// `None` for the base model alone.
+    pub adapter: Option<Arc<Adapter>>,
+    /// Which they are.
+    pub version: WeightVersion,
+}
+
+impl Weights {
+    /// An adapter that this operation of its run saved or published.
+    fn of(adapter: Arc<Adapter>, operation: u64, optimizer_steps: Option<u64>) -> Self {
+        let hash = hex(&adapter.content_hash()[..8]);
+        let version = WeightVersion { adapter: Some(hash), operation: Some(operation), optimizer_steps };
+        Self { adapter: Some(adapter), version }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 #[derive(Clone)]
 struct Cached {
     tenant: TenantId,
@@ -57,6 +79,8 @@ struct Cached {
     directory: PathBuf,
     stamp: Stamp,
     bytes: usize,
+    /// The operation that saved it.
+    operation: u64,
     adapter: Arc<Adapter>,
 }
 
@@ -84,34 +108,39 @@ impl Adapters {
         Self(Arc::new(Inner { base, published, checkpoints, limits, cache, loading }))
     }
 
-    /// The adapter of `source` as it is now; `None` for the base model.
+    /// The weights of `source` as they are now.
     ///
     /// # Errors
     /// `NotFound` when it is not there or not the tenant's, `InvalidArgument` when it is damaged or does not fit,
     /// `Unsupported` when this sampler serves no adapters.
-    pub async fn resolve(&self, tenant: &TenantId, source: &SamplingSource) -> Result<Option<Arc<Adapter>>> {
-        let adapter = match source {
-            SamplingSource::Base => return Ok(None),
+    pub async fn resolve(&self, tenant: &TenantId, source: &SamplingSource) -> Result<Weights> {
+        let weights = match source {
+            SamplingSource::Base => return Ok(Weights::default()),
             _ if !self.0.limits.enabled => {
                 return Err(Error::unsupported("this sampler serves the base model only")
                     .hint("set `engine_args.enable_lora: true`"));
             }
             SamplingSource::Live(session) => self.live(session).await?,
             SamplingSource::Checkpoint(path) => self.load(tenant, path).await?,
+            SamplingSource::Shared { owner, path } => self.load(owner, path).await?,
         };
-        let rank = adapter.layout().spec().rank;
+        let rank = weights.adapter.as_ref().map_or(0, |adapter| adapter.layout().spec().rank);
         if rank > self.0.limits.max_rank {
             let most = self.0.limits.max_rank;
             return Err(Error::invalid(format!("the adapter has rank {rank}, this sampler serves up to {most}"))
                 .hint("raise `engine_args.max_lora_rank`"));
         }
-        Ok(Some(adapter))
+        Ok(weights)
     }
 
     /// A live adapter: usually in memory, else read back from where the trainer saved it.
-    async fn live(&self, session: &SamplingSessionId) -> Result<Arc<Adapter>> {
-        if let Some(adapter) = self.0.published.get(session) {
-            return Ok(adapter);
+    async fn live(&self, session: &SamplingSessionId) -> Result<Weights> {
+        let weights = |live: Published| {
+            let Publication { position, optimizer_steps } = live.publication;
+            Weights::of(live.adapter, position.after, Some(optimizer_steps))
+        };
+        if let Some(live) = self.0.published.get(session) {
+            return Ok(weights(live));
         }
         let _turn = self.0.loading.lock().await;
         let (inner, session) = (Arc::clone(&self.0), session.clone());
@@ -121,36 +150,37 @@ impl Adapters {
         })
         .await
         .map_err(|_| Error::internal("loading an adapter was interrupted"))?
+        .map(weights)
     }
 
-    async fn load(&self, tenant: &TenantId, path: &CheckpointPath) -> Result<Arc<Adapter>> {
-        if let Some(adapter) = self.cached(tenant, path) {
-            return Ok(adapter);
+    async fn load(&self, tenant: &TenantId, path: &CheckpointPath) -> Result<Weights> {
+        if let Some(weights) = self.cached(tenant, path) {
+            return Ok(weights);
         }
         let _turn = self.0.loading.lock().await;
-        if let Some(adapter) = self.cached(tenant, path) {
-            return Ok(adapter);
+        if let Some(weights) = self.cached(tenant, path) {
+            return Ok(weights);
         }
         let (inner, tenant, path) = (Arc::clone(&self.0), tenant.clone(), path.clone());
         let loaded = spawn_blocking(move || inner.read(tenant, path))
             .await
             .map_err(|_| Error::internal("loading an adapter was interrupted"))??;
-        let adapter = Arc::clone(&loaded.adapter);
+        let weights = loaded.weights();
         self.keep(loaded);
-        Ok(adapter)
+        Ok(weights)
     }
 
     /// A cached adapter whose checkpoint is still there, unchanged.
-    fn cached(&self, tenant: &TenantId, path: &CheckpointPath) -> Option<Arc<Adapter>> {
+    fn cached(&self, tenant: &TenantId, path: &CheckpointPath) -> Option<Weights> {
         let mut cache = self.0.cache.lock();
         let place = cache.iter().position(|cached| cached.tenant == *tenant && cached.path == *path)?;
         let cached = cache.remove(place)?;
         if Stamp::of(&cached.directory) != Some(cached.stamp) {
             return None;
         }
-        let adapter = Arc::clone(&cached.adapter);
+        let weights = cached.weights();
         cache.push_front(cached);
-        Some(adapter)
+        Some(weights)
     }
 
     fn keep(&self, mut loaded: Cached) {
@@ -170,6 +200,12 @@ impl Adapters {
     }
 }
 
+impl Cached {
+    fn weights(&self) -> Weights {
+        Weights::of(Arc::clone(&self.adapter), self.operation, None)
+    }
+}
+
 impl Inner {
     fn read(&self, tenant: TenantId, path: CheckpointPath) -> Result<Cached> {
         let checkpoint = self.checkpoints.open(&tenant, &path)?;
@@ -180,6 +216,7 @@ impl Inner {
                 self.limits.base_model
             )));
         }
+        let operation = checkpoint.manifest().position.after;
         let directory = checkpoint.directory().to_owned();
         let stamp =
             Stamp::of(&directory).ok_or_else(|| Error::not_found(format!("there is no checkpoint `{path}`")))?;
@@ -188,6 +225,6 @@ impl Inner {
         let adapter = Adapter::from_parameters(&layout, &parameters, self.base.kind(), self.base.device());
         let bytes = layout.parameter_count() * self.base.kind().elt_size_in_bytes();
         tracing::debug!(%tenant, %path, rank = spec.rank, bytes, "adapter loaded");
-        Ok(Cached { tenant, path, directory, stamp, bytes, adapter: Arc::new(adapter) })
+        Ok(Cached { tenant, path, directory, stamp, bytes, operation, adapter: Arc::new(adapter) })
     }
 }

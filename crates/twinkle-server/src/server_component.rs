@@ -20,7 +20,7 @@ use twinkle_core::state::StateStore;
 
 use crate::directory::Directory;
 use crate::server::heartbeats::RecentHeartbeats;
-use crate::server::{checkpoints, runs, sampling_sessions, sessions};
+use crate::server::{checkpoints, copies, runs, sampling_sessions, session_search, sessions};
 
 /// What the launcher hands the component.
 #[derive(Clone)]
@@ -99,12 +99,19 @@ async fn serve(
 ) -> Result<ServeOutcome> {
     let ServerContext { store, checkpoints: files, directory } = context;
     match request {
-        ServeRequest::CreateSession { tags, user_metadata, sdk_version } => {
-            sessions::create(store, tenant, tags, user_metadata, sdk_version).await
+        ServeRequest::CreateSession { tags, user_metadata, sdk_version, project_id, display_name } => {
+            let opening = sessions::Opening { tags, user_metadata, sdk_version, project_id, display_name };
+            sessions::create(store, tenant, opening).await
         }
         ServeRequest::Heartbeat(session) => recent.heartbeat(store, tenant, session).await,
-        ServeRequest::FinishSession(session) => recent.finish(store, tenant, session).await,
+        ServeRequest::FinishSession { session, end } => recent.finish(store, tenant, session, end).await,
         ServeRequest::DescribeSession(session) => sessions::describe(store, &tenant, &session).await,
+        ServeRequest::ReadSession(session) => sessions::read(store, &tenant, &session).await,
+        ServeRequest::ListSessions { limit, offset } => sessions::list(store, &tenant, limit, offset).await,
+        ServeRequest::SearchSessions(search) => session_search::search(store, &tenant, *search).await,
+        ServeRequest::AssignProject { session, project_id } => {
+            sessions::assign_project(store, &tenant, &session, &project_id).await
+        }
         ServeRequest::CreateSamplingSession { session, number, base_model, source } => {
             let wanted = sampling_sessions::Wanted { session, number, base_model, source };
             sampling_sessions::create(store, directory, tenant, wanted).await
@@ -116,12 +123,24 @@ async fn serve(
             store.join_sampling_session(&tenant, &session).await.map(ServeOutcome::JoinedSamplingSession)
         }
         ServeRequest::DescribeRun(run) => store.run(&tenant, &run).await.map(ServeOutcome::Run),
-        ServeRequest::ListRuns { limit, offset } => runs::list(store, &tenant, limit, offset).await,
+        ServeRequest::ListRuns { project_id, limit, offset } => {
+            runs::list(store, &tenant, project_id.as_deref(), limit, offset).await
+        }
         ServeRequest::ListCheckpoints { run, limit, offset } => {
             checkpoints::list(store, &tenant, run.as_ref(), limit, offset).await
         }
         ServeRequest::LatestCheckpoints(run) => checkpoints::latest(store, &tenant, &run).await,
-        ServeRequest::DescribeCheckpoint(path) => store.checkpoint(&tenant, &path).await.map(ServeOutcome::Checkpoint),
+        ServeRequest::DescribeCheckpoint(path) => {
+            store.readable_checkpoint(&tenant, &path).await.map(ServeOutcome::Checkpoint)
+        }
+        ServeRequest::KeepCheckpoint { path, ttl_seconds } => {
+            checkpoints::keep(store, &tenant, &path, ttl_seconds).await
+        }
+        ServeRequest::PublishCheckpoint { path, public } => {
+            store.publish_checkpoint(&tenant, &path, public).await?;
+            Ok(ServeOutcome::Done)
+        }
+        ServeRequest::CopyCheckpoint(wanted) => copies::copy(store, files, &tenant, *wanted).await,
         ServeRequest::DeleteCheckpoint(path) => checkpoints::delete(store, files, tenant, path).await,
     }
 }

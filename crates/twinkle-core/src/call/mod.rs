@@ -3,18 +3,26 @@
 //! A front turns bytes into a [`Call`] and a [`Reply`] into bytes; nothing behind it knows a wire
 //! format. Operations on a training run are serializable because the journal keeps them.
 
+mod custom_loss;
 mod process;
 mod run;
 mod sample;
 mod serve;
 
+pub use custom_loss::{CustomLossRecord, GraphArgument, GraphInput, GraphNode, LossGraph, NodeKind, SharedGraph};
 pub use process::{ChatMessage, EncodedText, ProcessOutcome, ProcessRequest};
 pub use run::{
     AdamParams, CreateRun, Ending, ForwardBackwardOutcome, Logprobs, LoraSpec, LossSpec, Position, RunCall,
     RunOperation, RunOutcome, SamplerTarget, StartingPoint,
 };
-pub use sample::{SampleOutcome, SampleRequest, SampledSequence, SamplingParams, SamplingSource, Stop, StopReason};
-pub use serve::{CheckpointRecord, RunRecord, SamplingSessionRecord, ServeOutcome, ServeRequest, SessionRecord};
+pub use sample::{
+    AltTokens, CellLayout, SampleExtras, SampleOutcome, SampleRequest, SampledSequence, SamplingParams, SamplingSource,
+    SparseLayout, Stop, StopReason, TargetLogprobs, TargetTokens, TopLogprobs, WeightVersion,
+};
+pub use serve::{
+    CheckpointCopy, CheckpointRecord, ClientEnd, CopyDestination, DEFAULT_PROJECT, FoundSession, RunRecord, SamplingSessionRecord,
+    ServeOutcome, ServeRequest, SessionContents, SessionPlace, SessionRecord, SessionSearch, SessionState,
+};
 
 use crate::ids::{RequestId, TenantId};
 

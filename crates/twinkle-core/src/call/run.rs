@@ -234,6 +234,24 @@ pub enum SamplerTarget {
     Checkpoint(CheckpointPath),
     /// A new sampling session that holds these weights in memory.
     Live(SamplingSessionId),
+    /// A new sampling session on the run's shared weights, which these replace for all such sessions of the run.
+    Inflight {
+        /// The new session.
+        session: SamplingSessionId,
+        /// The name of the shared weights.
+        weights: SamplingSessionId,
+    },
+}
+
+impl SamplerTarget {
+    /// The name under which an adapter is published without a checkpoint.
+    #[must_use]
+    pub fn published(&self) -> Option<&SamplingSessionId> {
+        match self {
+            Self::Checkpoint(_) => None,
+            Self::Live(weights) | Self::Inflight { weights, .. } => Some(weights),
+        }
+    }
 }
 
 /// The result of a [`RunOperation`]; stored until the client has had time to fetch it.

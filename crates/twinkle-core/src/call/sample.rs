@@ -1,9 +1,11 @@
 //! Sampling: a request is a pure function of weights, prompt, settings and seed.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 use crate::data::TokenIds;
-use crate::ids::{CheckpointPath, SamplingSessionId};
+use crate::ids::{CheckpointPath, SamplingSessionId, TenantId};
 
 /// A sampling request whose shape has been checked; the engine checks it against the model.
 #[derive(Clone, Debug)]
@@ -18,6 +20,66 @@ pub struct SampleRequest {
     pub params: SamplingParams,
     /// Whether the logprob of every prompt token is wanted.
     pub prompt_logprobs: bool,
+    /// What else is wanted.
+    pub extras: SampleExtras,
+}
+
+/// What may be wanted beside tokens and their logprobs; the default wants nothing.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SampleExtras {
+    /// Logprobs and likeliest tokens of this many prompt tokens from the end only; `None`: of all.
+    pub prompt_logprobs_last_n: Option<u32>,
+    /// How many of the likeliest tokens of each prompt position.
+    pub topk_prompt_logprobs: u32,
+    /// How many of the likeliest tokens of each new token.
+    pub topk_sample_logprobs: u32,
+    /// Tokens to score in place of the prompt's own.
+    pub target_prompt_logprobs: Option<TargetTokens>,
+    /// How many tokens to draw in place of each prompt token.
+    pub prompt_alt_tokens_k: u32,
+}
+
+/// Token ids to score at prompt positions: row `i` is about the prompt's token `i + 1`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TargetTokens {
+    /// Where the cells lie.
+    pub layout: CellLayout,
+    /// Row by row; `None` is skipped.
+    pub cells: Vec<Option<u32>>,
+}
+
+/// How the cells of a `[rows, columns]` matrix are listed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CellLayout {
+    /// Rows, also those without a cell.
+    pub rows: usize,
+    /// Columns.
+    pub columns: usize,
+    /// Where the listed cells belong; `None` when every cell is listed.
+    pub sparse: Option<SparseLayout>,
+}
+
+/// Compressed sparse rows. Made by the wire's reader, hence consistent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SparseLayout {
+    /// Where each row begins among the listed cells, and where the last one ends.
+    pub row_starts: Vec<usize>,
+    /// The column of each listed cell.
+    pub columns: Vec<usize>,
+}
+
+impl CellLayout {
+    /// The places of a row among the listed cells.
+    #[must_use]
+    pub fn row(&self, row: usize) -> Range<usize> {
+        match &self.sparse {
+            None => row * self.columns..(row + 1) * self.columns,
+            Some(sparse) => {
+                let at = |row: usize| sparse.row_starts.get(row).copied().unwrap_or(sparse.columns.len());
+                at(row)..at(row + 1)
+            }
+        }
+    }
 }
 
 /// Which weights a sampling request reads.
@@ -27,6 +89,13 @@ pub enum SamplingSource {
     Base,
     /// An adapter saved on disk.
     Checkpoint(CheckpointPath),
+    /// An adapter that another tenant saved and made public.
+    Shared {
+        /// Whose it is.
+        owner: TenantId,
+        /// Where it is.
+        path: CheckpointPath,
+    },
     /// An adapter a run published without a disk.
     Live(SamplingSessionId),
 }
@@ -77,12 +146,32 @@ pub enum Stop {
 }
 
 /// The continuations of one prompt.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct SampleOutcome {
     /// One per requested sample, in order.
     pub sequences: Vec<SampledSequence>,
-    /// Per prompt token its logprob given those before; the first is `None`.
+    /// Per prompt token its logprob given those before; `None` for the first, and for those that were not asked for.
     pub prompt_logprobs: Option<Vec<Option<f32>>>,
+    /// Per prompt token the likeliest tokens in its place.
+    pub topk_prompt_logprobs: Option<TopLogprobs>,
+    /// The logprobs of the tokens that were asked for.
+    pub target_prompt_logprobs: Option<TargetLogprobs>,
+    /// Tokens drawn in place of the prompt's own.
+    pub prompt_alt_tokens: Option<AltTokens>,
+}
+
+impl SampleOutcome {
+    /// About how many numbers it holds, of four bytes each.
+    #[must_use]
+    pub fn numbers(&self) -> usize {
+        let top = |top: &Option<TopLogprobs>| top.as_ref().map_or(0, TopLogprobs::numbers);
+        let sequences: usize =
+            self.sequences.iter().map(|sequence| 16 + 2 * sequence.tokens.len() + top(&sequence.topk_logprobs)).sum();
+        let prompt = 2 * self.prompt_logprobs.as_ref().map_or(0, Vec::len);
+        let targets = self.target_prompt_logprobs.as_ref().map_or(0, |targets| 5 * targets.logprobs.len());
+        let alternatives = self.prompt_alt_tokens.as_ref().map_or(0, |drawn| 2 * drawn.tokens.len());
+        sequences + prompt + top(&self.topk_prompt_logprobs) + targets + alternatives
+    }
 }
 
 /// One continuation.
@@ -94,6 +183,64 @@ pub struct SampledSequence {
     pub logprobs: Vec<f32>,
     /// Why it ended.
     pub stop_reason: StopReason,
+    /// Per token the likeliest ones in its place, under the same distribution.
+    pub topk_logprobs: Option<TopLogprobs>,
+    /// The weights that produced all of its tokens: a sequence keeps those it began with.
+    pub weights: WeightVersion,
+}
+
+impl SampledSequence {
+    /// A continuation of the base model with nothing that must be asked for.
+    #[must_use]
+    pub fn new(tokens: TokenIds, logprobs: Vec<f32>, stop_reason: StopReason) -> Self {
+        Self { tokens, logprobs, stop_reason, topk_logprobs: None, weights: WeightVersion::default() }
+    }
+}
+
+/// The likeliest tokens of each position, the likeliest first and the lower id among equals.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TopLogprobs {
+    /// How many were asked for.
+    pub k: usize,
+    /// Per position at most `k`; none where nothing was computed.
+    pub rows: Vec<Vec<(u32, f32)>>,
+}
+
+impl TopLogprobs {
+    fn numbers(&self) -> usize {
+        self.rows.iter().map(|row| 6 + 2 * row.len()).sum()
+    }
+}
+
+/// The logprobs of [`TargetTokens`], in their layout.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TargetLogprobs {
+    /// Where the cells lie.
+    pub layout: CellLayout,
+    /// Row by row; 0 in skipped cells.
+    pub logprobs: Vec<f32>,
+}
+
+/// Tokens drawn, with replacement, in place of each prompt token but the first; row-major `[prompt − 1, k]`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AltTokens {
+    /// How many per position.
+    pub k: usize,
+    /// Their ids.
+    pub tokens: TokenIds,
+    /// Their unscaled logprobs.
+    pub logprobs: Vec<f32>,
+}
+
+/// Which weights produced a token; the default is the base model.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WeightVersion {
+    /// The first 16 hex digits of the SHA-256 of the adapter's fp32 parameters; `None` for the base model.
+    pub adapter: Option<String>,
+    /// The number, within its run, of the operation that saved or published the adapter.
+    pub operation: Option<u64>,
+    /// How many optimizer steps its run had taken; known of live adapters only.
+    pub optimizer_steps: Option<u64>,
 }
 
 /// Why a sample ended.

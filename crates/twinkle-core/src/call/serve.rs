@@ -8,6 +8,9 @@ use super::run::LoraSpec;
 use super::sample::SamplingSource;
 use crate::ids::{CheckpointPath, RunId, SamplingSessionId, SessionId, TenantId};
 
+/// The project of sessions that were filed under none.
+pub const DEFAULT_PROJECT: &str = "default";
+
 /// What the central `server` component does: sessions, directories of runs and checkpoints.
 #[derive(Clone, Debug)]
 pub enum ServeRequest {

@@ -35,6 +35,14 @@ pub(super) fn digest(path: &Path) -> io::Result<(u64, String)> {
     }
 }
 
+/// Makes `target` a file like `source`: the same one where the file system allows that, else a copy.
+pub(super) fn share(source: &Path, target: &Path) -> Result<()> {
+    if fs::hard_link(source, target).is_ok() {
+        return Ok(());
+    }
+    fs::copy(source, target).map(|_| ()).map_err(|error| failed("copy", source, &error))
+}
+
 /// Makes a file's contents durable.
 pub(super) fn sync_file(path: &Path) -> Result<()> {
     File::open(path).and_then(|file| file.sync_all()).map_err(|error| failed("sync", path, &error))

@@ -8,6 +8,7 @@
 
 mod disk;
 mod draft;
+mod encryption;
 mod manifest;
 #[cfg(test)]
 mod tests;
@@ -17,10 +18,12 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use parking_lot::Mutex;
 use uuid::Uuid;
 
 pub use draft::{CheckpointMeta, CommittedCheckpoint, Draft};
+pub use encryption::{MOST_RECIPIENTS, Recipients};
 pub use manifest::{FileEntry, MANIFEST, Manifest};
 
 use crate::error::{Error, Result};
@@ -92,6 +95,33 @@ impl CheckpointStore {
         let manifest = Manifest::read(&directory, path)?;
         manifest.verify(&directory, path)?;
         Ok(OpenCheckpoint { directory, manifest })
+    }
+
+    /// A checkpoint's files as its manifest lists them, not read: for those who only pass them on.
+    pub fn look(&self, tenant: &TenantId, path: &CheckpointPath) -> Result<OpenCheckpoint> {
+        let directory = self.target(tenant, path)?;
+        if !directory.is_dir() {
+            return Err(no_checkpoint(path));
+        }
+        Ok(OpenCheckpoint { manifest: Manifest::read(&directory, path)?, directory })
+    }
+
+    /// Copies a checkpoint after checking it. Files are shared where the file system can, for they never change.
+    ///
+    /// Repeated after an interruption, it finds the copy in place.
+    pub fn copy(
+        &self,
+        source: (&TenantId, &CheckpointPath),
+        target: (&TenantId, &CheckpointPath),
+        created_at: Timestamp,
+    ) -> Result<CommittedCheckpoint> {
+        let source = self.open(source.0, source.1)?;
+        let draft = self.draft(target.0, target.1)?;
+        for name in source.manifest.files.keys() {
+            disk::share(&source.directory.join(name), &draft.directory().join(name))?;
+        }
+        let Manifest { base_model, lora, user_metadata, position, .. } = source.manifest;
+        draft.commit(&CheckpointMeta { base_model, lora, user_metadata, created_at, position }, false)
     }
 
     /// Deletes a checkpoint's files. `NotFound` when it is absent or another tenant's.

@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use jiff::Timestamp;
-
 use super::*;
 use crate::call::{LoraSpec, Position};
 use crate::error::ErrorCode;

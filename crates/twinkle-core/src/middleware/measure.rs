@@ -112,7 +112,7 @@ fn stage_of(operation: &Operation) -> Option<Stage> {
             let stage = begin(spans::SAMPLE);
             Some(match &request.source {
                 SamplingSource::Live(session) => stage.with_text(Attribute::SamplingSessionId, session),
-                SamplingSource::Base | SamplingSource::Checkpoint(_) => stage,
+                SamplingSource::Base | SamplingSource::Checkpoint(_) | SamplingSource::Shared { .. } => stage,
             })
         }
         Operation::Process(_) => Some(begin(spans::PROCESS)),

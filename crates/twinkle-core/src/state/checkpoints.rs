@@ -35,6 +35,52 @@ impl StateStore {
         read_checkpoint(&row)
     }
 
+    /// The checkpoint of that path as the tenant may read it: its own, or a public one.
+    pub async fn readable_checkpoint(&self, tenant: &TenantId, path: &CheckpointPath) -> Result<CheckpointRecord> {
+        let record = self.checkpoint_of_anyone(path).await?;
+        if record.tenant != *tenant && !record.public {
+            return Err(no_checkpoint(path));
+        }
+        Ok(record)
+    }
+
+    /// The checkpoint of that path, whoever owns it. For requests that prove in another way what they may read.
+    ///
+    /// A run has one owner, so there is one at most.
+    pub async fn checkpoint_of_anyone(&self, path: &CheckpointPath) -> Result<CheckpointRecord> {
+        let row = query(
+            "SELECT * FROM checkpoints WHERE run = $1 AND kind = $2 AND name = $3
+             AND (expires_at IS NULL OR expires_at > $4)",
+        )
+        .bind(path.run.as_str())
+        .bind(path.kind.segment())
+        .bind(path.name.as_str())
+        .bind(now())
+        .fetch_optional(&self.readers)
+        .await?
+        .ok_or_else(|| no_checkpoint(path))?;
+        read_checkpoint(&row)
+    }
+
+    /// Lets every tenant read the tenant's checkpoint, or its owner alone again. Saying it twice changes nothing.
+    pub async fn publish_checkpoint(&self, tenant: &TenantId, path: &CheckpointPath, public: bool) -> Result<()> {
+        self.change(tenant, path, Change::Public(public)).await
+    }
+
+    /// Sets when the tenant's checkpoint is removed; `None`: never.
+    pub async fn keep_checkpoint_until(
+        &self,
+        tenant: &TenantId,
+        path: &CheckpointPath,
+        expires_at: Option<Timestamp>,
+    ) -> Result<()> {
+        self.change(tenant, path, Change::Expiry(expires_at)).await
+    }
+
+    async fn change(&self, tenant: &TenantId, path: &CheckpointPath, change: Change) -> Result<()> {
+        self.writer.write(ChangeCheckpoint { tenant: tenant.clone(), path: path.clone(), change }).await
+    }
+
     /// One page of the tenant's checkpoints, of one run or of all, oldest first, and how many there are in all.
     pub async fn list_checkpoints(
         &self,
@@ -110,11 +156,9 @@ pub(crate) fn no_checkpoint(path: &CheckpointPath) -> Error {
 }
 
 fn read_checkpoint(row: &Row) -> Result<CheckpointRecord> {
-    let kind = match row.get::<String>("kind")?.as_str() {
-        "weights" => CheckpointKind::Weights,
-        "sampler_weights" => CheckpointKind::SamplerWeights,
-        other => return Err(Error::internal(format!("the state store holds an unknown checkpoint kind `{other}`"))),
-    };
+    let kind: String = row.get("kind")?;
+    let kind = CheckpointKind::of_segment(&kind)
+        .ok_or_else(|| Error::internal(format!("the state store holds an unknown checkpoint kind `{kind}`")))?;
     let expires_at: Option<i64> = row.get("expires_at")?;
     Ok(CheckpointRecord {
         path: CheckpointPath { run: RunId::new(row.get::<String>("run")?), kind, name: row.get("name")? },
@@ -125,6 +169,7 @@ fn read_checkpoint(row: &Row) -> Result<CheckpointRecord> {
         user_metadata: from_blob(&row.get::<Vec<u8>>("user_metadata")?)?,
         created_at: from_nanoseconds(row.get("created_at")?)?,
         expires_at: expires_at.map(from_nanoseconds).transpose()?,
+        public: row.get("public")?,
     })
 }
 
@@ -134,27 +179,74 @@ impl Write for InsertCheckpoint {
     type Answer = ();
 
     async fn apply(&self, connection: &mut Connection) -> Result<(), Failure> {
-        let Self(checkpoint) = self;
-        query(
-            "INSERT INTO checkpoints
-             (tenant, run, kind, name, base_model, lora, size_bytes, user_metadata, created_at, expires_at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
-             ON CONFLICT (tenant, run, kind, name) DO UPDATE SET base_model = excluded.base_model,
-             lora = excluded.lora, size_bytes = excluded.size_bytes, user_metadata = excluded.user_metadata,
-             created_at = excluded.created_at, expires_at = excluded.expires_at",
-        )
-        .bind(checkpoint.tenant.as_str())
-        .bind(checkpoint.path.run.as_str())
-        .bind(checkpoint.path.kind.segment())
-        .bind(checkpoint.path.name.as_str())
-        .bind(checkpoint.base_model.as_str())
-        .bind(to_blob(&checkpoint.lora)?)
-        .bind(to_integer(checkpoint.size_bytes)?)
-        .bind(to_blob(&checkpoint.user_metadata)?)
-        .bind(to_nanoseconds(checkpoint.created_at))
-        .bind(checkpoint.expires_at.map(to_nanoseconds))
-        .execute(connection)
-        .await?;
+        insert(connection, &self.0).await
+    }
+}
+
+/// Lists a checkpoint. One that replaces a public one is its owner's alone again.
+pub(super) async fn insert(connection: &mut Connection, checkpoint: &CheckpointRecord) -> Result<(), Failure> {
+    query(
+        "INSERT INTO checkpoints
+         (tenant, run, kind, name, base_model, lora, size_bytes, user_metadata, created_at, expires_at, public)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+         ON CONFLICT (tenant, run, kind, name) DO UPDATE SET base_model = excluded.base_model,
+         lora = excluded.lora, size_bytes = excluded.size_bytes, user_metadata = excluded.user_metadata,
+         created_at = excluded.created_at, expires_at = excluded.expires_at, public = excluded.public",
+    )
+    .bind(checkpoint.tenant.as_str())
+    .bind(checkpoint.path.run.as_str())
+    .bind(checkpoint.path.kind.segment())
+    .bind(checkpoint.path.name.as_str())
+    .bind(checkpoint.base_model.as_str())
+    .bind(to_blob(&checkpoint.lora)?)
+    .bind(to_integer(checkpoint.size_bytes)?)
+    .bind(to_blob(&checkpoint.user_metadata)?)
+    .bind(to_nanoseconds(checkpoint.created_at))
+    .bind(checkpoint.expires_at.map(to_nanoseconds))
+    .bind(checkpoint.public)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+enum Change {
+    Public(bool),
+    Expiry(Option<Timestamp>),
+}
+
+struct ChangeCheckpoint {
+    tenant: TenantId,
+    path: CheckpointPath,
+    change: Change,
+}
+
+impl Write for ChangeCheckpoint {
+    type Answer = ();
+
+    async fn apply(&self, connection: &mut Connection) -> Result<(), Failure> {
+        let statement = match &self.change {
+            Change::Public(public) => query(
+                "UPDATE checkpoints SET public = $1 WHERE tenant = $2 AND run = $3 AND kind = $4 AND name = $5
+                 AND (expires_at IS NULL OR expires_at > $6)",
+            )
+            .bind(*public),
+            Change::Expiry(time) => query(
+                "UPDATE checkpoints SET expires_at = $1 WHERE tenant = $2 AND run = $3 AND kind = $4 AND name = $5
+                 AND (expires_at IS NULL OR expires_at > $6)",
+            )
+            .bind(time.map(to_nanoseconds)),
+        };
+        let changed = statement
+            .bind(self.tenant.as_str())
+            .bind(self.path.run.as_str())
+            .bind(self.path.kind.segment())
+            .bind(self.path.name.as_str())
+            .bind(now())
+            .execute(connection)
+            .await?;
+        if changed == 0 {
+            return Err(no_checkpoint(&self.path).into());
+        }
         Ok(())
     }
 }

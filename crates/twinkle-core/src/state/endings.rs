@@ -214,6 +214,9 @@ mod tests {
             sdk_version: None,
             finished: false,
             created_at,
+            project_id: None,
+            display_name: None,
+            client_end: None,
         };
         store.create_session(&session).await.unwrap();
     }

@@ -97,13 +97,11 @@ impl Write for Sweep {
         let operations = self.forget_operations(connection).await?;
         let runs = self.forget_runs(connection).await?;
         let sessions = self.forget_sessions(connection).await?;
-        query(
-            "DELETE FROM samples WHERE request IN (SELECT request FROM samples WHERE accepted_at < $1 LIMIT $2)",
-        )
-        .bind(self.finished_before)
-        .bind(self.batch)
-        .execute(connection)
-        .await?;
+        query("DELETE FROM samples WHERE request IN (SELECT request FROM samples WHERE accepted_at < $1 LIMIT $2)")
+            .bind(self.finished_before)
+            .bind(self.batch)
+            .execute(connection)
+            .await?;
         Ok(Swept { results, operations, runs, sessions })
     }
 }

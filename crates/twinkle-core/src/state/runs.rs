@@ -9,7 +9,7 @@ use super::run_limits::RunLimits;
 use super::sessions::{no_session, require_open_session};
 use super::sql::{Row, query};
 use super::writer::Write;
-use crate::call::{Position, RunRecord};
+use crate::call::{DEFAULT_PROJECT, Position, RunRecord};
 use crate::error::{Error, ErrorCode, Result};
 use crate::ids::{RequestId, RunId, SessionId, TenantId};
 
@@ -42,6 +42,37 @@ impl StateStore {
             .await?
             .ok_or_else(|| no_run(run))?;
         read_run(&row)
+    }
+
+    /// One page of the tenant's runs of one project, newest first, and how many there are in all.
+    pub async fn list_runs_of_project(
+        &self,
+        tenant: &TenantId,
+        project: &str,
+        limit: u32,
+        offset: u32,
+    ) -> Result<(Vec<RunRecord>, u64)> {
+        let rows = query(
+            "SELECT * FROM runs WHERE tenant = $1 AND session IN (SELECT id FROM sessions WHERE tenant = $1 AND COALESCE(project, $3) = $2)
+             ORDER BY created_at DESC, id DESC LIMIT $4 OFFSET $5",
+        )
+        .bind(tenant.as_str())
+        .bind(project)
+        .bind(DEFAULT_PROJECT)
+        .bind(limit)
+        .bind(offset)
+        .fetch_all(&self.readers)
+        .await?;
+        let total: i64 = query(
+            "SELECT COUNT(*) AS total FROM runs WHERE tenant = $1
+             AND session IN (SELECT id FROM sessions WHERE tenant = $1 AND COALESCE(project, $3) = $2)",
+        )
+        .bind(tenant.as_str())
+        .bind(project)
+        .bind(DEFAULT_PROJECT)
+        .fetch_value("total", &self.readers)
+        .await?;
+        Ok((rows.iter().map(read_run).collect::<Result<Vec<_>>>()?, from_integer(total)?))
     }
 
     /// One page of the tenant's runs, newest first, and how many there are in all.
@@ -91,7 +122,7 @@ pub(crate) fn closed_run(run: &RunId) -> Error {
     Error::not_found(format!("run `{run}` is closed")).hint("create a new run, if need be from one of its checkpoints")
 }
 
-fn read_run(row: &Row) -> Result<RunRecord> {
+pub(super) fn read_run(row: &Row) -> Result<RunRecord> {
     Ok(RunRecord {
         id: RunId::new(row.get::<String>("id")?),
         tenant: TenantId::new(row.get::<String>("tenant")?),
@@ -132,23 +163,35 @@ impl Write for InsertRun {
         }
         require_open_session(connection, &record.tenant, &record.session).await?;
         limits.check(connection, record).await?;
-        query(
-            "INSERT INTO runs (id, tenant, session, base_model, lora, user_metadata, created_at, last_used_at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
-        )
-        .bind(record.id.as_str())
-        .bind(record.tenant.as_str())
-        .bind(record.session.as_str())
-        .bind(record.base_model.as_str())
-        .bind(to_blob(&record.lora)?)
-        .bind(to_blob(&record.user_metadata)?)
-        .bind(to_nanoseconds(record.created_at))
-        .bind(to_nanoseconds(record.last_used_at))
-        .execute(&mut *connection)
-        .await?;
+        insert(&mut *connection, record, None).await?;
         insert_operation(connection, operation).await?;
         Ok(Appended::New)
     }
+}
+
+/// Keeps a run; `ending` is what is answered about one that is closed from the beginning.
+pub(super) async fn insert(
+    connection: &mut Connection,
+    record: &RunRecord,
+    ending: Option<&Error>,
+) -> Result<(), Failure> {
+    query(
+        "INSERT INTO runs (id, tenant, session, base_model, lora, user_metadata, created_at, last_used_at, closed,
+         ending) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+    )
+    .bind(record.id.as_str())
+    .bind(record.tenant.as_str())
+    .bind(record.session.as_str())
+    .bind(record.base_model.as_str())
+    .bind(to_blob(&record.lora)?)
+    .bind(to_blob(&record.user_metadata)?)
+    .bind(to_nanoseconds(record.created_at))
+    .bind(to_nanoseconds(record.last_used_at))
+    .bind(ending.is_some())
+    .bind(ending.map(to_blob).transpose()?)
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 struct CloseRun {

@@ -238,4 +238,5 @@ values! {
     Option<i64> => |integer| Self::Integer(integer);
     &'q [u8] => |bytes| Self::Bytes(Some(Cow::Borrowed(bytes)));
     Vec<u8> => |bytes| Self::Bytes(Some(Cow::Owned(bytes)));
+    Option<Vec<u8>> => |bytes| Self::Bytes(bytes.map(Cow::Owned));
 }

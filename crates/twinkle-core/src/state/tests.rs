@@ -18,6 +18,9 @@ fn session(id: &str) -> SessionRecord {
         sdk_version: None,
         finished: false,
         created_at: Timestamp::now(),
+        project_id: None,
+        display_name: None,
+        client_end: None,
     }
 }
 

@@ -31,6 +31,9 @@ pub(crate) fn session(id: &str) -> SessionRecord {
         sdk_version: Some("0.38.0".to_owned()),
         finished: false,
         created_at: Timestamp::now(),
+        project_id: None,
+        display_name: None,
+        client_end: None,
     }
 }
 

@@ -1,5 +1,6 @@
 //! The directory of a tenant's checkpoints.
 
+use jiff::{SignedDuration, Timestamp};
 use twinkle_core::call::ServeOutcome;
 use twinkle_core::checkpoint::CheckpointStore;
 use twinkle_core::error::{Error, ErrorCode, Result};
@@ -32,6 +33,25 @@ pub(crate) async fn latest(store: &StateStore, tenant: &TenantId, run: &RunId) -
     }
     let total = checkpoints.len() as u64;
     Ok(ServeOutcome::Checkpoints { checkpoints, total })
+}
+
+/// Sets when a checkpoint is removed: so many seconds from now, or never.
+pub(crate) async fn keep(
+    store: &StateStore,
+    tenant: &TenantId,
+    path: &CheckpointPath,
+    ttl_seconds: Option<u64>,
+) -> Result<ServeOutcome> {
+    let expires_at = ttl_seconds.map(|seconds| expiry(Timestamp::now(), seconds)).transpose()?;
+    store.keep_checkpoint_until(tenant, path, expires_at).await?;
+    Ok(ServeOutcome::Done)
+}
+
+/// The end of a lifetime that begins at `from`.
+pub(super) fn expiry(from: Timestamp, seconds: u64) -> Result<Timestamp> {
+    let lifetime = SignedDuration::from_secs(i64::try_from(seconds).unwrap_or(i64::MAX));
+    from.checked_add(lifetime)
+        .map_err(|_| Error::invalid(format!("a lifetime of {seconds} seconds is beyond the calendar")))
 }
 
 /// Deletes a checkpoint's files, then its record: interrupted in between, the delete can be repeated.

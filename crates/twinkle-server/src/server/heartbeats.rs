@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use moka::sync::Cache;
-use twinkle_core::call::ServeOutcome;
+use twinkle_core::call::{ClientEnd, ServeOutcome};
 use twinkle_core::error::Result;
 use twinkle_core::ids::{SessionId, TenantId};
 use twinkle_core::state::StateStore;
@@ -54,8 +54,9 @@ impl RecentHeartbeats {
         store: &StateStore,
         tenant: TenantId,
         session: SessionId,
+        end: Option<ClientEnd>,
     ) -> Result<ServeOutcome> {
-        let outcome = sessions::finish(store, &tenant, &session).await?;
+        let outcome = sessions::finish(store, &tenant, &session, end).await?;
         self.sessions.invalidate(&(tenant, session));
         Ok(outcome)
     }
@@ -63,15 +64,13 @@ impl RecentHeartbeats {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use twinkle_core::error::ErrorCode;
 
     use super::*;
 
     async fn store_with_session(tenant: &TenantId) -> (StateStore, SessionId) {
         let store = StateStore::open_in_memory().await.unwrap();
-        let opened = sessions::create(&store, tenant.clone(), Vec::new(), BTreeMap::new(), None).await.unwrap();
+        let opened = sessions::create(&store, tenant.clone(), sessions::Opening::default()).await.unwrap();
         let ServeOutcome::Session(session) = opened else { panic!("a session") };
         (store, session.id)
     }
@@ -93,7 +92,7 @@ mod tests {
         let (store, session) = store_with_session(&alice).await;
         let recent = RecentHeartbeats::default();
         recent.heartbeat(&store, alice.clone(), session.clone()).await.unwrap();
-        recent.finish(&store, alice.clone(), session.clone()).await.unwrap();
+        recent.finish(&store, alice.clone(), session.clone(), None).await.unwrap();
         let answer = recent.heartbeat(&store, alice, session).await;
         assert_eq!(answer.unwrap_err().code, ErrorCode::Gone);
     }

@@ -2,7 +2,7 @@
 
 use twinkle_core::call::{SamplingSessionRecord, SamplingSource, ServeOutcome};
 use twinkle_core::error::{Error, Result};
-use twinkle_core::ids::{SamplingSessionId, SessionId, TenantId};
+use twinkle_core::ids::{CheckpointKind, SamplingSessionId, SessionId, TenantId};
 use twinkle_core::state::StateStore;
 
 use crate::directory::Directory;
@@ -27,32 +27,43 @@ pub(crate) async fn create(
     wanted: Wanted,
 ) -> Result<ServeOutcome> {
     let Wanted { session, number, base_model, source } = wanted;
-    let base_model = base_of(store, &tenant, base_model, &source).await?;
+    let (base_model, source) = weights(store, &tenant, base_model, source).await?;
     directory.sampler(&base_model)?;
     let id = SamplingSessionId::of_session(&session, number);
     let record = SamplingSessionRecord { id, tenant, session, base_model, source };
     store.create_sampling_session(&record).await.map(ServeOutcome::SamplingSession)
 }
 
-/// The base model of the weights, which a client may repeat but not contradict.
-async fn base_of(
+/// The weights with their base model, which a client may repeat but not contradict.
+async fn weights(
     store: &StateStore,
     tenant: &TenantId,
     named: Option<String>,
-    source: &SamplingSource,
-) -> Result<String> {
+    source: SamplingSource,
+) -> Result<(String, SamplingSource)> {
     let SamplingSource::Checkpoint(path) = source else {
-        return named.ok_or_else(|| {
+        let named = named.ok_or_else(|| {
             Error::invalid("a sampling session needs `base_model` or `model_path`")
                 .hint("name a base model, or a checkpoint like `tinker://<run>/sampler_weights/<name>`")
-        });
+        })?;
+        return Ok((named, source));
     };
-    let checkpoint = store.checkpoint(tenant, path).await?;
-    match named {
-        Some(named) if named != checkpoint.base_model => {
-            let actual = checkpoint.base_model;
-            Err(Error::invalid(format!("checkpoint `{path}` belongs to base model `{actual}`, not to `{named}`")))
-        }
-        _ => Ok(checkpoint.base_model),
+    let checkpoint = store.readable_checkpoint(tenant, &path).await?;
+    if path.kind == CheckpointKind::ExternalWeights {
+        return Err(Error::invalid(format!("`{path}` was exported to be downloaded and cannot be sampled from"))
+            .hint("save the weights with `save_weights_for_sampler`"));
     }
+    let base_model = checkpoint.base_model;
+    if let Some(named) = named
+        && named != base_model
+    {
+        let text = format!("checkpoint `{path}` belongs to base model `{base_model}`, not to `{named}`");
+        return Err(Error::invalid(text));
+    }
+    let source = if checkpoint.tenant == *tenant {
+        SamplingSource::Checkpoint(path)
+    } else {
+        SamplingSource::Shared { owner: checkpoint.tenant, path }
+    };
+    Ok((base_model, source))
 }

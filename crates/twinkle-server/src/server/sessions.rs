@@ -1,32 +1,60 @@
-//! Sessions: opened, kept alive, finished.
+//! Sessions: opened, kept alive, finished, filed.
 
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use twinkle_core::call::{ServeOutcome, SessionRecord};
+use twinkle_core::call::{ClientEnd, ServeOutcome, SessionContents, SessionRecord};
 use twinkle_core::error::{Error, ErrorCode, Result};
 use twinkle_core::ids::{SessionId, TenantId};
 use twinkle_core::state::StateStore;
 
+/// Most sessions in one page; a larger wish gets this many.
+const LARGEST_PAGE: u32 = 1_000;
+/// Most runs, and most sampling sessions, that are named of one session.
+const MOST_NAMED: u32 = 10_000;
+/// Longest name of a project, and longest name to show, in bytes.
+const LONGEST_NAME: usize = 255;
+
+/// What a client says about its new session.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Opening {
+    /// Its tags.
+    pub(crate) tags: Vec<String>,
+    /// Its notes.
+    pub(crate) user_metadata: BTreeMap<String, String>,
+    /// Its version.
+    pub(crate) sdk_version: Option<String>,
+    /// The project it is filed under.
+    pub(crate) project_id: Option<String>,
+    /// A name to show.
+    pub(crate) display_name: Option<String>,
+}
+
 /// Opens a session; durable when this returns.
-pub(crate) async fn create(
-    store: &StateStore,
-    tenant: TenantId,
-    tags: Vec<String>,
-    user_metadata: BTreeMap<String, String>,
-    sdk_version: Option<String>,
-) -> Result<ServeOutcome> {
+pub(crate) async fn create(store: &StateStore, tenant: TenantId, opening: Opening) -> Result<ServeOutcome> {
+    for (field, name) in [("project_id", &opening.project_id), ("display_name", &opening.display_name)] {
+        name.as_deref().map_or(Ok(()), |name| check_name(field, name))?;
+    }
     let session = SessionRecord {
         id: SessionId::fresh(),
         tenant,
-        tags,
-        user_metadata,
-        sdk_version,
+        tags: opening.tags,
+        user_metadata: opening.user_metadata,
+        sdk_version: opening.sdk_version,
         finished: false,
-        created_at: Timestamp::now(),
+        created_at: now(),
+        project_id: opening.project_id,
+        display_name: opening.display_name,
+        client_end: None,
     };
     store.create_session(&session).await?;
     Ok(ServeOutcome::Session(session))
+}
+
+/// Now, in microseconds: as exact as clients give a time back that they were told.
+pub(super) fn now() -> Timestamp {
+    let now = Timestamp::now();
+    Timestamp::from_microsecond(now.as_microsecond()).unwrap_or(now)
 }
 
 /// Keeps a session alive; a finished one answers [`ErrorCode::Gone`], which ends the client's heartbeat.
@@ -36,8 +64,13 @@ pub(crate) async fn heartbeat(store: &StateStore, tenant: &TenantId, session: &S
 }
 
 /// Ends a session: its runs and sampling sessions stay, new ones are refused. Finishing twice is no error.
-pub(crate) async fn finish(store: &StateStore, tenant: &TenantId, session: &SessionId) -> Result<ServeOutcome> {
-    store.finish_session(tenant, session).await?;
+pub(crate) async fn finish(
+    store: &StateStore,
+    tenant: &TenantId,
+    session: &SessionId,
+    end: Option<ClientEnd>,
+) -> Result<ServeOutcome> {
+    store.finish_session_with(tenant, session, end).await?;
     Ok(ServeOutcome::Done)
 }
 
@@ -48,4 +81,41 @@ pub(crate) async fn describe(store: &StateStore, tenant: &TenantId, session: &Se
         return Err(Error::new(ErrorCode::Gone, format!("session `{session}` is finished")).hint("open a new session"));
     }
     Ok(ServeOutcome::Session(record))
+}
+
+/// A session, finished or not, with what belongs to it.
+pub(crate) async fn read(store: &StateStore, tenant: &TenantId, session: &SessionId) -> Result<ServeOutcome> {
+    let record = store.session(tenant, session).await?;
+    let runs = store.runs_of_session(tenant, session, MOST_NAMED).await?;
+    let samplers = store.samplers_of_session(tenant, session, MOST_NAMED).await?;
+    Ok(ServeOutcome::SessionContents(SessionContents { record, runs, samplers }))
+}
+
+/// One page of the tenant's sessions, newest first.
+pub(crate) async fn list(store: &StateStore, tenant: &TenantId, limit: u32, offset: u32) -> Result<ServeOutcome> {
+    store.list_sessions(tenant, limit.min(LARGEST_PAGE), offset).await.map(ServeOutcome::SessionNames)
+}
+
+/// Files a session under a project.
+pub(crate) async fn assign_project(
+    store: &StateStore,
+    tenant: &TenantId,
+    session: &SessionId,
+    project: &str,
+) -> Result<ServeOutcome> {
+    check_name("project_id", project)?;
+    store.assign_project(tenant, session, project).await?;
+    Ok(ServeOutcome::Done)
+}
+
+/// Whether a name can be filed and searched for.
+pub(super) fn check_name(field: &str, name: &str) -> Result<()> {
+    if name.trim().is_empty() {
+        return Err(Error::invalid(format!("`{field}` is empty")).hint("leave it out, or give it a name"));
+    }
+    if name.len() > LONGEST_NAME {
+        let length = name.len();
+        return Err(Error::invalid(format!("`{field}` has {length} bytes, the limit is {LONGEST_NAME}")));
+    }
+    Ok(())
 }

@@ -40,6 +40,8 @@ impl Node {
             tags: vec!["a".to_owned()],
             user_metadata: BTreeMap::from([("k".to_owned(), "v".to_owned())]),
             sdk_version: Some("0.38.0".to_owned()),
+            project_id: None,
+            display_name: None,
         };
         match self.ask(tenant, request).await.unwrap() {
             ServeOutcome::Session(session) => session,
@@ -89,6 +91,7 @@ fn checkpoint(tenant: &str) -> CheckpointRecord {
         user_metadata: BTreeMap::new(),
         created_at: Timestamp::now(),
         expires_at: None,
+        public: false,
     }
 }
 
@@ -110,8 +113,8 @@ async fn a_finished_session_takes_no_heartbeat_and_no_sampling_session() {
     let node = node().await;
     let session = node.session("alice").await.id;
     node.ask("alice", ServeRequest::Heartbeat(session.clone())).await.unwrap();
-    node.ask("alice", ServeRequest::FinishSession(session.clone())).await.unwrap();
-    node.ask("alice", ServeRequest::FinishSession(session.clone())).await.unwrap();
+    node.ask("alice", ServeRequest::FinishSession { session: session.clone(), end: None }).await.unwrap();
+    node.ask("alice", ServeRequest::FinishSession { session: session.clone(), end: None }).await.unwrap();
 
     for request in [
         ServeRequest::Heartbeat(session.clone()),

@@ -53,7 +53,7 @@ impl Bounds {
 /// `GET training_runs`
 pub(super) async fn runs(State(front): State<Front>, Tenant(tenant): Tenant, asked: Asked) -> Answer {
     let bounds = Bounds::of(asked, 20, MAX_PAGE)?;
-    let request = ServeRequest::ListRuns { limit: bounds.limit, offset: bounds.offset };
+    let request = ServeRequest::ListRuns { project_id: None, limit: bounds.limit, offset: bounds.offset };
     let (records, total) = match front.serve(&tenant, request).await? {
         ServeOutcome::Runs { runs, total } => (runs, total),
         other => return Err(unexpected("the server component", &other).into()),
@@ -140,11 +140,12 @@ fn checkpoint(record: &CheckpointRecord) -> Checkpoint {
         checkpoint_type: match record.path.kind {
             CheckpointKind::Weights => CheckpointType::Training,
             CheckpointKind::SamplerWeights => CheckpointType::Sampler,
+            CheckpointKind::ExternalWeights => CheckpointType::External,
         },
         time: record.created_at,
         tinker_path: record.path.to_string(),
         size_bytes: Some(record.size_bytes),
-        public: false,
+        public: record.public,
         user_metadata: (!record.user_metadata.is_empty()).then(|| record.user_metadata.clone()),
         expires_at: record.expires_at,
     }

@@ -16,6 +16,7 @@ use twinkle_core::ids::{CheckpointPath, RequestId, SamplingSessionId, SessionId,
 use twinkle_core::telemetry::trace::Origin;
 use twinkle_core::wire::tinker::json::{self, CreateSamplingSession, Sample, Sampler, SamplingSessionCreated, Tag};
 use twinkle_core::wire::tinker::sampling::params;
+use twinkle_core::wire::tinker::scores::extras;
 
 use super::body::RawBody;
 use super::completions::stream_of;
@@ -87,7 +88,7 @@ pub(super) async fn describe(
         sampler_id: record.id.as_str().to_owned(),
         base_model: record.base_model,
         model_path: match record.source {
-            SamplingSource::Checkpoint(path) => Some(path.to_string()),
+            SamplingSource::Checkpoint(path) | SamplingSource::Shared { path, .. } => Some(path.to_string()),
             SamplingSource::Base | SamplingSource::Live(_) => None,
         },
     })
@@ -181,7 +182,12 @@ fn sampled(request: &RequestId, count: u32) -> json::Future {
 }
 
 fn sample_request(wanted: Sample, source: SamplingSource) -> Result<SampleRequest> {
-    check_supported(&wanted)?;
+    if wanted.record_stability_info == Some(true) {
+        // Nothing would be recorded, and the one loss that reads it is not served.
+        return Err(Error::unsupported("`record_stability_info` is not supported")
+            .hint("it serves the loss `stable_reinforce`, which this server does not have; create the sampler without it"));
+    }
+    let extras = extras(&wanted)?;
     if wanted.num_samples == 0 || wanted.num_samples > MAX_SAMPLES {
         return Err(Error::invalid(format!("`num_samples` {} is not between 1 and {MAX_SAMPLES}", wanted.num_samples)));
     }
@@ -195,21 +201,6 @@ fn sample_request(wanted: Sample, source: SamplingSource) -> Result<SampleReques
         num_samples: wanted.num_samples,
         params: params(wanted.sampling_params)?,
         prompt_logprobs: wanted.prompt_logprobs.unwrap_or(false),
+        extras,
     })
-}
-
-/// Fields that change what a client gets back and are not served must not be ignored.
-fn check_supported(wanted: &Sample) -> Result<()> {
-    let asked = [
-        ("topk_prompt_logprobs", wanted.topk_prompt_logprobs.unwrap_or(0) > 0),
-        ("topk_sample_logprobs", wanted.topk_sample_logprobs.unwrap_or(0) > 0),
-        ("target_prompt_logprobs", wanted.target_prompt_logprobs.is_some()),
-        ("prompt_alt_tokens_k", wanted.prompt_alt_tokens_k.unwrap_or(0) > 0),
-        ("prompt_logprobs_last_n", wanted.prompt_logprobs_last_n.is_some()),
-        ("record_stability_info", wanted.record_stability_info.unwrap_or(false)),
-    ];
-    match asked.iter().find(|(_, asked)| *asked) {
-        Some((name, _)) => Err(Error::unsupported(format!("`{name}` is not supported")).hint("leave it out")),
-        None => Ok(()),
-    }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use serde_json::{Value, json};
-use twinkle_core::call::{RunOperation, ServeOutcome, ServeRequest};
+use twinkle_core::call::{ClientEnd, RunOperation, ServeOutcome, ServeRequest};
 use twinkle_core::error::{Error, Result};
 use twinkle_core::ids::{SessionId, TenantId};
 use twinkle_core::wire::tinker::json::{
@@ -54,29 +54,21 @@ pub(super) async fn capabilities(State(front): State<Front>) -> Answer {
 /// `POST create_session`
 pub(super) async fn create(State(front): State<Front>, Tenant(tenant): Tenant, body: RawBody) -> Answer {
     let wanted: CreateSession = body.json().await?;
-    let warning_message = ignored(&wanted);
     let request = ServeRequest::CreateSession {
         tags: wanted.tags,
         user_metadata: notes(wanted.user_metadata),
         sdk_version: wanted.sdk_version,
+        project_id: wanted.project_id,
+        display_name: wanted.display_name,
     };
     match front.serve(&tenant, request).await? {
         ServeOutcome::Session(record) => ok(&SessionCreated {
             kind: Tag::new("create_session"),
             session_id: record.id.as_str().to_owned(),
-            warning_message,
             ..SessionCreated::default()
         }),
         other => Err(unexpected("the server component", &other).into()),
     }
-}
-
-/// What of a session is not kept; the SDK logs it as a warning.
-fn ignored(wanted: &CreateSession) -> Option<String> {
-    let fields = [("project_id", &wanted.project_id), ("display_name", &wanted.display_name)];
-    let given: Vec<String> =
-        fields.iter().filter(|(_, value)| value.is_some()).map(|(name, _)| format!("`{name}`")).collect();
-    (!given.is_empty()).then(|| format!("this server does not keep {} of a session", given.join(" and ")))
 }
 
 /// `POST session_heartbeat`
@@ -94,12 +86,14 @@ pub(super) async fn finish(
     body: RawBody,
 ) -> Answer {
     let session = SessionId::new(path(session)?);
+    let mut end = None;
     if !body.bytes.is_empty() {
-        let end: FinishSession = body.json().await?;
-        let reason = end.reason.map_or_else(|| "unknown".to_owned(), |reason| reason.kind);
-        tracing::info!(%session, reason, detail = end.detail, "the client finished its session");
+        let said: FinishSession = body.json().await?;
+        let said = said.reason.map(|reason| ClientEnd { reason: reason.kind, detail: said.detail });
+        tracing::info!(%session, end = ?said, "the client finished its session");
+        end = said;
     }
-    front.serve(&tenant, ServeRequest::FinishSession(session.clone())).await?;
+    front.serve(&tenant, ServeRequest::FinishSession { session: session.clone(), end }).await?;
     front.unload_runs(&tenant, &session).await?;
     Ok(done())
 }
@@ -108,7 +102,7 @@ impl Front {
     /// Frees the memory of a finished session's runs: nobody will train them again. Their checkpoints stay.
     async fn unload_runs(&self, tenant: &TenantId, session: &SessionId) -> Result<()> {
         for page in 0..MAX_PAGES {
-            let request = ServeRequest::ListRuns { limit: PAGE, offset: page * PAGE };
+            let request = ServeRequest::ListRuns { project_id: None, limit: PAGE, offset: page * PAGE };
             let runs = match self.serve(tenant, request).await? {
                 ServeOutcome::Runs { runs, .. } => runs,
                 other => return Err(unexpected("the server component", &other)),

@@ -1,7 +1,9 @@
 //! Saving and loading weights.
 
 use axum::extract::State;
-use twinkle_core::call::{CreateRun, RunOperation, SamplerTarget, SamplingSource, ServeRequest, StartingPoint};
+use twinkle_core::call::{
+    CreateRun, RunOperation, SamplerTarget, SamplingSource, ServeOutcome, ServeRequest, StartingPoint,
+};
 use twinkle_core::error::{Error, Result};
 use twinkle_core::ids::{CheckpointKind, CheckpointPath, RunId, SamplingSessionId, SessionId, TenantId};
 use twinkle_core::wire::tinker::json::{
@@ -54,17 +56,23 @@ pub(super) async fn save_for_sampler(State(front): State<Front>, Tenant(tenant):
 
 impl Front {
     async fn publication(&self, tenant: &TenantId, run: &RunId, wanted: SaveWeightsForSampler) -> Result<RunOperation> {
-        if let Some(kind) = wanted.kind.as_deref()
-            && kind != "snapshot"
-        {
-            return Err(Error::unsupported(format!("sampling weights of kind `{kind}` are not supported"))
-                .hint("known kinds: `snapshot`"));
-        }
+        let is_inflight = match wanted.kind.as_deref() {
+            None | Some("snapshot") => false,
+            Some("inflight") => true,
+            Some(kind) => {
+                return Err(Error::unsupported(format!("sampling weights of kind `{kind}` are not supported"))
+                    .hint("known kinds: `snapshot`, `inflight`"));
+            }
+        };
         let target = match (&wanted.path, wanted.sampling_session_seq_id) {
+            (Some(_), _) if is_inflight => {
+                return Err(Error::invalid("weights of kind `inflight` have no `path`")
+                    .hint("they change with every save; leave `path` out, or save a `snapshot`"));
+            }
             (Some(name), _) => {
                 SamplerTarget::Checkpoint(CheckpointPath::new(run.clone(), CheckpointKind::SamplerWeights, name)?)
             }
-            (None, Some(number)) => SamplerTarget::Live(self.live_session(tenant, run, number).await?),
+            (None, Some(number)) => self.live_session(tenant, run, number, is_inflight).await?,
             (None, None) => {
                 return Err(Error::invalid("neither `path` nor `sampling_session_seq_id` is given")
                     .hint("name a checkpoint, or number the sampling session that is to hold the weights"));
@@ -77,18 +85,37 @@ impl Front {
         })
     }
 
-    /// Opens the sampling session that will hold the weights; asked twice, it is the same one.
-    async fn live_session(&self, tenant: &TenantId, run: &RunId, number: u64) -> Result<SamplingSessionId> {
+    /// Opens the sampling session that will hold the weights, or share the run's inflight ones; asked twice, it is the
+    /// same one.
+    async fn live_session(
+        &self,
+        tenant: &TenantId,
+        run: &RunId,
+        number: u64,
+        is_inflight: bool,
+    ) -> Result<SamplerTarget> {
         let record = self.run(tenant, run.clone()).await?;
-        let id = SamplingSessionId::of_session(&record.session, number);
+        let session = SamplingSessionId::of_session(&record.session, number);
+        let target = if is_inflight {
+            let weights = SamplingSessionId::inflight_weights(&record.session, run);
+            SamplerTarget::Inflight { session, weights }
+        } else {
+            SamplerTarget::Live(session)
+        };
+        let source = target.published().cloned().map_or(SamplingSource::Base, SamplingSource::Live);
         let request = ServeRequest::CreateSamplingSession {
             session: record.session,
             number,
             base_model: Some(record.base_model),
-            source: SamplingSource::Live(id.clone()),
+            source: source.clone(),
         };
-        self.serve(tenant, request).await?;
-        Ok(id)
+        match self.serve(tenant, request).await? {
+            ServeOutcome::SamplingSession(opened) if opened.source != source => {
+                Err(Error::invalid(format!("sampling session `{}` exists and holds other weights", opened.id))
+                    .hint("number each sampling session anew"))
+            }
+            _ => Ok(target),
+        }
     }
 }
 
@@ -129,7 +156,7 @@ async fn create(front: &Front, tenant: &TenantId, session: String, number: u64, 
     let operation = RunOperation::Create(CreateRun {
         base_model: checkpoint.base_model.clone(),
         lora: checkpoint.lora,
-        from: Some(StartingPoint { path, with_optimizer: wanted.optimizer }),
+        from: Some(StartingPoint { path, with_optimizer: wanted.optimizer, owner: foreign(tenant, &checkpoint.tenant) }),
         user_metadata: notes(wanted.user_metadata),
     });
     let place = creation(RunId::of_session(&session, number));
@@ -141,8 +168,14 @@ impl Front {
         let path = training_path(&wanted)?;
         let checkpoint = self.checkpoint(tenant, path.clone()).await?;
         check_base_model(wanted.base_model.as_deref(), &checkpoint.base_model)?;
-        Ok(RunOperation::LoadState { path, with_optimizer: wanted.optimizer })
+        let owner = foreign(tenant, &checkpoint.tenant);
+        Ok(RunOperation::LoadState { path, with_optimizer: wanted.optimizer, owner })
     }
+}
+
+/// The owner of a checkpoint, if it is another tenant than the one that loads it.
+fn foreign(tenant: &TenantId, owner: &TenantId) -> Option<TenantId> {
+    (owner != tenant).then(|| owner.clone())
 }
 
 /// The path of a checkpoint that training can continue from.

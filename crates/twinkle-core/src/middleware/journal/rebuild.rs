@@ -144,6 +144,7 @@ fn compare(line: &Line, journaled: &JournaledOperation, again: &Result<RunOutcom
 fn has_its_effect_on_disk(operation: &RunOperation) -> bool {
     match operation {
         RunOperation::SaveState { .. } => true,
+        RunOperation::SaveExternal { .. } => true,
         RunOperation::SaveForSampler { target, .. } => matches!(target, SamplerTarget::Checkpoint(_)),
         _ => false,
     }

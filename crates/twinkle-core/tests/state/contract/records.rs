@@ -94,6 +94,7 @@ pub(crate) async fn checkpoints_are_listed_until_they_expire_or_are_deleted(lab:
         user_metadata: BTreeMap::new(),
         created_at: Timestamp::UNIX_EPOCH,
         expires_at,
+        public: false,
     };
     store.insert_checkpoint(&record("kept", None)).await.unwrap();
     store.insert_checkpoint(&record("old", Some(Timestamp::UNIX_EPOCH))).await.unwrap();

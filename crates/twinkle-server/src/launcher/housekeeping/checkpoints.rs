@@ -65,6 +65,7 @@ mod tests {
             user_metadata: BTreeMap::new(),
             created_at: Timestamp::UNIX_EPOCH,
             expires_at,
+            public: false,
         }
     }
 

@@ -133,6 +133,9 @@ impl House {
             sdk_version: None,
             finished: false,
             created_at: heard,
+            project_id: None,
+            display_name: None,
+            client_end: None,
         };
         self.store.create_session(&session).await.unwrap();
         let lora = LoraSpec { rank: 4, alpha: 32.0, seed: 0, train_attn: true, train_mlp: true, train_unembed: false };

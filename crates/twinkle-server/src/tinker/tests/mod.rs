@@ -213,8 +213,8 @@ fn lora() -> LoraSpec {
 }
 
 fn sample_outcome() -> SampleOutcome {
-    let sequence = SampledSequence { tokens: vec![7, 2], logprobs: vec![-0.5, -0.25], stop_reason: StopReason::Stop };
-    SampleOutcome { sequences: vec![sequence], prompt_logprobs: None }
+    let sequence = SampledSequence::new(vec![7, 2], vec![-0.5, -0.25], StopReason::Stop);
+    SampleOutcome { sequences: vec![sequence], ..SampleOutcome::default() }
 }
 
 fn checkpoint(name: &str) -> CheckpointRecord {
@@ -227,6 +227,7 @@ fn checkpoint(name: &str) -> CheckpointRecord {
         user_metadata: BTreeMap::new(),
         created_at: "2026-01-02T03:04:05Z".parse().unwrap(),
         expires_at: None,
+        public: false,
     }
 }
 
@@ -241,6 +242,9 @@ fn serve(call: Call) -> Result<Reply> {
         sdk_version: None,
         finished,
         created_at: "2026-01-02T03:04:05Z".parse().unwrap(),
+        project_id: None,
+        display_name: None,
+        client_end: None,
     };
     let run = || RunRecord {
         id: RunId::new(RUN),
@@ -268,7 +272,7 @@ fn serve(call: Call) -> Result<Reply> {
         ServeRequest::Heartbeat(id) if id.as_str() == "over" => {
             return Err(Error::new(twinkle_core::ErrorCode::Gone, "session `over` is finished"));
         }
-        ServeRequest::FinishSession(id) if id.as_str() == "s" => ServeOutcome::Done,
+        ServeRequest::FinishSession { session, .. } if session.as_str() == "s" => ServeOutcome::Done,
         ServeRequest::DescribeRun(id) if id.as_str() == RUN => ServeOutcome::Run(run()),
         ServeRequest::ListRuns { .. } => ServeOutcome::Runs { runs: vec![run()], total: 21 },
         ServeRequest::ListCheckpoints { .. } | ServeRequest::LatestCheckpoints(_) => {

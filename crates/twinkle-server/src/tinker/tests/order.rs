@@ -29,6 +29,9 @@ async fn journaled() -> Fixture {
         sdk_version: None,
         finished: false,
         created_at: "2026-01-02T03:04:05Z".parse().unwrap(),
+        project_id: None,
+        display_name: None,
+        client_end: None,
     };
     store.create_session(&session).await.unwrap();
     let futures = Futures::new(store.clone(), FuturesOptions::default());

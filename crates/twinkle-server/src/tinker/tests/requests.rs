@@ -19,7 +19,7 @@ fn content() -> ForwardBackwardContent {
             ("weights".to_owned(), TensorData::floats(vec![0.0, 1.0, 1.0])),
         ]),
     };
-    let loss = LossSpec { name: "cross_entropy".into(), config: BTreeMap::new() };
+    let loss = LossSpec { name: "cross_entropy".into(), config: BTreeMap::new(), graph: None };
     ForwardBackwardContent { data: vec![datum], loss, backward: true }
 }
 
@@ -72,7 +72,7 @@ async fn sessions_open_live_and_end() {
     let created = fixture.post("/create_session", body.to_string()).await.ok();
     assert_eq!((&created["type"], &created["session_id"]), (&json!("create_session"), &json!("s")));
     assert!(created["warning_message"].as_str().unwrap().contains("`display_name`"));
-    let [ServeRequest::CreateSession { tags, user_metadata, sdk_version }] = &asked(&fixture.server)[..] else {
+    let [ServeRequest::CreateSession { tags, user_metadata, sdk_version, .. }] = &asked(&fixture.server)[..] else {
         panic!("not one session");
     };
     assert_eq!((&tags[..], sdk_version.as_deref()), (&["a".to_owned()][..], Some("0.38.0")));
@@ -115,13 +115,13 @@ async fn a_model_is_made_by_loading_a_checkpoint() {
     let answer = fixture.post("/load_weights", body.to_string()).await.ok();
     assert_eq!(answer["model_id"], "s:train:1");
     let path = CheckpointPath::parse(CHECKPOINT).unwrap();
-    let from = Some(StartingPoint { path: path.clone(), with_optimizer: true });
+    let from = Some(StartingPoint { path: path.clone(), with_optimizer: true, owner: None });
     let create = CreateRun { base_model: MODEL.into(), lora: lora(), from, user_metadata: BTreeMap::new() };
     let legacy = json!({ "model_id": RUN, "path": CHECKPOINT, "optimizer": false, "seq_id": 1 });
     fixture.post("/load_weights", legacy.to_string()).await.ok();
     let calls = fixture.operations();
     assert_eq!(calls[0].operation, RunOperation::Create(create));
-    assert_eq!(calls[1].operation, RunOperation::LoadState { path, with_optimizer: false });
+    assert_eq!(calls[1].operation, RunOperation::LoadState { path, with_optimizer: false, owner: None });
     assert_eq!((&calls[1].run, calls[1].sequence), (&RunId::new(RUN), Some(1)));
 }
 

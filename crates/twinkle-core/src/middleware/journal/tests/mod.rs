@@ -248,6 +248,9 @@ impl Node {
             sdk_version: None,
             finished: false,
             created_at: Timestamp::now(),
+            project_id: None,
+            display_name: None,
+            client_end: None,
         };
         self.store.create_session(&session).await.unwrap();
     }

@@ -113,6 +113,8 @@ pub enum CheckpointType {
     Training,
     /// Sampling only.
     Sampler,
+    /// To be downloaded.
+    External,
 }
 
 /// Checkpoints, all of a run's or a page of all.
