@@ -211,7 +211,7 @@ fn mebibytes(result: &Value, key: &str) -> Result<String> {
 }
 
 /// What the numbers were measured on.
-fn machine() -> String {
+pub(crate) fn machine() -> String {
     let information = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = information.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);

@@ -4,6 +4,7 @@
 mod bench;
 mod child;
 mod clock;
+mod learn;
 mod quickstart;
 mod report;
 mod server;
@@ -39,6 +40,7 @@ enum Command {
     Quickstart(quickstart::Options),
     Test(test::Options),
     Bench(bench::Options),
+    Learn(learn::Options),
 }
 
 fn main() -> ExitCode {
@@ -58,5 +60,6 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Quickstart(options) => quickstart::run(&workspace, &options).map(|()| ExitCode::SUCCESS),
         Command::Test(options) => test::run(&workspace, &options),
         Command::Bench(options) => bench::run(&workspace, &options).map(|()| ExitCode::SUCCESS),
+        Command::Learn(options) => learn::run(&workspace, &options).map(|()| ExitCode::SUCCESS),
     }
 }

@@ -1,0 +1,170 @@
+//! Direct preference optimization: a model that learns to prefer answers in a pirate's voice.
+//!
+//! ```text
+//! cargo run -p twinkle-server -- --config configs/quickstart.yaml
+//! cargo run -p twinkle-client --example dpo
+//! ```
+//!
+//! The data set is made here: every fact is told plainly (rejected) and as a pirate would (chosen). Some facts are kept
+//! back, so that the margin of pairs it never learned from can be watched too.
+#![forbid(unsafe_code)]
+#![expect(clippy::print_stdout, reason = "an example talks to the person who runs it")]
+
+mod recipe;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use serde_json::json;
+use twinkle_client::{ChatMessage, LoraOptions, ProcessorClient, SamplingClient, SamplingParams, ServiceClient};
+
+use recipe::{Pair, Preference, Step};
+
+/// Questions with their plain answers, one pair a line.
+const FACTS: &str = include_str!("../data/facts.jsonl");
+/// Facts that are kept back.
+const HELD_OUT: usize = 8;
+/// What was never asked while it learned.
+const QUESTION: &str = "What do bakers make?";
+
+/// Teach a model to prefer one kind of answer over another.
+#[derive(Parser)]
+struct Arguments {
+    /// The server's address.
+    #[arg(long, default_value = "http://127.0.0.1:8000")]
+    url: String,
+    /// The API key; a server on this machine takes any.
+    #[arg(long, env = "TINKER_API_KEY", default_value = "tml-local", hide_env_values = true)]
+    api_key: String,
+    /// The base model's name on the server.
+    #[arg(long, default_value = "HuggingFaceTB/SmolLM2-135M-Instruct")]
+    model: String,
+    /// Where the server's processor application is.
+    #[arg(long, default_value = "/api/v1/processor")]
+    processor: String,
+    /// Steps, each over one batch.
+    #[arg(long, default_value_t = 24)]
+    steps: usize,
+    /// Pairs in a batch.
+    #[arg(long, default_value_t = 6)]
+    batch_size: usize,
+    /// How strongly a change of logprob counts.
+    #[arg(long, default_value_t = 0.1)]
+    beta: f64,
+    /// The optimizer's step size.
+    #[arg(long, default_value_t = 2e-4)]
+    learning_rate: f64,
+    /// The adapter's rank.
+    #[arg(long, default_value_t = 8)]
+    rank: u32,
+    /// Seed of the adapter.
+    #[arg(long, default_value_t = 17)]
+    seed: u64,
+    /// Write every step's numbers to this file, as JSON.
+    #[arg(long, value_name = "FILE")]
+    curve: Option<PathBuf>,
+}
+
+/// A step with what the pairs that were kept back say.
+#[derive(Serialize)]
+struct Row {
+    #[serde(flatten)]
+    step: Step,
+    held_out_margin: f64,
+    held_out_accuracy: f64,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let service = ServiceClient::connect(&arguments.url, &arguments.api_key)
+        .await
+        .with_context(|| format!("no server at {} (start one: cargo xtask quickstart)", arguments.url))?;
+    let processor = service.processor(&arguments.processor, &arguments.model);
+    let base = service.create_sampling_client(&arguments.model).await?;
+    let before = answer(&base, &processor).await?;
+
+    let preferences = preferences()?;
+    let pairs = recipe::pairs(&processor, &base, &preferences).await?;
+    let (learned, held_out) = pairs.split_at(pairs.len().saturating_sub(HELD_OUT));
+    let held_out: Vec<&Pair> = held_out.iter().collect();
+
+    let lora = LoraOptions {
+        rank: arguments.rank,
+        seed: Some(arguments.seed),
+        train_unembed: false,
+        ..LoraOptions::default()
+    };
+    let training = service.create_lora_training_client(&arguments.model, lora).await?;
+    let bar = ProgressBar::new(arguments.steps as u64).with_style(
+        ProgressStyle::with_template("dpo {bar:40} {pos}/{len} steps, {msg}, {eta} left")?.progress_chars("━╸─"),
+    );
+    let mut curve: Vec<Row> = Vec::new();
+    for number in 1..=arguments.steps {
+        let first = (number - 1) * arguments.batch_size;
+        let batch: Vec<&Pair> = learned.iter().cycle().skip(first % learned.len()).take(arguments.batch_size).collect();
+        let kept_back = recipe::evaluate(&training, &held_out, arguments.beta).await?;
+        let step = recipe::step(&training, &batch, arguments.beta, arguments.learning_rate, number).await?;
+        bar.set_message(format!("margin {:.2}", step.margin));
+        bar.set_position(number as u64);
+        if bar.is_hidden() && number.is_multiple_of(5) {
+            println!("step {number}: loss {:.3}, margin {:.2}", step.loss, step.margin);
+        }
+        curve.push(Row { step, held_out_margin: kept_back.margin, held_out_accuracy: kept_back.accuracy });
+    }
+    bar.finish_and_clear();
+
+    let tuned = training.save_weights_and_get_sampling_client().await?;
+    let after = answer(&tuned, &processor).await?;
+    println!("\n  {QUESTION}\n    before: {before}\n    after:  {after}");
+    if let Some(last) = curve.last() {
+        println!(
+            "\nMargin {:.2} on learned pairs, {:.2} on pairs that were kept back ({:.0} % ordered rightly)",
+            last.step.margin,
+            last.held_out_margin,
+            100.0 * last.held_out_accuracy
+        );
+    }
+    if let Some(path) = &arguments.curve {
+        let content = json!({
+            "beta": arguments.beta, "question": QUESTION, "before": before, "after": after, "steps": curve,
+        });
+        std::fs::write(path, format!("{content:#}\n")).with_context(|| format!("cannot write `{}`", path.display()))?;
+    }
+    service.close().await?;
+    Ok(())
+}
+
+/// The data set: each fact plainly, and in a pirate's voice.
+fn preferences() -> Result<Vec<Preference>> {
+    FACTS
+        .lines()
+        .map(|line| {
+            let fact: Fact = serde_json::from_str(line).context("a broken line in the data set")?;
+            let mut letters = fact.answer.trim_end_matches('.').chars();
+            let lowered: String =
+                letters.next().map(|first| first.to_ascii_lowercase()).into_iter().chain(letters).collect();
+            Ok(Preference { question: fact.question, chosen: format!("Arr, {lowered}, matey!"), rejected: fact.answer })
+        })
+        .collect()
+}
+
+/// A line of the data set.
+#[derive(serde::Deserialize)]
+struct Fact {
+    question: String,
+    answer: String,
+}
+
+/// The most likely answer, on one line.
+async fn answer(sampler: &SamplingClient, processor: &ProcessorClient) -> Result<String> {
+    let prompt =
+        processor.encode_chat(vec![vec![ChatMessage::user(QUESTION)]], true).await?.pop().context("no prompt")?;
+    let sampled = sampler.sample(prompt.tokens, 1, SamplingParams::greedy(24)).await?.await?;
+    let tokens = sampled.sequences.into_iter().map(|sequence| sequence.tokens).collect();
+    let text = processor.decode(tokens).await?.pop().context("no text")?;
+    Ok(text.split_whitespace().collect::<Vec<_>>().join(" "))
+}
