@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 use twinkle_core::Result;
-use twinkle_core::call::{RunCall, RunOperation, RunOutcome, SamplerTarget};
+use twinkle_core::call::{Position, RunCall, RunOperation, RunOutcome};
 use twinkle_core::checkpoint::CheckpointStore;
 use twinkle_core::engine::pulse::Pulse;
 use twinkle_core::engine::supervisor::{Ended, panic_text};
@@ -26,7 +26,7 @@ use twinkle_core::telemetry::carried::Carried;
 use twinkle_core::telemetry::labels::{BaseModel as BaseModelLabel, Component, Deployment, Model, Task, TaskType};
 use twinkle_core::telemetry::metrics::{ENGINE_RESTARTS, ENGINE_TURN, RUNS_RESIDENT, RUNS_SPILLED, TOKENS_TRAINED};
 use twinkle_core::telemetry::spans::{self, Attribute};
-use twinkle_nn::{BaseModel, PublishedAdapters};
+use twinkle_nn::{BaseModel, Publication, PublishedAdapters};
 
 use crate::backend::Backend;
 use crate::failure::Ending;
@@ -216,6 +216,7 @@ impl Engine {
             .into_origin();
         let _in_stage = stage.enter();
         let depends_on_checkpoint = depends_on_checkpoint(&call.operation);
+        let position = call.position;
         let started = Instant::now();
         self.gauges.pulse.begin(format!("{} of run `{run}`", call.operation.name()));
         ticket.begin();
@@ -240,7 +241,7 @@ impl Engine {
         ticket.answer(outcome);
         let kept = catch_unwind(AssertUnwindSafe(|| {
             if let Some(session) = published {
-                self.save_published(&run, &session);
+                self.save_published(&run, &session, position);
             }
             if depends_on_checkpoint {
                 self.snapshot(&run);
@@ -282,9 +283,10 @@ impl Engine {
     }
 
     /// The sampler has the adapter already; the copy on disk is for after a restart, so nobody waits for it.
-    fn save_published(&mut self, run: &RunId, session: &SamplingSessionId) {
+    fn save_published(&mut self, run: &RunId, session: &SamplingSessionId, position: Position) {
         let Some(ResidentRun { run, .. }) = self.runs.in_memory(run) else { return };
-        let saved = self.context.published.save(session, &run.layout, &run.parameters, &run.base_model);
+        let publication = Publication { position, optimizer_steps: run.adam.steps };
+        let saved = self.context.published.save(session, &run.layout, &run.parameters, &run.base_model, publication);
         if let Err(reason) = saved {
             warn!(%session, %reason, "a live adapter could not be saved and will be gone after a restart");
         }
@@ -325,10 +327,10 @@ fn depends_on_checkpoint(operation: &RunOperation) -> bool {
     }
 }
 
-/// The live sampling session an operation opened.
+/// The name under which an operation published an adapter without a checkpoint.
 fn published_session(outcome: &Result<RunOutcome>) -> Option<SamplingSessionId> {
     match outcome {
-        Ok(RunOutcome::SavedForSampler { target: SamplerTarget::Live(session) }) => Some(session.clone()),
+        Ok(RunOutcome::SavedForSampler { target }) => target.published().cloned(),
         _ => None,
     }
 }

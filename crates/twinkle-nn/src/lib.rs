@@ -35,6 +35,6 @@ pub use lora::{Adapter, AdapterLayout, Gradients, LoraModule, Projection, Site, 
 pub use model::{BaseModel, LoadOptions};
 pub use pack::{Pack, Segment};
 pub use precision::Precision;
-pub use published::PublishedAdapters;
+pub use published::{Publication, Published, PublishedAdapters};
 pub use score::Pick;
 pub use torch::{DeviceFailure, device_failure, out_of_memory};

@@ -2,6 +2,9 @@
 //!
 //! The trainer puts a pointer, so a sampler can use the adapter at once; then it saves the same adapter to a folder,
 //! off that path. So memory holds the most recent ones only, and a restarted node still has them all.
+//!
+//! A name may be published under again, with newer weights. A replay repeats old publications in order: those never take
+//! the place of a newer one.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -9,8 +12,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
+use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
+use twinkle_core::call::Position;
 use twinkle_core::ids::SamplingSessionId;
 use twinkle_core::{Error, ErrorCode, Result};
 
@@ -19,6 +24,27 @@ use crate::lora::{Adapter, AdapterLayout, peft};
 
 /// Published adapters held in memory; older ones are read back from disk when they are asked for.
 const MOST_IN_MEMORY: usize = 64;
+
+/// Beside the adapter's own files.
+const PUBLICATION: &str = "publication.json";
+
+/// Which publication of a run an adapter is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Publication {
+    /// The operation that published it.
+    pub position: Position,
+    /// How many optimizer steps the run had taken.
+    pub optimizer_steps: u64,
+}
+
+/// An adapter and which one it is.
+#[derive(Clone, Debug)]
+pub struct Published {
+    /// The weights.
+    pub adapter: Arc<Adapter>,
+    /// Which they are.
+    pub publication: Publication,
+}
 
 /// Live adapters by sampling session: the trainer puts, the sampler gets. A cheap handle to one shared table.
 ///
@@ -32,38 +58,59 @@ pub struct PublishedAdapters {
 struct Shared {
     folder: PathBuf,
     /// Most recently used first.
-    recent: Mutex<VecDeque<(SamplingSessionId, Arc<Adapter>)>>,
+    recent: Mutex<VecDeque<(SamplingSessionId, Published)>>,
+    /// Held for reading while a folder is read, and for writing while one takes another's place.
+    replacing: RwLock<()>,
 }
 
 impl PublishedAdapters {
     /// An empty table that keeps its adapters in `folder`, one PEFT folder for each sampling session.
     #[must_use]
     pub fn new(folder: PathBuf) -> Self {
-        Self { shared: Arc::new(Shared { folder, recent: Mutex::default() }) }
+        Self { shared: Arc::new(Shared { folder, recent: Mutex::default(), replacing: RwLock::default() }) }
     }
 
-    /// Publishes `adapter` under `session`, replacing what was there. [`Self::save`] makes it last.
-    pub fn put(&self, session: SamplingSessionId, adapter: Arc<Adapter>) {
+    /// Publishes an adapter under `session`, unless what is there, in memory or on disk, is newer. [`Self::save`] makes it
+    /// last.
+    pub fn put(&self, session: SamplingSessionId, adapter: Arc<Adapter>, publication: Publication) {
+        let saved = self.saved_publication(&session);
         let mut recent = self.shared.recent.lock();
+        let held = recent.iter().find(|(known, _)| *known == session).map(|(_, held)| held.publication);
+        if held.or(saved).is_some_and(|there| there.position > publication.position) {
+            return;
+        }
         recent.retain(|(known, _)| *known != session);
-        recent.push_front((session, adapter));
+        recent.push_front((session, Published { adapter, publication }));
         recent.truncate(MOST_IN_MEMORY);
     }
 
-    /// Writes the adapter of `session` to disk from its flat fp32 parameters `[P]`. Blocks.
+    /// Which publication the folder of `session` holds, if there is one.
+    fn saved_publication(&self, session: &SamplingSessionId) -> Option<Publication> {
+        let file = self.shared.folder_of(session).ok()?.join(PUBLICATION);
+        serde_json::from_slice(&fs::read(file).ok()?).ok()
+    }
+
+    /// Writes the adapter of `session` to disk from its flat fp32 parameters `[P]`, unless a newer one is there. Blocks.
     pub fn save(
         &self,
         session: &SamplingSessionId,
         layout: &AdapterLayout,
         parameters: &Tensor,
         base_model: &str,
+        publication: Publication,
     ) -> Result<()> {
         let target = self.shared.folder_of(session)?;
+        if self.saved_publication(session).is_some_and(|there| there.position > publication.position) {
+            return Ok(());
+        }
         let aside = target.with_extension("writing");
         remove(&aside)?;
         fs::create_dir_all(&aside).map_err(|error| io_error("created", &aside, &error))?;
         peft::write(&aside, layout, parameters, base_model)?;
+        let note = serde_json::to_vec(&publication).map_err(|error| Error::internal(error.to_string()))?;
+        fs::write(aside.join(PUBLICATION), note).map_err(|error| io_error("written", &aside, &error))?;
         sync_files(&aside)?;
+        let _alone = self.shared.replacing.write();
         remove(&target)?;
         fs::rename(&aside, &target).map_err(|error| io_error("renamed", &aside, &error))?;
         sync(&self.shared.folder)
@@ -71,13 +118,13 @@ impl PublishedAdapters {
 
     /// The adapter published under `session`, if it is in memory.
     #[must_use]
-    pub fn get(&self, session: &SamplingSessionId) -> Option<Arc<Adapter>> {
+    pub fn get(&self, session: &SamplingSessionId) -> Option<Published> {
         let mut recent = self.shared.recent.lock();
         let place = recent.iter().position(|(known, _)| known == session)?;
         let entry = recent.remove(place)?;
-        let adapter = Arc::clone(&entry.1);
+        let published = entry.1.clone();
         recent.push_front(entry);
-        Some(adapter)
+        Some(published)
     }
 
     /// The adapter published under `session`, read back from disk if need be. Blocks then.
@@ -90,19 +137,24 @@ impl PublishedAdapters {
         config: &ModelConfig,
         kind: Kind,
         device: Device,
-    ) -> Result<Arc<Adapter>> {
-        if let Some(adapter) = self.get(session) {
-            return Ok(adapter);
+    ) -> Result<Published> {
+        if let Some(published) = self.get(session) {
+            return Ok(published);
         }
         let folder = self.shared.folder_of(session)?;
+        let whole = self.shared.replacing.read();
         if !folder.is_dir() {
             return Err(Error::not_found(format!("sampling session `{session}` holds no weights")));
         }
+        // Folders of earlier versions of this program have no note.
+        let publication = self.saved_publication(session).unwrap_or_default();
         let (spec, parameters) = peft::read(&folder, config)?;
+        drop(whole);
         let layout = Arc::new(AdapterLayout::new(config, &spec)?);
         let adapter = Arc::new(Adapter::from_parameters(&layout, &parameters, kind, device));
-        self.put(session.clone(), Arc::clone(&adapter));
-        Ok(adapter)
+        self.put(session.clone(), Arc::clone(&adapter), publication);
+        // A newer one may have been published meanwhile.
+        Ok(self.get(session).unwrap_or(Published { adapter, publication }))
     }
 
     /// The sampling sessions whose adapters are on disk.

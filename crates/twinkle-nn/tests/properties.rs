@@ -8,7 +8,7 @@ use common::{datums, floats, forward_backward, load, load_adapter, load_tiled, m
 use proptest::prelude::*;
 use tch::Tensor;
 use twinkle_core::call::LoraSpec;
-use twinkle_nn::{Adapter, AdapterLayout, BaseModel, Gradients, KvCache, Pack, Precision};
+use twinkle_nn::{Adapter, AdapterLayout, BaseModel, Gradients, KvCache, Pack, Pick, Precision};
 
 const PRECISIONS: [Precision; 2] = [Precision::Float32, Precision::BFloat16];
 
@@ -181,8 +181,36 @@ fn trainer_and_sampler_agree_on_logprobs() {
         let trained = base.head_loss(&hidden, &pack, &adapters, &targets, &mut |_, _, _| {}, None).unwrap().logprobs;
         let mut cache = KvCache::new(&base);
         let hidden = base.prefill(&tokens, &mut cache, Some(&loaded.adapter)).unwrap();
-        let sampled = base.prompt_logprobs(&hidden, &targets, Some(&loaded.adapter)).unwrap();
+        let picks: Vec<Pick> = targets.iter().enumerate().map(|(row, token)| Pick { row, token: *token }).collect();
+        let sampled = base.prompt_scores(&hidden, &picks, None, Some(&loaded.adapter)).unwrap();
         assert!(max_abs(&trained, &sampled) <= 1e-5);
+    }
+}
+
+#[test]
+fn a_logprob_has_the_same_bits_picked_alone_among_others_or_in_its_whole_row() {
+    for variant in common::VARIANTS {
+        let base = load(variant, Precision::Float32);
+        let loaded = load_adapter(&base, variant, "attn_mlp_unembed");
+        let adapter = Some(&loaded.adapter);
+        let hidden = base.prefill(&tokens(&base, 150, 4), &mut KvCache::new(&base), adapter).unwrap();
+        let mut rows = vec![];
+        let all = base.prompt_scores(&hidden, &[], Some(&mut |_, row| rows.push(row.to_vec())), adapter).unwrap();
+        assert!(all.is_empty());
+        assert_eq!(rows.len(), 150);
+        for first in [0, 1, 17, 63, 64, 130, 149] {
+            let some = hidden.narrow(0, first, 150 - first);
+            let picks: Vec<Pick> = (0..150 - first as usize)
+                .flat_map(|row| [7, 0, 101, 7].map(|token| Pick { row, token }).into_iter().take(row % 5))
+                .collect();
+            let scores = base.prompt_scores(&some, &picks, None, adapter).unwrap();
+            for (pick, score) in picks.iter().zip(scores) {
+                let whole = rows[first as usize + pick.row][pick.token as usize];
+                assert_eq!(score.to_bits(), whole.to_bits(), "{variant}, from row {first}: {pick:?}");
+            }
+        }
+        assert!(base.prompt_scores(&hidden, &[Pick { row: 150, token: 0 }], None, adapter).is_err());
+        assert!(base.prompt_scores(&hidden, &[Pick { row: 0, token: 9999 }], None, adapter).is_err());
     }
 }
 

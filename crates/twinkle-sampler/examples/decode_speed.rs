@@ -14,10 +14,12 @@ use twinkle_core::engine::supervisor::RestartPolicy;
 use twinkle_core::ids::TenantId;
 use twinkle_core::{Error, Result};
 use twinkle_nn::{BaseModel, LoadOptions};
+use twinkle_sampler::adapters::Weights;
 use twinkle_sampler::line::{Line, Question};
 use twinkle_sampler::logits::DrawParams;
 use twinkle_sampler::memory::kv_token_budget;
 use twinkle_sampler::params::ValidRequest;
+use twinkle_sampler::prompt::PromptWants;
 use twinkle_sampler::runner::TorchRunner;
 use twinkle_sampler::scheduler::{FairScheduler, Scheduler, SchedulerLimits};
 use twinkle_sampler::stop::StopRule;
@@ -45,7 +47,7 @@ async fn measure() -> Result<()> {
         let started = Instant::now();
         let questions = (0..streams).map(|stream| {
             let request = request(stream, vocabulary);
-            line.ask(Question { tenant: TenantId::new("bench"), request, adapter: None })
+            line.ask(Question { tenant: TenantId::new("bench"), request, weights: Weights::default() })
         });
         let outcomes = try_join_all(questions).await?;
         let tokens: usize =
@@ -65,6 +67,7 @@ fn request(stream: u32, vocabulary: u32) -> ValidRequest {
         seed: u64::from(stream),
         draw: DrawParams { temperature: 1.0, top_k: None, top_p: 1.0 },
         stop: StopRule::default(),
-        prompt_logprobs: false,
+        wants: PromptWants::default(),
+        top: 0,
     }
 }

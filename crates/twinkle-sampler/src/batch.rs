@@ -30,7 +30,7 @@ impl<Cache> Batch<Cache> {
             batch.samples.push(*sample);
             batch.tokens.push(token);
             batch.caches.push(cache);
-            batch.adapters.push(request.adapter.clone());
+            batch.adapters.push(request.adapter().cloned());
             batch.tasks.push(request.row_task(sample.sample, generated));
         }
         batch

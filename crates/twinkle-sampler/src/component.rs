@@ -9,7 +9,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use serde::Serialize;
 use tokenizers::Tokenizer;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::spawn_blocking;
 use tower::Service;
 use tracing::{debug, info, warn};
@@ -29,13 +29,15 @@ use crate::adapters::{AdapterLimits, Adapters};
 use crate::engine::EngineStats;
 use crate::line::{Line, Question};
 use crate::memory::kv_token_budget;
-use crate::params::{ModelLimits, Seeds, ValidRequest, validate};
+use crate::params::{MOST_CELLS, ModelLimits, Seeds, ValidRequest, validate};
 use crate::runner::TorchRunner;
 use crate::scheduler::{FairScheduler, Scheduler, SchedulerLimits};
 use crate::stop::StopRule;
 
 /// Requests in the house, waiting or running; more are told to come back.
 const MOST_REQUESTS: usize = 4096;
+/// Likeliest, given and drawn tokens of all requests at once: 128 MiB of ids and logprobs.
+const ROOM: usize = 4 * MOST_CELLS;
 /// Most samples in one request.
 const MOST_SAMPLES: u32 = 1024;
 /// Prompt tokens per tile: what one prefill computes.
@@ -90,6 +92,8 @@ struct Shared {
     capabilities: SamplerCapabilities,
     line: Line,
     places: Arc<Semaphore>,
+    /// For likeliest, given and drawn tokens of all requests together.
+    room: Semaphore,
 }
 
 /// What this component tells about itself.
@@ -181,6 +185,7 @@ impl Component for SamplerComponent {
             capabilities,
             line,
             places: Arc::new(Semaphore::new(MOST_REQUESTS)),
+            room: Semaphore::new(ROOM),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -215,8 +220,19 @@ impl SamplerComponent {
         };
         let source = request.source.clone();
         let request = self.validate(request)?;
-        let adapter = self.shared.adapters.resolve(&tenant, &source).await?;
-        self.shared.line.ask(Question { tenant, request, adapter }).await.map(Reply::Sample)
+        let _room = self.room_for_extras(&request).await?;
+        let weights = self.shared.adapters.resolve(&tenant, &source).await?;
+        self.shared.line.ask(Question { tenant, request, weights }).await.map(Reply::Sample)
+    }
+
+    /// Room for what the request wants beside its tokens; waits until others have theirs.
+    async fn room_for_extras(&self, request: &ValidRequest) -> Result<Option<SemaphorePermit<'_>>> {
+        let cells = u32::try_from(request.extra_cells()).unwrap_or(u32::MAX);
+        if cells == 0 {
+            return Ok(None);
+        }
+        let room = self.shared.room.acquire_many(cells).await;
+        room.map(Some).map_err(|_| Error::internal("the sampler has no room for likeliest tokens"))
     }
 }
 

@@ -21,13 +21,14 @@ use twinkle_core::telemetry::carried::Carried;
 use twinkle_core::{Error, Result};
 use twinkle_nn::Adapter;
 
+use crate::adapters::Weights;
 use crate::batch::Batch;
 use crate::failure::{Failure, Lost, guarded, not_finite, stopped};
 use crate::logits::{Draw, NonFinite, draw, draw_rows};
 use crate::params::ValidRequest;
 use crate::runner::{PromptTile, Runner};
 use crate::scheduler::{Job, JobId, SampleRef, Scheduler, Start, Tile};
-use crate::sequence::{Request, Sample};
+use crate::sequence::Request;
 use crate::watched::{Holding, Shown};
 
 /// What the engine is told.
@@ -50,7 +51,7 @@ pub struct Work {
     /// What was asked.
     pub request: ValidRequest,
     /// The weights to add to the base.
-    pub adapter: Option<Arc<Adapter>>,
+    pub weights: Weights,
     /// Who waits; dropping its other end aborts the request.
     pub ticket: Ticket<SampleOutcome>,
     /// Which request it belongs to, for log and trace.
@@ -158,7 +159,7 @@ impl<R: Runner> Engine<R> {
     }
 
     fn admit(&mut self, work: Work) {
-        let Work { tenant, request, adapter, ticket, carried } = work;
+        let Work { tenant, request, weights, ticket, carried } = work;
         let id = self.next_job;
         self.next_job += 1;
         let job = Job {
@@ -171,7 +172,7 @@ impl<R: Runner> Engine<R> {
         match self.scheduler.submit(job) {
             Ok(()) => {
                 self.shown.admitted(request.prompt.len());
-                self.requests.insert(id, Request::new(request, adapter, ticket, carried));
+                self.requests.insert(id, Request::new(request, weights, ticket, carried));
             }
             Err(refusal) => ticket.answer(Err(refusal)),
         }
@@ -202,29 +203,31 @@ impl<R: Runner> Engine<R> {
 
     fn prefill(&mut self, tile: &Tile) -> Result<(), Lost> {
         let Some(request) = self.requests.get_mut(&tile.job) else { return Ok(()) };
-        let prompt = &request.valid.prompt;
-        let is_last = tile.rows.end == prompt.len();
-        let scored = if request.valid.prompt_logprobs {
-            tile.rows.start + 1..(tile.rows.end + 1).min(prompt.len())
-        } else {
-            0..0
-        };
+        let Request { valid, weights, findings, prompt_cache, progress, ticket, .. } = request;
+        let prompt = &valid.prompt;
+        let wanted = valid.wants.of_tile(prompt, &tile.rows);
         let work = PromptTile {
             tokens: prompt.get(tile.rows.clone()).unwrap_or_default(),
-            targets: prompt.get(scored).unwrap_or_default(),
-            wants_logits: is_last,
+            scored: wanted.rows.start.saturating_sub(tile.rows.start)..wanted.rows.end.saturating_sub(tile.rows.start),
+            picks: &wanted.picks,
+            whole: wanted.whole,
+            wants_logits: tile.rows.end == prompt.len(),
         };
         let runner = &mut self.runner;
-        let cache = request.prompt_cache.get_or_insert_with(|| runner.empty_cache());
-        request.progress.prefills(prompt.len());
-        request.ticket.begin();
-        let prefilled = guarded(|| runner.prefill(work, cache, request.adapter.as_ref()));
+        let cache = prompt_cache.get_or_insert_with(|| runner.empty_cache());
+        progress.prefills(prompt.len());
+        ticket.begin();
+        let prefilled = guarded(|| {
+            let mut on_row = |row: usize, logprobs: &[f32]| {
+                findings.take_row(&valid.wants, wanted.rows.start + row, logprobs);
+            };
+            runner.prefill(work, cache, weights.adapter.as_ref(), &mut on_row)
+        });
         if !matches!(prefilled, Err(Failure::Device(_))) {
-            request.ticket.pause();
+            ticket.pause();
         }
         match prefilled {
-            Ok(prefilled) if prefilled.logprobs.iter().all(|logprob| logprob.is_finite()) => {
-                request.prompt_logprobs.extend(prefilled.logprobs);
+            Ok(prefilled) if findings.take_picks(&valid.wants, &wanted, &prefilled.scores).is_ok() => {
                 request.first_logits = prefilled.last_logits;
             }
             Ok(_) => self.fail(tile.job, None),
@@ -241,7 +244,7 @@ impl<R: Runner> Engine<R> {
         request.progress.decodes();
         let task = request.row_task(sample, 0);
         let logits = request.first_logits.as_deref().unwrap_or_default();
-        let Ok(first) = draw(logits, &task.params, task.noise) else {
+        let Ok(first) = draw(logits, &task) else {
             self.fail(job, None);
             return;
         };
@@ -259,9 +262,7 @@ impl<R: Runner> Engine<R> {
             request.prompt_cache = None;
             request.first_logits = None;
         }
-        if let Some(place) = request.samples.get_mut(sample as usize) {
-            *place = Sample::Running(sequence);
-        }
+        request.begin(sample, sequence);
         if let Some(reason) = stopped {
             self.finish(start.sample, reason);
         }
@@ -328,10 +329,7 @@ impl<R: Runner> Engine<R> {
     fn finish(&mut self, sample: SampleRef, reason: StopReason) {
         self.scheduler.finished(sample);
         let Some(request) = self.requests.get_mut(&sample.job) else { return };
-        let Some(place) = request.samples.get_mut(sample.sample as usize) else { return };
-        if let Sample::Running(sequence) = std::mem::replace(place, Sample::Waiting) {
-            *place = Sample::Done(sequence.into_sampled(reason));
-        }
+        request.complete(sample.sample, reason);
         if !request.is_done() {
             return;
         }
@@ -351,7 +349,7 @@ impl<R: Runner> Engine<R> {
     fn fail(&mut self, job: JobId, reason: Option<Error>) {
         self.scheduler.abort(job);
         let Some(request) = self.requests.remove(&job) else { return };
-        let reason = reason.unwrap_or_else(|| not_finite(request.adapter.is_some()));
+        let reason = reason.unwrap_or_else(|| not_finite(request.adapter().is_some()));
         debug!(request = job, %reason, "a sampling request failed");
         request.ticket.answer(Err(reason));
     }
@@ -359,12 +357,9 @@ impl<R: Runner> Engine<R> {
     fn publish_stats(&mut self) {
         let bytes = self.requests.values().flat_map(Request::caches).map(|cache| self.runner.cache_bytes(cache)).sum();
         let mut holding = Holding { cache_bytes: bytes, generated: self.stats.generated(), ..Holding::default() };
-        for sample in self.requests.values().flat_map(|request| &request.samples) {
-            match sample {
-                Sample::Waiting => holding.waiting += 1,
-                Sample::Running(_) => holding.running += 1,
-                Sample::Done(_) => {}
-            }
+        for request in self.requests.values() {
+            holding.waiting += request.waiting_count() as u64;
+            holding.running += request.running_count() as u64;
         }
         self.shown.holds(holding);
         self.stats.cache_bytes.store(bytes, Ordering::Release);

@@ -4,11 +4,14 @@ use std::num::NonZeroUsize;
 use std::thread;
 
 use twinkle_core::ErrorCode;
-use twinkle_core::call::SampledSequence;
+use twinkle_core::call::{SampledSequence, WeightVersion};
 use twinkle_core::engine::ticket::{Answer, ticket};
 
 use super::*;
+use twinkle_nn::score::RowVisitor;
+
 use crate::logits::DrawParams;
+use crate::prompt::PromptWants;
 use crate::runner::Prefilled;
 use crate::scheduler::{FairScheduler, SchedulerLimits};
 use crate::stop::StopRule;
@@ -26,9 +29,16 @@ pub(crate) struct Scripted {
     pub(crate) losses: Arc<AtomicUsize>,
     /// Whether that happens in a decode step, not in the prompt's.
     pub(crate) in_decode: bool,
+    /// Prompt tokens computed so far, and how many of them went through the output head.
+    prefilled: Arc<AtomicUsize>,
+    scored: Arc<AtomicUsize>,
 }
 
 impl Scripted {
+    pub(crate) fn losing(losses: usize, in_decode: bool) -> Self {
+        Self { losses: Arc::new(AtomicUsize::new(losses)), in_decode, ..Self::default() }
+    }
+
     fn logits(cache: &[u32]) -> Vec<f32> {
         let sum: u32 = cache.iter().sum();
         let mut row: Vec<f32> = (0..VOCABULARY as u32).map(|token| ((sum * 7 + token * 5) % 23) as f32 * 0.3).collect();
@@ -78,7 +88,15 @@ impl Runner for Scripted {
         cache.len() as u64
     }
 
-    fn prefill(&mut self, tile: PromptTile<'_>, cache: &mut Vec<u32>, _: Option<&Arc<Adapter>>) -> Result<Prefilled> {
+    fn prefill(
+        &mut self,
+        tile: PromptTile<'_>,
+        cache: &mut Vec<u32>,
+        _: Option<&Arc<Adapter>>,
+        on_row: &mut RowVisitor<'_>,
+    ) -> Result<Prefilled> {
+        self.prefilled.fetch_add(tile.tokens.len(), Ordering::AcqRel);
+        self.scored.fetch_add(tile.scored.len(), Ordering::AcqRel);
         if !self.in_decode {
             self.lose_device(tile.tokens)?;
         }
@@ -86,10 +104,11 @@ impl Runner for Scripted {
         for (row, token) in tile.tokens.iter().enumerate() {
             Self::check(*token)?;
             cache.push(*token);
-            if let Some(target) = tile.targets.get(row) {
-                prefilled.logprobs.push(-(*target as f32));
+            if tile.whole && tile.scored.contains(&row) {
+                on_row(row - tile.scored.start, &(0..VOCABULARY).map(|token| -(token as f32)).collect::<Vec<_>>());
             }
         }
+        prefilled.scores = tile.picks.iter().map(|pick| -(pick.token as f32)).collect();
         prefilled.last_logits = tile.wants_logits.then(|| Self::logits(cache));
         Ok(prefilled)
     }
@@ -116,6 +135,7 @@ struct House {
     line: mpsc::Sender<Command>,
     stats: Arc<EngineStats>,
     pulse: Pulse,
+    model: Scripted,
     thread: Option<thread::JoinHandle<()>>,
 }
 
@@ -139,17 +159,19 @@ impl House {
         let stats = Arc::new(EngineStats::default());
         let pulse = Pulse::default();
         let (counts, beats) = (Arc::clone(&stats), pulse.clone());
+        let model = Scripted::default();
+        let runner = model.clone();
         let thread = thread::spawn(move || {
-            let engine = Engine::new(Scripted::default(), Box::new(FairScheduler::new(limits)), counts, beats);
+            let engine = Engine::new(runner, Box::new(FairScheduler::new(limits)), counts, beats);
             assert_eq!(engine.work(&mut commands), Ended::Stopped);
         });
-        Self { line, stats, pulse, thread: Some(thread) }
+        Self { line, stats, pulse, model, thread: Some(thread) }
     }
 
     fn ask(&self, request: ValidRequest) -> Asked {
         let (ticket, answer) = ticket(&self.pulse);
         let carried = twinkle_core::telemetry::carried::Carried::from_here();
-        let work = Work { tenant: TenantId::new("t"), request, adapter: None, ticket, carried };
+        let work = Work { tenant: TenantId::new("t"), request, weights: Weights::default(), ticket, carried };
         assert!(self.line.blocking_send(Command::Sample(Box::new(work))).is_ok());
         Asked(answer)
     }
@@ -180,7 +202,8 @@ pub(crate) fn request(prompt: &[u32]) -> ValidRequest {
         seed: 5,
         draw: DrawParams { temperature: 1.0, top_k: NonZeroUsize::new(20), top_p: 0.95 },
         stop: StopRule::default(),
-        prompt_logprobs: false,
+        wants: PromptWants::default(),
+        top: 0,
     }
 }
 
@@ -240,11 +263,12 @@ fn abandoned_requests_free_their_memory() {
 fn prompt_logprobs_cover_all_but_the_first_token_across_tiles() {
     let house = House::open();
     let prompt: Vec<u32> = (0..20).collect();
-    let outcome = house.sample(ValidRequest { prompt_logprobs: true, max_new_tokens: 1, ..request(&prompt) }).unwrap();
+    let wants = || PromptWants { logprobs: true, ..PromptWants::default() };
+    let outcome = house.sample(ValidRequest { wants: wants(), max_new_tokens: 1, ..request(&prompt) }).unwrap();
     let logprobs = outcome.prompt_logprobs.unwrap();
     assert_eq!(logprobs[0], None);
     assert_eq!(logprobs[1..], (1..20).map(|token| Some(-(token as f32))).collect::<Vec<_>>());
-    let short = house.sample(ValidRequest { prompt_logprobs: true, ..request(&[4]) }).unwrap();
+    let short = house.sample(ValidRequest { wants: wants(), ..request(&[4]) }).unwrap();
     assert_eq!(short.prompt_logprobs, Some(vec![None]));
 }
 
@@ -258,11 +282,8 @@ fn a_request_ends_at_its_length_or_its_stop() {
     let first = whole.tokens.iter().position(|token| *token == stop_token).unwrap();
     let stop = StopRule::read(&twinkle_core::call::Stop::Tokens(vec![stop_token]), &[], VOCABULARY, None).unwrap();
     let stopped = house.sample(ValidRequest { draw: greedy, stop, ..request(&[1, 2]) }).unwrap().sequences.remove(0);
-    let expected = SampledSequence {
-        tokens: whole.tokens[..=first].to_vec(),
-        logprobs: whole.logprobs[..=first].to_vec(),
-        stop_reason: StopReason::Stop,
-    };
+    let tokens = whole.tokens[..=first].to_vec();
+    let expected = SampledSequence::new(tokens, whole.logprobs[..=first].to_vec(), StopReason::Stop);
     assert_eq!(stopped, expected);
 }
 
@@ -275,4 +296,125 @@ fn a_drained_engine_answers_what_it_could_not_finish() {
     stopped.blocking_recv().unwrap();
     assert_eq!(endless.blocking_recv().unwrap().unwrap_err().code, ErrorCode::Draining);
     std::mem::forget(house);
+}
+
+#[test]
+fn the_samples_of_a_request_share_one_prefill() {
+    let house = House::open();
+    let outcome = house.sample(ValidRequest { samples: 9, ..request(&[1; 30]) }).unwrap();
+    assert_eq!(outcome.sequences.len(), 9);
+    assert_eq!(house.model.prefilled.load(Ordering::Acquire), 30);
+    assert_eq!(house.model.scored.load(Ordering::Acquire), 0, "nothing was wanted of the prompt");
+}
+
+#[test]
+fn only_the_last_prompt_tokens_go_through_the_head_when_only_they_are_wanted() {
+    let house = House::open();
+    let prompt: Vec<u32> = (0..28).collect();
+    let wants = PromptWants { logprobs: true, likeliest: 2, from: 22, ..PromptWants::default() };
+    let outcome = house.sample(ValidRequest { wants, ..request(&prompt) }).unwrap();
+    assert_eq!(house.model.scored.load(Ordering::Acquire), 5);
+    let logprobs = outcome.prompt_logprobs.unwrap();
+    assert!(logprobs[..23].iter().all(Option::is_none));
+    assert_eq!(logprobs[23..], [-23.0, -24.0, -25.0, -26.0, -27.0].map(Some));
+    let top = outcome.topk_prompt_logprobs.unwrap();
+    assert!(top.rows[..23].iter().all(Vec::is_empty));
+    assert_eq!(top.rows[23], [(0, -0.0), (1, -1.0)]);
+}
+
+#[test]
+fn each_new_token_has_its_likeliest_ones_and_the_tag_of_its_weights() {
+    let house = House::open();
+    let plain = house.sample(ValidRequest { samples: 3, ..request(&[1, 2, 3]) }).unwrap();
+    let (ticket, answer) = ticket(&house.pulse);
+    let version = WeightVersion { adapter: Some("a".into()), operation: Some(3), optimizer_steps: Some(2) };
+    let weights = Weights { adapter: None, version: version.clone() };
+    let asked = ValidRequest { samples: 3, top: 4, ..request(&[1, 2, 3]) };
+    let carried = twinkle_core::telemetry::carried::Carried::from_here();
+    let work = Work { tenant: TenantId::new("t"), request: asked, weights, ticket, carried };
+    assert!(house.line.blocking_send(Command::Sample(Box::new(work))).is_ok());
+    let outcome = Asked(answer).blocking_recv().unwrap().unwrap();
+    for (sequence, plain) in outcome.sequences.iter().zip(&plain.sequences) {
+        assert_eq!(
+            (&sequence.tokens, &sequence.logprobs),
+            (&plain.tokens, &plain.logprobs),
+            "asking changed the draws"
+        );
+        assert_eq!(sequence.weights, version);
+        let top = sequence.topk_logprobs.as_ref().unwrap();
+        assert_eq!((top.k, top.rows.len()), (4, sequence.tokens.len()));
+        for row in &top.rows {
+            assert!(row.len() == 4 && row.is_sorted_by(|left, right| left.1 >= right.1));
+        }
+    }
+}
+
+/// An engine whose turns the test takes itself.
+struct Turns(Engine<Scripted>);
+
+impl Turns {
+    fn new() -> Self {
+        let limits = SchedulerLimits { seats: 4, kv_tokens: 200, step_tokens: 16, tile: 8, waiting: 100 };
+        let (stats, pulse) = (Arc::new(EngineStats::default()), Pulse::default());
+        Self(Engine::new(Scripted::default(), Box::new(FairScheduler::new(limits)), stats, pulse))
+    }
+
+    fn ask(&mut self, request: ValidRequest) -> Asked {
+        let (ticket, answer) = ticket(&self.0.pulse);
+        let carried = twinkle_core::telemetry::carried::Carried::from_here();
+        self.0.admit(Work { tenant: TenantId::new("t"), request, weights: Weights::default(), ticket, carried });
+        Asked(answer)
+    }
+
+    /// What the engine's loop does between two looks at its commands.
+    fn turn(&mut self) {
+        self.0.drop_abandoned();
+        self.0.step().unwrap();
+        self.0.publish_stats();
+    }
+}
+
+#[test]
+fn a_cancelled_request_is_gone_within_one_turn_whether_it_runs_or_waits() {
+    let mut turns = Turns::new();
+    let long = || ValidRequest { max_new_tokens: 150, samples: 2, ..request(&[1; 20]) };
+    let running = turns.ask(long());
+    let waiting: Vec<Asked> = (0..5).map(|_| turns.ask(long())).collect();
+    let last = turns.ask(ValidRequest { max_new_tokens: 3, ..request(&[7, 8]) });
+    for _ in 0..6 {
+        turns.turn();
+    }
+    assert_eq!((turns.0.requests.len(), turns.0.scheduler.len()), (7, 7));
+    let held = turns.0.stats.cache_bytes();
+    assert!(held >= 20, "the first one runs: {held}");
+
+    // The engine is nowhere but between two turns; one waits, one runs.
+    drop(waiting);
+    turns.turn();
+    assert_eq!((turns.0.requests.len(), turns.0.scheduler.len()), (2, 2));
+    drop(running);
+    turns.turn();
+    assert_eq!((turns.0.requests.len(), turns.0.scheduler.len()), (1, 1));
+    // Its memory was free in the same turn: the one behind it began.
+    assert_eq!(turns.0.stats.cache_bytes(), 2);
+    for _ in 0..3 {
+        turns.turn();
+    }
+    assert_eq!(last.blocking_recv().unwrap().unwrap().sequences[0].tokens.len(), 3);
+    assert_eq!((turns.0.scheduler.len(), turns.0.stats.cache_bytes()), (0, 0));
+}
+
+#[test]
+fn samples_that_have_not_begun_take_no_memory() {
+    let mut turns = Turns::new();
+    let asked: Vec<Asked> = (0..100).map(|_| turns.ask(ValidRequest { samples: 1024, ..request(&[1, 2]) })).collect();
+    for _ in 0..10 {
+        turns.turn();
+        let begun: usize = turns.0.requests.values().map(|request| 1024 - request.waiting_count()).sum();
+        let running: usize = turns.0.requests.values().map(Request::running_count).sum();
+        assert!(running <= 4 && begun < 100, "{running} run, {begun} have begun");
+    }
+    drop(asked);
+    turns.turn();
+    assert_eq!((turns.0.requests.len(), turns.0.stats.cache_bytes()), (0, 0));
 }

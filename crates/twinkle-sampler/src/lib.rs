@@ -2,7 +2,8 @@
 //!
 //! Read in this order: [`params`] turns a request into one the engine can trust, [`scheduler`] decides what a step
 //! computes (pure), [`runner`] is the model's side of a step, [`logits`] turns a row of logits into a token (pure),
-//! [`stop`] says when a sequence ends (pure), [`sequence`] is what the engine keeps per request, [`engine`] is the one
+//! [`stop`] says when a sequence ends (pure), [`prompt`] is what a request wants to know of its prompt and [`likeliest`]
+//! how it is read from a row (both pure), [`sequence`] is what the engine keeps per request, [`engine`] is the one
 //! thread that owns the sequences and their KV caches, [`line`] asks it, and the engine that follows a lost one,
 //! [`adapters`] finds the weights a request names, and [`component`] is the handle the rest of the node calls.
 //!
@@ -15,10 +16,12 @@ mod batch;
 pub mod component;
 pub mod engine;
 mod failure;
+pub mod likeliest;
 pub mod line;
 pub mod logits;
 pub mod memory;
 pub mod params;
+pub mod prompt;
 pub mod runner;
 pub mod scheduler;
 mod sequence;

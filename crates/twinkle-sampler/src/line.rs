@@ -20,8 +20,8 @@ use twinkle_core::telemetry::carried::Carried;
 use twinkle_core::telemetry::labels::{Component, Deployment};
 use twinkle_core::telemetry::metrics::ENGINE_RESTARTS;
 use twinkle_core::{Error, Result};
-use twinkle_nn::Adapter;
 
+use crate::adapters::Weights;
 use crate::engine::{Command, Engine, EngineStats, Work};
 use crate::failure::stopped;
 use crate::params::ValidRequest;
@@ -39,7 +39,7 @@ pub struct Question {
     /// What for; its seed is fixed.
     pub request: ValidRequest,
     /// The version of the weights, kept for as long as it takes.
-    pub adapter: Option<Arc<Adapter>>,
+    pub weights: Weights,
 }
 
 /// The line to one sampling engine and those that follow it.
@@ -109,9 +109,9 @@ impl Line {
     }
 
     async fn ask_once(&self, question: Question) -> Result<Answer<SampleOutcome>> {
-        let Question { tenant, request, adapter } = question;
+        let Question { tenant, request, weights } = question;
         let (ticket, answer) = ticket(&self.pulse);
-        let work = Work { tenant, request, adapter, ticket, carried: Carried::from_here() };
+        let work = Work { tenant, request, weights, ticket, carried: Carried::from_here() };
         self.commands.send(Command::Sample(Box::new(work))).await.map_err(|_| stopped())?;
         Ok(answer.await.unwrap_or(Answer::Lost { begun: false }))
     }

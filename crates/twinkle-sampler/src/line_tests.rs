@@ -1,7 +1,5 @@
 //! The line over engines whose device is lost now and then.
 
-use std::sync::atomic::AtomicUsize;
-
 use futures::future::join_all;
 use twinkle_core::ErrorCode;
 use twinkle_core::component::Health;
@@ -13,7 +11,7 @@ use crate::scheduler::{FairScheduler, SchedulerLimits};
 /// A line over engines whose device is lost `losses` times over prompts with [`LOST_TOKEN`].
 fn line(losses: usize, in_decode: bool) -> Line {
     let limits = SchedulerLimits { seats: 4, kv_tokens: 2000, step_tokens: 16, tile: 8, waiting: 100 };
-    let scripted = Scripted { losses: Arc::new(AtomicUsize::new(losses)), in_decode };
+    let scripted = Scripted::losing(losses, in_decode);
     let policy = RestartPolicy { first_pause: Duration::from_millis(1), ..RestartPolicy::default() };
     Line::start(policy, move || {
         let scheduler: Box<dyn Scheduler> = Box::new(FairScheduler::new(limits));
@@ -23,7 +21,7 @@ fn line(losses: usize, in_decode: bool) -> Line {
 }
 
 fn question(prompt: &[u32]) -> Question {
-    Question { tenant: TenantId::new("t"), request: request(prompt), adapter: None }
+    Question { tenant: TenantId::new("t"), request: request(prompt), weights: Weights::default() }
 }
 
 /// What five requests get together, the third of which may cost the device.

@@ -10,8 +10,10 @@ use std::thread;
 
 use twinkle_nn::philox::Philox;
 
+use crate::likeliest::likeliest;
+
 /// Below this temperature the largest logit wins, as in vLLM.
-const GREEDY_BELOW: f32 = 1e-5;
+pub(crate) const GREEDY_BELOW: f32 = 1e-5;
 /// Tokens whose noise is decided by one threshold; a multiple of Philox's four words.
 const BLOCK: usize = 256;
 /// Sorting starts with this many of the likeliest tokens when looking for the nucleus.
@@ -65,12 +67,14 @@ fn gumbel(word: u32) -> f64 {
 }
 
 /// A drawn token.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Draw {
     /// Its id.
     pub token: u32,
     /// Its natural-log probability under `softmax(logits / temperature)` before truncation; unscaled when greedy.
     pub logprob: f32,
+    /// The likeliest tokens of the row with their logprobs under the same distribution, as many as the task wants.
+    pub likeliest: Vec<(u32, f32)>,
 }
 
 /// A row of logits that holds a NaN or an infinity.
@@ -78,32 +82,40 @@ pub struct Draw {
 #[error("the model's logits are not finite")]
 pub struct NonFinite;
 
-/// Draws one token from a row of fp32 logits `[V]`.
-///
-/// # Errors
-/// [`NonFinite`] when a logit is NaN or infinite, or the row is empty.
-pub fn draw(logits: &[f32], params: &DrawParams, noise: Noise) -> Result<Draw, NonFinite> {
-    let (best, largest) = largest(logits)?;
-    let temperature = if params.is_greedy() { 1.0 } else { params.temperature };
-    let token = if params.is_greedy() {
-        best
-    } else if let Some(kept) = truncated(logits, params, largest) {
-        draw_of_few(logits, &kept, temperature, noise)
-    } else {
-        draw_of_all(logits, best, temperature, noise)
-    };
-    let Some(chosen) = logits.get(token) else { return Err(NonFinite) };
-    let logprob = scaled(*chosen, largest, temperature) - log_sum(logits, largest, temperature);
-    Ok(Draw { token: token as u32, logprob: logprob as f32 })
-}
-
-/// One row of [`draw_rows`].
+/// How one row is drawn from.
 #[derive(Clone, Copy, Debug)]
 pub struct RowTask {
     /// How to draw.
     pub params: DrawParams,
     /// The noise of this row.
     pub noise: Noise,
+    /// How many of the row's likeliest tokens are wanted beside the drawn one.
+    pub top: usize,
+}
+
+/// Draws one token from a row of fp32 logits `[V]`.
+///
+/// # Errors
+/// [`NonFinite`] when a logit is NaN or infinite, or the row is empty.
+pub fn draw(logits: &[f32], task: &RowTask) -> Result<Draw, NonFinite> {
+    let RowTask { params, noise, top } = task;
+    let (best, largest) = largest(logits)?;
+    let temperature = if params.is_greedy() { 1.0 } else { params.temperature };
+    let token = if params.is_greedy() {
+        best
+    } else if let Some(kept) = truncated(logits, params, largest) {
+        draw_of_few(logits, &kept, temperature, *noise)
+    } else {
+        draw_of_all(logits, best, temperature, *noise)
+    };
+    let normaliser = log_sum(logits, largest, temperature);
+    let logprob = |token: u32| {
+        let logit = logits.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY);
+        (scaled(logit, largest, temperature) - normaliser) as f32
+    };
+    let token = token as u32;
+    let likeliest = likeliest(logits, *top).into_iter().map(|token| (token, logprob(token))).collect();
+    Ok(Draw { token, logprob: logprob(token), likeliest })
 }
 
 /// Draws one token per row of `[rows, V]` logits; a bad row fails alone. Large batches are shared between threads.
@@ -111,7 +123,7 @@ pub struct RowTask {
 pub fn draw_rows(logits: &[f32], vocabulary: usize, tasks: &[RowTask]) -> Vec<Result<Draw, NonFinite>> {
     let rows = |logits: &[f32], tasks: &[RowTask]| -> Vec<_> {
         let rows = logits.chunks(vocabulary.max(1)).zip(tasks);
-        rows.map(|(row, task)| draw(row, &task.params, task.noise)).collect()
+        rows.map(|(row, task)| draw(row, task)).collect()
     };
     let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(tasks.len());
     if threads < 2 || logits.len() < PARALLEL_FROM {

@@ -30,6 +30,11 @@ fn params(temperature: f32, top_k: i64, top_p: f32) -> DrawParams {
     DrawParams { temperature, top_k: usize::try_from(top_k).ok().and_then(NonZeroUsize::new), top_p }
 }
 
+/// A draw without the likeliest tokens.
+fn plain(logits: &[f32], params: &DrawParams, noise: Noise) -> Result<Draw, NonFinite> {
+    draw(logits, &RowTask { params: *params, noise, top: 0 })
+}
+
 fn random_row(seed: u64, length: usize) -> Vec<f32> {
     let stream = Philox::new(seed, 99);
     (0..length).map(|index| (stream.uniform(index as u64) - 0.5) * 12.0).collect()
@@ -53,7 +58,7 @@ fn drawn_tokens_are_kept_ones_with_the_reference_logprob() {
     for case in &golden.cases {
         let params = params(case.temperature, case.top_k, case.top_p);
         for position in 0..50 {
-            let draw = draw(&golden.logits[&case.row], &params, Noise::new(5, position)).unwrap();
+            let draw = plain(&golden.logits[&case.row], &params, Noise::new(5, position)).unwrap();
             assert!(case.kept.contains(&(draw.token as usize)), "row `{}`, case `{}`", case.row, case.name);
             let expected = case.scaled_logprobs[draw.token as usize];
             assert!((f64::from(draw.logprob) - expected).abs() < 1e-5, "row `{}`, case `{}`", case.row, case.name);
@@ -63,7 +68,7 @@ fn drawn_tokens_are_kept_ones_with_the_reference_logprob() {
 
 #[test]
 fn greedy_takes_the_lowest_id_among_equals() {
-    let draw = draw(&[0.0, 3.0, 1.0, 3.0], &params(0.0, 1, 0.1), Noise::new(1, 1)).unwrap();
+    let draw = plain(&[0.0, 3.0, 1.0, 3.0], &params(0.0, 1, 0.1), Noise::new(1, 1)).unwrap();
     assert_eq!(draw.token, 1);
     let unscaled = 3.0 - (1.0_f64 + 2.0 * 3.0_f64.exp() + 1.0_f64.exp()).ln();
     assert!((f64::from(draw.logprob) - unscaled).abs() < 1e-6);
@@ -72,9 +77,9 @@ fn greedy_takes_the_lowest_id_among_equals() {
 #[test]
 fn a_row_that_is_not_finite_fails() {
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-        assert_eq!(draw(&[0.0, bad, 1.0], &params(1.0, 0, 1.0), Noise::new(1, 1)), Err(NonFinite));
+        assert_eq!(plain(&[0.0, bad, 1.0], &params(1.0, 0, 1.0), Noise::new(1, 1)), Err(NonFinite));
     }
-    assert_eq!(draw(&[], &params(1.0, 0, 1.0), Noise::new(1, 1)), Err(NonFinite));
+    assert_eq!(plain(&[], &params(1.0, 0, 1.0), Noise::new(1, 1)), Err(NonFinite));
 }
 
 #[test]
@@ -82,13 +87,13 @@ fn a_bad_row_does_not_fail_its_neighbours() {
     let mut logits = random_row(1, 3 * 50_000);
     logits[50_007] = f32::NAN;
     let tasks: Vec<RowTask> =
-        (0..3).map(|row| RowTask { params: params(1.0, 0, 1.0), noise: Noise::new(row, 4) }).collect();
+        (0..3).map(|row| RowTask { params: params(1.0, 0, 1.0), noise: Noise::new(row, 4), top: 0 }).collect();
     let together = draw_rows(&logits, 50_000, &tasks);
     assert_eq!(together[1], Err(NonFinite));
     for row in [0, 2] {
         assert_eq!(
             together[row],
-            draw(&logits[row * 50_000..(row + 1) * 50_000], &tasks[row].params, tasks[row].noise)
+            plain(&logits[row * 50_000..(row + 1) * 50_000], &tasks[row].params, tasks[row].noise)
         );
     }
 }
@@ -102,7 +107,7 @@ fn chi_squared_holds(logits: &[f32], params: DrawParams) {
     let total: f64 = weights.iter().sum();
     let mut counts = vec![0_u32; logits.len()];
     for position in 0..DRAWS {
-        counts[draw(logits, &params, Noise::new(20_260, u64::from(position))).unwrap().token as usize] += 1;
+        counts[plain(logits, &params, Noise::new(20_260, u64::from(position))).unwrap().token as usize] += 1;
     }
     assert_eq!(kept.iter().map(|token| counts[*token]).sum::<u32>(), DRAWS, "a dropped token was drawn");
     // Cells with an expectation under 5 are pooled.
@@ -141,7 +146,7 @@ fn draws_follow_the_distribution() {
 fn consecutive_sample_keys_draw_independently() {
     let row = vec![0.0; 64];
     let draws = |key| -> Vec<u32> {
-        (0..500).map(|position| draw(&row, &params(1.0, 0, 1.0), Noise::new(key, position)).unwrap().token).collect()
+        (0..500).map(|position| plain(&row, &params(1.0, 0, 1.0), Noise::new(key, position)).unwrap().token).collect()
     };
     let (left, right) = (draws(6), draws(7));
     assert_eq!(left, draws(6));
@@ -157,7 +162,7 @@ proptest! {
         let row = random_row(seed, length);
         let noise = Noise::new(seed, 7);
         let all: Vec<usize> = (0..length).collect();
-        let drawn = draw(&row, &params(temperature, 0, 1.0), noise).unwrap();
+        let drawn = plain(&row, &params(temperature, 0, 1.0), noise).unwrap();
         prop_assert_eq!(drawn.token as usize, draw_of_few(&row, &all, temperature, noise));
     }
 
@@ -187,5 +192,22 @@ proptest! {
         let kept = kept(&row, &params).unwrap_or_else(|| (0..length).collect());
         prop_assert!(kept.len().abs_diff(expected.len()) <= 1);
         prop_assert!(kept.iter().all(|token| expected.contains(token)) || expected.iter().all(|token| kept.contains(token)));
+    }
+}
+
+#[test]
+fn the_likeliest_have_the_logprobs_a_draw_of_them_would_report() {
+    for (temperature, top_k) in [(1.0, 0), (0.6, 2), (0.0, 0)] {
+        let row = random_row(8, 300);
+        let task =
+            |position| RowTask { params: params(temperature, top_k, 1.0), noise: Noise::new(1, position), top: 300 };
+        for position in 0..20 {
+            let drawn = draw(&row, &task(position)).unwrap();
+            let same = drawn.likeliest.iter().find(|(token, _)| *token == drawn.token).unwrap();
+            assert_eq!(same.1.to_bits(), drawn.logprob.to_bits());
+            assert!(drawn.likeliest.is_sorted_by(|left, right| left.1 >= right.1));
+            let sum: f64 = drawn.likeliest.iter().map(|(_, logprob)| f64::from(*logprob).exp()).sum();
+            assert!((sum - 1.0).abs() < 1e-5, "{sum}");
+        }
     }
 }

@@ -2,15 +2,22 @@
 
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use twinkle_core::call::{SampleRequest, SamplingParams};
+use twinkle_core::call::{SampleRequest, SamplingParams, TargetTokens};
 use twinkle_core::data::TokenIds;
 use twinkle_core::{Error, Result};
 use twinkle_nn::philox::Philox;
 
 use crate::logits::DrawParams;
+use crate::prompt::PromptWants;
 use crate::stop::StopRule;
+
+/// Most likeliest or drawn tokens per position.
+pub const MOST_PER_POSITION: u32 = 1024;
+/// Most likeliest, given and drawn tokens of one request together: 32 MiB of ids and logprobs.
+pub const MOST_CELLS: usize = 1 << 22;
 
 /// What requests are checked against.
 #[derive(Clone, Debug)]
@@ -38,8 +45,10 @@ pub struct ValidRequest {
     pub draw: DrawParams,
     /// When a sample ends before `max_new_tokens`.
     pub stop: StopRule,
-    /// Whether the logprob of every prompt token is wanted.
-    pub prompt_logprobs: bool,
+    /// What is wanted of the prompt.
+    pub wants: PromptWants,
+    /// How many of the likeliest tokens of each new token are wanted.
+    pub top: usize,
 }
 
 impl ValidRequest {
@@ -48,6 +57,15 @@ impl ValidRequest {
     pub const fn sample_key(&self, sample: u32) -> u64 {
         self.seed ^ sample as u64
     }
+
+    /// How many numbers its extras may fill: tokens with their logprobs.
+    #[must_use]
+    pub fn extra_cells(&self) -> usize {
+        let prompt = self.prompt.len();
+        let targets = self.wants.targets.as_ref().map_or(0, |targets| targets.cells.len());
+        let drawn = (self.samples as usize).saturating_mul(self.max_new_tokens).saturating_mul(self.top);
+        (prompt * (self.wants.likeliest + self.wants.alternatives)).saturating_add(targets).saturating_add(drawn)
+    }
 }
 
 /// Checks `request` against the model. `stop` has been read by [`StopRule::read`]; `seeds` serves requests without a seed.
@@ -55,7 +73,7 @@ impl ValidRequest {
 /// # Errors
 /// `InvalidArgument`, naming the field and its limit.
 pub fn validate(request: SampleRequest, stop: StopRule, limits: &ModelLimits, seeds: &Seeds) -> Result<ValidRequest> {
-    let SampleRequest { prompt, num_samples, params, prompt_logprobs, .. } = request;
+    let SampleRequest { prompt, num_samples, params, prompt_logprobs, extras, .. } = request;
     check_prompt(&prompt, limits)?;
     if num_samples == 0 || num_samples > limits.max_samples {
         return Err(Error::invalid(format!(
@@ -66,7 +84,68 @@ pub fn validate(request: SampleRequest, stop: StopRule, limits: &ModelLimits, se
     let draw = check_draw(&params)?;
     let max_new_tokens = check_length(prompt.len(), params.max_tokens, limits)?;
     let seed = params.seed.unwrap_or_else(|| seeds.draw());
-    Ok(ValidRequest { prompt, samples: num_samples, max_new_tokens, seed, draw, stop, prompt_logprobs })
+    let top = check_width("topk_sample_logprobs", extras.topk_sample_logprobs)?;
+    let wants = PromptWants {
+        logprobs: prompt_logprobs,
+        likeliest: check_width("topk_prompt_logprobs", extras.topk_prompt_logprobs)?,
+        from: first_wanted(prompt.len(), prompt_logprobs, extras.prompt_logprobs_last_n)?,
+        alternatives: check_width("prompt_alt_tokens_k", extras.prompt_alt_tokens_k)?,
+        temperature: draw.temperature,
+        seed,
+        targets: match extras.target_prompt_logprobs {
+            Some(targets) => Some(Arc::new(check_targets(targets, prompt.len(), limits)?)),
+            None => None,
+        },
+    };
+    let request = ValidRequest { prompt, samples: num_samples, max_new_tokens, seed, draw, stop, wants, top };
+    let cells = request.extra_cells();
+    if cells > MOST_CELLS {
+        return Err(Error::invalid(format!(
+            "likeliest, given and drawn tokens of this request are {cells} in all, at most {MOST_CELLS} are allowed"
+        ))
+        .hint("ask for fewer per position, or send a shorter prompt, a smaller `max_tokens` or fewer samples"));
+    }
+    Ok(request)
+}
+
+/// How many tokens per position.
+fn check_width(name: &str, k: u32) -> Result<usize> {
+    if k > MOST_PER_POSITION {
+        return Err(Error::invalid(format!("`{name}` is {k}, at most {MOST_PER_POSITION} are allowed")));
+    }
+    Ok(k as usize)
+}
+
+/// The first row of the prompt whose own token is wanted.
+fn first_wanted(prompt: usize, prompt_logprobs: bool, last_n: Option<u32>) -> Result<usize> {
+    let Some(last) = last_n else { return Ok(0) };
+    if !prompt_logprobs {
+        return Err(Error::invalid("`prompt_logprobs_last_n` is given without `prompt_logprobs`")
+            .hint("set `prompt_logprobs`, or leave it out"));
+    }
+    match prompt.checked_sub(last as usize + 1) {
+        Some(first) if last > 0 => Ok(first),
+        _ => Err(Error::invalid(format!(
+            "`prompt_logprobs_last_n` is {last}, a prompt of {prompt} tokens has from 1 to {} scored ones",
+            prompt - 1
+        ))),
+    }
+}
+
+fn check_targets(targets: TargetTokens, prompt: usize, limits: &ModelLimits) -> Result<TargetTokens> {
+    let rows = targets.layout.rows;
+    if rows + 1 != prompt {
+        return Err(Error::invalid(format!(
+            "`target_prompt_logprobs` has {rows} rows, a prompt of {prompt} tokens needs {}",
+            prompt - 1
+        )));
+    }
+    if targets.cells.iter().all(Option::is_none) {
+        return Err(Error::invalid("`target_prompt_logprobs` names no token").hint("leave it out"));
+    }
+    let named: TokenIds = targets.cells.iter().flatten().copied().collect();
+    check_tokens("`target_prompt_logprobs`", &named, limits.vocabulary)?;
+    Ok(targets)
 }
 
 fn check_prompt(prompt: &[u32], limits: &ModelLimits) -> Result<()> {
@@ -143,7 +222,7 @@ impl Seeds {
 
 #[cfg(test)]
 mod tests {
-    use twinkle_core::call::{SamplingSource, Stop};
+    use twinkle_core::call::{CellLayout, SampleExtras, SamplingSource, Stop};
 
     use super::*;
 
@@ -161,6 +240,7 @@ mod tests {
                 top_p: 1.0,
             },
             prompt_logprobs: false,
+            extras: SampleExtras::default(),
         }
     }
 
@@ -191,6 +271,63 @@ mod tests {
         for top_p in [0.0, -1.0, 1.01, f32::NAN] {
             assert!(refusal(|request| request.params.top_p = top_p).contains("top_p"));
         }
+    }
+
+    fn wide(k: u32) -> Result<ValidRequest> {
+        let limits = ModelLimits { vocabulary: 10, max_model_len: 8000, max_samples: 4 };
+        let mut request = request();
+        request.prompt = vec![1; 5000];
+        request.extras.topk_prompt_logprobs = k;
+        validate(request, StopRule::default(), &limits, &Seeds::new(Some(1)))
+    }
+
+    #[test]
+    fn extras_are_bounded_and_must_fit_the_prompt() {
+        let extras = |change: fn(&mut SampleExtras)| {
+            refusal(|request| {
+                request.prompt_logprobs = true;
+                change(&mut request.extras);
+            })
+        };
+        assert!(extras(|extras| extras.topk_prompt_logprobs = 1025).contains("`topk_prompt_logprobs` is 1025"));
+        assert!(extras(|extras| extras.topk_sample_logprobs = 1025).contains("`topk_sample_logprobs` is 1025"));
+        assert!(extras(|extras| extras.prompt_alt_tokens_k = 1025).contains("`prompt_alt_tokens_k` is 1025"));
+        for last in [0, 3, u32::MAX] {
+            let text = refusal(|request| {
+                request.prompt_logprobs = true;
+                request.extras.prompt_logprobs_last_n = Some(last);
+            });
+            assert!(text.contains("from 1 to 2"), "{text}");
+        }
+        assert!(refusal(|request| request.extras.prompt_logprobs_last_n = Some(1)).contains("without"));
+        assert!(wide(800).is_ok());
+        let text = wide(1000).unwrap_err().to_string();
+        assert!(text.contains("5000000 in all"), "{text}");
+    }
+
+    #[test]
+    fn the_last_two_of_three_tokens_begin_at_the_first_row() {
+        let from = |last| {
+            let wanted = check(|request| {
+                request.prompt_logprobs = true;
+                request.extras.prompt_logprobs_last_n = last;
+            });
+            wanted.unwrap().wants.from
+        };
+        assert_eq!([from(None), from(Some(2)), from(Some(1))], [0, 0, 1]);
+    }
+
+    #[test]
+    fn targets_need_a_row_per_scored_token_and_at_least_one_id() {
+        let targets = |rows, cells: &[Option<u32>]| {
+            let layout = CellLayout { rows, columns: 1, sparse: None };
+            let targets = TargetTokens { layout, cells: cells.to_vec() };
+            check(|request| request.extras.target_prompt_logprobs = Some(targets)).map_err(|error| error.to_string())
+        };
+        assert!(targets(2, &[None, Some(9)]).is_ok());
+        assert!(targets(3, &[Some(1); 3]).unwrap_err().contains("needs 2"));
+        assert!(targets(2, &[None, None]).unwrap_err().contains("names no token"));
+        assert!(targets(2, &[None, Some(10)]).unwrap_err().contains("`10`"));
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! The model's side of a step: prefill a tile, decode a batch. The engine knows nothing of tensors beyond this trait.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
 use twinkle_core::{Error, Result};
-use twinkle_nn::{Adapter, BaseModel, KvCache};
+use twinkle_nn::score::RowVisitor;
+use twinkle_nn::{Adapter, BaseModel, KvCache, Pick};
 
 /// Rows whose logits exist at the same time: `[16, V]` in fp32.
 const HEAD_ROWS: usize = 16;
@@ -12,19 +14,23 @@ const HEAD_ROWS: usize = 16;
 /// What a prefilled tile yields.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Prefilled {
-    /// Natural-log probability of each wanted target, given everything up to its row.
-    pub logprobs: Vec<f32>,
+    /// Natural-log probability of each pick's token, given everything up to its row.
+    pub scores: Vec<f32>,
     /// The fp32 logits `[V]` of the last row, when they are wanted.
     pub last_logits: Option<Vec<f32>>,
 }
 
 /// A part of a prompt to compute.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct PromptTile<'a> {
     /// Its tokens; they follow what the cache holds.
     pub tokens: &'a [u32],
-    /// Per row, from the first, the token to score.
-    pub targets: &'a [u32],
+    /// The rows that something is wanted of, counted from its first; no other goes through the output head.
+    pub scored: Range<usize>,
+    /// The tokens to score, their rows counted from the first of `scored`.
+    pub picks: &'a [Pick],
+    /// Whether the scored rows are wanted whole.
+    pub whole: bool,
     /// Whether the last row's logits are wanted.
     pub wants_logits: bool,
 }
@@ -60,7 +66,8 @@ pub trait Runner: 'static {
     /// Memory that a cache takes, in bytes.
     fn cache_bytes(&self, cache: &Self::Cache) -> u64;
 
-    /// Appends a tile to `cache`.
+    /// Appends a tile to `cache`; hands over the logprobs `[V]` of each row that is wanted whole, with its index among the
+    /// scored ones.
     ///
     /// # Errors
     /// Whatever the device reports; the cache is then unusable.
@@ -69,6 +76,7 @@ pub trait Runner: 'static {
         tile: PromptTile<'_>,
         cache: &mut Self::Cache,
         adapter: Option<&Arc<Adapter>>,
+        on_row: &mut RowVisitor<'_>,
     ) -> Result<Prefilled>;
 
     /// Appends `tokens[i]` to `caches[i]`; hands over the logits `[rows, V]` of successive rows, with the first row's index.
@@ -147,13 +155,16 @@ impl Runner for TorchRunner {
         tile: PromptTile<'_>,
         cache: &mut KvCache,
         adapter: Option<&Arc<Adapter>>,
+        on_row: &mut RowVisitor<'_>,
     ) -> Result<Prefilled> {
         let hidden_th = self.base.prefill(tile.tokens, cache, adapter)?;
         let mut prefilled = Prefilled::default();
-        if !tile.targets.is_empty() {
-            let scored_th =
-                hidden_th.f_narrow(0, 0, tile.targets.len() as i64).map_err(|error| tensor_error(&error))?;
-            prefilled.logprobs = self.base.prompt_logprobs(&scored_th, tile.targets, adapter)?;
+        if !tile.scored.is_empty() && (tile.whole || !tile.picks.is_empty()) {
+            let scored_th = hidden_th
+                .f_narrow(0, tile.scored.start as i64, tile.scored.len() as i64)
+                .map_err(|error| tensor_error(&error))?;
+            let on_row = tile.whole.then_some(on_row);
+            prefilled.scores = self.base.prompt_scores(&scored_th, tile.picks, on_row, adapter)?;
         }
         if tile.wants_logits {
             let last_1h =

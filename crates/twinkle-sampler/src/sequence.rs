@@ -1,15 +1,19 @@
-//! What the engine keeps of a request: its prompt's cache, and per sample its cache, tokens and logprobs.
+//! What the engine keeps of a request: its prompt's cache, what was found of its prompt, and per sample that has begun its
+//! cache, tokens and logprobs.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::time::Instant;
-use twinkle_core::call::{SampleOutcome, SampledSequence, StopReason};
+use twinkle_core::call::{SampleOutcome, SampledSequence, StopReason, TopLogprobs, WeightVersion};
 use twinkle_core::engine::ticket::Ticket;
 use twinkle_core::telemetry::carried::Carried;
 use twinkle_nn::Adapter;
 
+use crate::adapters::Weights;
 use crate::logits::{Draw, Noise, RowTask};
 use crate::params::ValidRequest;
+use crate::prompt::PromptFindings;
 use crate::stop::StopWatch;
 use crate::watched::Progress;
 
@@ -17,7 +21,7 @@ use crate::watched::Progress;
 pub(crate) struct Request<Cache> {
     pub(crate) valid: ValidRequest,
     /// The version it started with; a newer publication does not disturb it.
-    pub(crate) adapter: Option<Arc<Adapter>>,
+    pub(crate) weights: Weights,
     pub(crate) ticket: Ticket<SampleOutcome>,
     pub(crate) progress: Progress,
     pub(crate) arrived: Instant,
@@ -25,19 +29,12 @@ pub(crate) struct Request<Cache> {
     pub(crate) prompt_cache: Option<Cache>,
     /// The logits after the prompt, from which every sample draws its first token.
     pub(crate) first_logits: Option<Vec<f32>>,
-    /// Logprobs of the prompt's tokens from the second on.
-    pub(crate) prompt_logprobs: Vec<f32>,
-    pub(crate) samples: Vec<Sample<Cache>>,
-}
-
-/// One of a request's samples.
-pub(crate) enum Sample<Cache> {
-    /// Not begun.
-    Waiting,
-    /// Gains a token per step.
-    Running(Sequence<Cache>),
-    /// Complete.
-    Done(SampledSequence),
+    /// What was found of the prompt so far.
+    pub(crate) findings: PromptFindings,
+    /// Samples that gain a token per step. Those in neither map have not begun and take no memory.
+    running: BTreeMap<u32, Sequence<Cache>>,
+    /// Samples that are complete.
+    done: BTreeMap<u32, SampledSequence>,
 }
 
 /// A sample that runs.
@@ -46,77 +43,85 @@ pub(crate) struct Sequence<Cache> {
     pub(crate) cache: Option<Cache>,
     tokens: Vec<u32>,
     logprobs: Vec<f32>,
+    likeliest: Vec<Vec<(u32, f32)>>,
     watch: StopWatch,
 }
 
 impl<Cache> Request<Cache> {
-    pub(crate) fn new(
-        valid: ValidRequest,
-        adapter: Option<Arc<Adapter>>,
-        ticket: Ticket<SampleOutcome>,
-        carried: Carried,
-    ) -> Self {
-        let samples = (0..valid.samples).map(|_| Sample::Waiting).collect();
+    pub(crate) fn new(valid: ValidRequest, weights: Weights, ticket: Ticket<SampleOutcome>, carried: Carried) -> Self {
         Self {
             valid,
-            adapter,
+            weights,
             ticket,
             progress: Progress::Waiting(carried),
             arrived: Instant::now(),
             prompt_cache: None,
             first_logits: None,
-            prompt_logprobs: Vec::new(),
-            samples,
+            findings: PromptFindings::default(),
+            running: BTreeMap::new(),
+            done: BTreeMap::new(),
         }
+    }
+
+    /// The adapter it reads.
+    pub(crate) fn adapter(&self) -> Option<&Arc<Adapter>> {
+        self.weights.adapter.as_ref()
     }
 
     /// A sequence of no tokens yet.
     pub(crate) fn new_sequence(&self) -> Sequence<Cache> {
-        Sequence { cache: None, tokens: Vec::new(), logprobs: Vec::new(), watch: self.valid.stop.watch() }
+        let watch = self.valid.stop.watch();
+        Sequence { cache: None, tokens: Vec::new(), logprobs: Vec::new(), likeliest: Vec::new(), watch }
     }
 
     /// How the token after `generated` new ones is drawn in `sample`.
     pub(crate) fn row_task(&self, sample: u32, generated: usize) -> RowTask {
         let position = (self.valid.prompt.len() + generated) as u64;
-        RowTask { params: self.valid.draw, noise: Noise::new(self.valid.sample_key(sample), position) }
+        let noise = Noise::new(self.valid.sample_key(sample), position);
+        RowTask { params: self.valid.draw, noise, top: self.valid.top }
+    }
+
+    /// A sample begins.
+    pub(crate) fn begin(&mut self, sample: u32, sequence: Sequence<Cache>) {
+        self.running.insert(sample, sequence);
     }
 
     pub(crate) fn running(&mut self, sample: u32) -> Option<&mut Sequence<Cache>> {
-        match self.samples.get_mut(sample as usize)? {
-            Sample::Running(sequence) => Some(sequence),
-            Sample::Waiting | Sample::Done(_) => None,
+        self.running.get_mut(&sample)
+    }
+
+    /// A sample that ran is complete.
+    pub(crate) fn complete(&mut self, sample: u32, reason: StopReason) {
+        if let Some(sequence) = self.running.remove(&sample) {
+            self.done.insert(sample, sequence.into_sampled(reason, self.valid.top, &self.weights.version));
         }
+    }
+
+    /// How many samples run.
+    pub(crate) fn running_count(&self) -> usize {
+        self.running.len()
+    }
+
+    /// How many samples have not begun.
+    pub(crate) fn waiting_count(&self) -> usize {
+        self.valid.samples as usize - self.running.len() - self.done.len()
     }
 
     /// The caches it holds now.
     pub(crate) fn caches(&self) -> impl Iterator<Item = &Cache> {
-        let running = self.samples.iter().filter_map(|sample| match sample {
-            Sample::Running(sequence) => sequence.cache.as_ref(),
-            Sample::Waiting | Sample::Done(_) => None,
-        });
-        running.chain(&self.prompt_cache)
+        self.running.values().filter_map(|sequence| sequence.cache.as_ref()).chain(&self.prompt_cache)
     }
 
     /// Whether every sample is complete.
     pub(crate) fn is_done(&self) -> bool {
-        self.samples.iter().all(|sample| matches!(sample, Sample::Done(_)))
+        self.done.len() == self.valid.samples as usize
     }
 
     /// Sends the outcome. Nobody listening any more is not an error.
     pub(crate) fn reply(self) {
-        let sequences: Vec<SampledSequence> = self
-            .samples
-            .into_iter()
-            .filter_map(|sample| match sample {
-                Sample::Done(sequence) => Some(sequence),
-                Sample::Waiting | Sample::Running(_) => None,
-            })
-            .collect();
-        let prompt_logprobs = self
-            .valid
-            .prompt_logprobs
-            .then(|| std::iter::once(None).chain(self.prompt_logprobs.into_iter().map(Some)).collect());
-        self.ticket.answer(Ok(SampleOutcome { sequences, prompt_logprobs }));
+        let mut outcome = SampleOutcome { sequences: self.done.into_values().collect(), ..SampleOutcome::default() };
+        self.findings.tell(&self.valid.wants, self.valid.prompt.len(), &mut outcome);
+        self.ticket.answer(Ok(outcome));
     }
 }
 
@@ -135,14 +140,23 @@ impl<Cache> Sequence<Cache> {
     pub(crate) fn push(&mut self, draw: Draw, max_new_tokens: usize) -> Option<StopReason> {
         self.tokens.push(draw.token);
         self.logprobs.push(draw.logprob);
+        if !draw.likeliest.is_empty() {
+            self.likeliest.push(draw.likeliest);
+        }
         if self.watch.ends_with(draw.token) {
             return Some(StopReason::Stop);
         }
         (self.tokens.len() >= max_new_tokens).then_some(StopReason::Length)
     }
 
-    /// What the client gets.
-    pub(crate) fn into_sampled(self, stop_reason: StopReason) -> SampledSequence {
-        SampledSequence { tokens: self.tokens, logprobs: self.logprobs, stop_reason }
+    /// What the client gets, with the `top` likeliest tokens of each new one.
+    fn into_sampled(self, stop_reason: StopReason, top: usize, weights: &WeightVersion) -> SampledSequence {
+        SampledSequence {
+            tokens: self.tokens,
+            logprobs: self.logprobs,
+            stop_reason,
+            topk_logprobs: (top > 0).then_some(TopLogprobs { k: top, rows: self.likeliest }),
+            weights: weights.clone(),
+        }
     }
 }

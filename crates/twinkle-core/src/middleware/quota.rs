@@ -318,7 +318,7 @@ mod tests {
     use tokio::time::advance;
 
     use super::*;
-    use crate::call::{Operation, SampleRequest, SamplingParams, SamplingSource, Stop};
+    use crate::call::{Operation, SampleExtras, SampleRequest, SamplingParams, SamplingSource, Stop};
 
     fn sample(tenant: &str, tokens: usize) -> Call {
         let params = SamplingParams {
@@ -335,6 +335,7 @@ mod tests {
             num_samples: 1,
             params,
             prompt_logprobs: false,
+            extras: SampleExtras::default(),
         };
         Call { tenant: TenantId::new(tenant), operation: Operation::Sample(Box::new(request)) }
     }

@@ -7,7 +7,7 @@ use twinkle_core::ErrorCode;
 use twinkle_core::call::{Position, SampleRequest, SamplingSource};
 use twinkle_core::checkpoint::CheckpointMeta;
 use twinkle_core::ids::{CheckpointKind, CheckpointPath, RunId, SamplingSessionId, TenantId};
-use twinkle_nn::{Adapter, AdapterLayout, peft};
+use twinkle_nn::{Adapter, AdapterLayout, Publication, peft};
 
 use crate::house::{House, fixture, greedy, prompt, request};
 
@@ -31,12 +31,17 @@ pub(crate) fn save_fixture_adapter(house: &House, adapter: &str, name: &str) -> 
     path
 }
 
+/// The publication by the operation of this number.
+fn publication(number: u64) -> Publication {
+    Publication { position: Position { after: number, arrival: 0 }, optimizer_steps: 10 * number }
+}
+
 /// Hands an adapter of the fixtures over as the trainer does, by pointer, and returns what it saves afterwards.
-fn publish(house: &House, adapter: &str, session: &SamplingSessionId) -> (Arc<AdapterLayout>, Tensor) {
+fn publish(house: &House, adapter: &str, session: &SamplingSessionId, number: u64) -> (Arc<AdapterLayout>, Tensor) {
     let (spec, parameters) = peft::read(&fixture(&house.variant).join(adapter), house.base.config()).unwrap();
     let layout = Arc::new(AdapterLayout::new(house.base.config(), &spec).unwrap());
     let adapter = Adapter::from_parameters(&layout, &parameters, Kind::Float, Device::Cpu);
-    house.published.put(session.clone(), Arc::new(adapter));
+    house.published.put(session.clone(), Arc::new(adapter), publication(number));
     (layout, parameters)
 }
 
@@ -48,17 +53,19 @@ async fn a_live_adapter_that_was_saved_outlives_the_server_and_samples_the_same_
         let source = SamplingSource::Live(session.clone());
         SampleRequest { source, num_samples: 2, ..request(&prompt(70, 3)) }
     };
-    let (layout, parameters) = publish(&house, "attn_mlp_unembed", &saved);
-    house.published.save(&saved, &layout, &parameters, "test/qwen3").unwrap();
-    let _ = publish(&house, "attn_mlp", &unsaved);
+    let (layout, parameters) = publish(&house, "attn_mlp_unembed", &saved, 4);
+    house.published.save(&saved, &layout, &parameters, "test/qwen3", publication(4)).unwrap();
+    let _ = publish(&house, "attn_mlp", &unsaved, 5);
     let before = house.ask(question(&saved)).await.unwrap();
+    let weights = &before.sequences[0].weights;
+    assert_eq!((weights.operation, weights.optimizer_steps), (Some(4), Some(40)));
     assert!(house.ask(question(&unsaved)).await.is_ok());
-    let hash = *house.published.get(&saved).unwrap().content_hash();
+    let hash = *house.published.get(&saved).unwrap().adapter.content_hash();
 
     let house = house.restarted().await;
     assert!(house.published.get(&saved).is_none(), "nothing is in memory yet");
     assert_eq!(house.ask(question(&saved)).await.unwrap(), before);
-    assert_eq!(*house.published.get(&saved).unwrap().content_hash(), hash);
+    assert_eq!(*house.published.get(&saved).unwrap().adapter.content_hash(), hash);
     assert_eq!(house.published.saved().unwrap(), [saved]);
     assert_eq!(house.ask(question(&unsaved)).await.unwrap_err().code, ErrorCode::NotFound);
 }
@@ -72,13 +79,20 @@ async fn a_live_adapter_samples_like_the_saved_one_and_is_pinned_when_a_request_
     let second = ask(SamplingSource::Checkpoint(save_fixture_adapter(&house, "attn_mlp_unembed", "b"))).await.unwrap();
     assert_ne!(first, second);
 
-    let _ = publish(&house, "attn_mlp", &session);
+    let _ = publish(&house, "attn_mlp", &session, 1);
     let mut running = ask(SamplingSource::Live(session.clone()));
     // Polled once, the request has its weights.
     assert!(futures::poll!(&mut running).is_pending());
-    let _ = publish(&house, "attn_mlp_unembed", &session);
-    assert_eq!(running.await.unwrap(), first);
-    assert_eq!(ask(SamplingSource::Live(session.clone())).await.unwrap(), second);
+    let _ = publish(&house, "attn_mlp_unembed", &session, 2);
+    let newer = ask(SamplingSource::Live(session.clone()));
+    let [old, new] = [running.await.unwrap(), newer.await.unwrap()].map(|mut outcome| outcome.sequences.remove(0));
+    for (live, saved, number) in [(old, first, 1), (new, second, 2)] {
+        let saved = &saved.sequences[0];
+        assert_eq!((&live.tokens, &live.logprobs), (&saved.tokens, &saved.logprobs));
+        // The same adapter in both, and each token's tag says which publication it is.
+        assert_eq!(live.weights.adapter, saved.weights.adapter);
+        assert_eq!((live.weights.operation, live.weights.optimizer_steps), (Some(number), Some(10 * number)));
+    }
 
     house.published.remove(&session).unwrap();
     let error = ask(SamplingSource::Live(session)).await.unwrap_err();

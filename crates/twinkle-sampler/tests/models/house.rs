@@ -9,7 +9,9 @@ use tch::Device;
 use tempfile::TempDir;
 use tower::Service;
 use twinkle_core::Result;
-use twinkle_core::call::{Call, Operation, Reply, SampleOutcome, SampleRequest, SamplingParams, SamplingSource, Stop};
+use twinkle_core::call::{
+    Call, Operation, Reply, SampleExtras, SampleOutcome, SampleRequest, SamplingParams, SamplingSource, Stop,
+};
 use twinkle_core::checkpoint::CheckpointStore;
 use twinkle_core::component::{Component, Lifecycle};
 use twinkle_core::config::{ApplicationArgs, SamplerArgs, ServerConfig};
@@ -115,6 +117,7 @@ pub(crate) fn request(prompt: &[u32]) -> SampleRequest {
             top_p: 1.0,
         },
         prompt_logprobs: false,
+        extras: SampleExtras::default(),
     }
 }
 

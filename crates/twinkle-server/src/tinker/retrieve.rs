@@ -157,7 +157,9 @@ fn plain(outcome: &RunOutcome, form: Form) -> Result<Response> {
         RunOutcome::SavedForSampler { target } => {
             let (path, session) = match target {
                 SamplerTarget::Checkpoint(path) => (Some(path.to_string()), None),
-                SamplerTarget::Live(session) => (None, Some(session.as_str().to_owned())),
+                SamplerTarget::Live(session) | SamplerTarget::Inflight { session, .. } => {
+                    (None, Some(session.as_str().to_owned()))
+                }
             };
             let kind = Tag::new("save_weights_for_sampler");
             json(StatusCode::OK, &WeightsSavedForSampler { path, sampling_session_id: session, kind })

@@ -2,6 +2,7 @@
 
 use super::json;
 use super::proto;
+use super::scores;
 use super::tensor;
 use crate::call::{SampleOutcome, SampledSequence, SamplingParams, Stop, StopReason};
 use crate::error::{Error, Result};
@@ -79,7 +80,8 @@ pub fn outcome_to_proto(outcome: &SampleOutcome) -> proto::SampleResponse {
         },
         tokens: tensor::token_bytes(&sequence.tokens),
         logprobs: Some(tensor::float_bytes(&sequence.logprobs)),
-        topk_sampled_logprobs: None,
+        topk_sampled_logprobs: sequence.topk_logprobs.as_ref().map(scores::top_to_proto),
+        weight_spans: scores::weights_to_proto(&sequence.weights, sequence.tokens.len()),
     };
     let prompt_logprobs = outcome.prompt_logprobs.as_ref().map(|logprobs| {
         let values: Vec<f32> = logprobs.iter().map(|logprob| logprob.unwrap_or(f32::NAN)).collect();
@@ -88,7 +90,10 @@ pub fn outcome_to_proto(outcome: &SampleOutcome) -> proto::SampleResponse {
     proto::SampleResponse {
         sequences: outcome.sequences.iter().map(sequence).collect(),
         prompt_logprobs,
-        ..proto::SampleResponse::default()
+        topk_prompt_logprobs: outcome.topk_prompt_logprobs.as_ref().map(scores::top_to_proto),
+        prompt_cache_hit_tokens: 0,
+        target_prompt_logprobs: outcome.target_prompt_logprobs.as_ref().map(scores::targets_to_proto),
+        prompt_alt_tokens: outcome.prompt_alt_tokens.as_ref().map(scores::alternatives_to_proto),
     }
 }
 
@@ -103,6 +108,8 @@ pub fn outcome_from_proto(response: &proto::SampleResponse) -> Result<SampleOutc
                 proto::StopReason::Stop => StopReason::Stop,
                 proto::StopReason::Length => StopReason::Length,
             },
+            topk_logprobs: sequence.topk_sampled_logprobs.as_ref().map(scores::top_from_proto).transpose()?,
+            weights: scores::weights_from_proto(&sequence.weight_spans),
         });
     }
     let prompt_logprobs = match response.prompt_logprobs.as_deref() {
@@ -111,7 +118,13 @@ pub fn outcome_from_proto(response: &proto::SampleResponse) -> Result<SampleOutc
             Some(tensor::floats(bytes)?.into_iter().map(|logprob| (!logprob.is_nan()).then_some(logprob)).collect())
         }
     };
-    Ok(SampleOutcome { sequences, prompt_logprobs })
+    Ok(SampleOutcome {
+        sequences,
+        prompt_logprobs,
+        topk_prompt_logprobs: response.topk_prompt_logprobs.as_ref().map(scores::top_from_proto).transpose()?,
+        target_prompt_logprobs: response.target_prompt_logprobs.as_ref().map(scores::targets_from_proto).transpose()?,
+        prompt_alt_tokens: response.prompt_alt_tokens.as_ref().map(scores::alternatives_from_proto).transpose()?,
+    })
 }
 
 /// Writes a result as JSON, for SDKs before protobuf.
@@ -124,11 +137,16 @@ pub fn outcome_to_json(outcome: &SampleOutcome) -> json::SampleResponse {
         },
         tokens: sequence.tokens.clone(),
         logprobs: Some(sequence.logprobs.clone()),
+        topk_logprobs: sequence.topk_logprobs.as_ref().map(scores::top_to_json),
+        weight_spans: scores::weights_to_json(&sequence.weights, sequence.tokens.len()),
     };
     json::SampleResponse {
         kind: json::Tag::new("sample"),
         sequences: outcome.sequences.iter().map(sequence).collect(),
         prompt_logprobs: outcome.prompt_logprobs.clone(),
+        topk_prompt_logprobs: outcome.topk_prompt_logprobs.as_ref().map(scores::top_to_json),
+        target_prompt_logprobs: outcome.target_prompt_logprobs.as_ref().map(scores::targets_to_json),
+        prompt_alt_tokens: outcome.prompt_alt_tokens.as_ref().map(scores::alternatives_to_json),
     }
 }
 
@@ -187,10 +205,11 @@ mod tests {
     fn a_result_survives_protobuf() {
         let outcome = SampleOutcome {
             sequences: vec![
-                SampledSequence { tokens: vec![5, 2], logprobs: vec![-0.5, -1.5], stop_reason: StopReason::Stop },
-                SampledSequence { tokens: vec![6], logprobs: vec![-3.0], stop_reason: StopReason::Length },
+                SampledSequence::new(vec![5, 2], vec![-0.5, -1.5], StopReason::Stop),
+                SampledSequence::new(vec![6], vec![-3.0], StopReason::Length),
             ],
             prompt_logprobs: Some(vec![None, Some(-2.0)]),
+            ..SampleOutcome::default()
         };
         let bytes = Bytes::from(outcome_to_proto(&outcome).encode_to_vec());
         let read = outcome_from_proto(&proto::SampleResponse::decode(bytes).unwrap()).unwrap();

@@ -6,6 +6,7 @@ use serde::de::{Deserializer, Error as _, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::{ModelInput, Tag, TensorData};
+use crate::call::WeightVersion;
 use crate::data::TokenIds;
 
 /// `POST create_sampling_session`: weights of a checkpoint, or of a base model.
@@ -187,6 +188,24 @@ pub struct SampleResponse {
     /// One per prompt token, null where there is none.
     #[serde(default)]
     pub prompt_logprobs: Option<Vec<Option<f32>>>,
+    /// Per prompt token the likeliest tokens and their logprobs, null where there are none.
+    #[serde(default)]
+    pub topk_prompt_logprobs: Option<Vec<Option<Vec<(u32, f32)>>>>,
+    /// The logprobs of the candidates, in their layout.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_prompt_logprobs: Option<TensorData>,
+    /// Tokens drawn in place of the prompt's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_alt_tokens: Option<PromptAltTokens>,
+}
+
+/// Tokens drawn in place of each prompt token but the first, `[prompt - 1, k]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PromptAltTokens {
+    /// int64 ids.
+    pub tokens: TensorData,
+    /// float32.
+    pub logprobs: TensorData,
 }
 
 /// One continuation.
@@ -199,6 +218,22 @@ pub struct SampledSequence {
     /// One per token.
     #[serde(default)]
     pub logprobs: Option<Vec<f32>>,
+    /// Per token the likeliest ones in its place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topk_logprobs: Option<Vec<Option<Vec<(u32, f32)>>>>,
+    /// The weights that produced the tokens, in order; an extension of this server.
+    #[serde(default)]
+    pub weight_spans: Vec<WeightSpan>,
+}
+
+/// Tokens that the same weights produced; an extension of this server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WeightSpan {
+    /// How many tokens.
+    pub length: u32,
+    /// Which weights.
+    #[serde(flatten)]
+    pub weights: WeightVersion,
 }
 
 /// Why a sample ended.
