@@ -102,6 +102,7 @@ struct SamplerStatus {
     #[serde(flatten)]
     engine: EngineStatus,
     requests_in_memory: usize,
+    samples_waiting: usize,
     cache_bytes: u64,
     generated_tokens: u64,
 }
@@ -250,6 +251,7 @@ impl Lifecycle for SamplerComponent {
         let status = SamplerStatus {
             engine: pulse.status(),
             requests_in_memory: counts.requests(),
+            samples_waiting: counts.waiting(),
             cache_bytes: counts.cache_bytes(),
             generated_tokens: counts.generated(),
         };

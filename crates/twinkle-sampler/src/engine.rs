@@ -62,6 +62,7 @@ pub struct Work {
 #[derive(Debug, Default)]
 pub struct EngineStats {
     requests: AtomicUsize,
+    waiting: AtomicUsize,
     cache_bytes: AtomicU64,
     generated: AtomicU64,
 }
@@ -71,6 +72,12 @@ impl EngineStats {
     #[must_use]
     pub fn requests(&self) -> usize {
         self.requests.load(Ordering::Acquire)
+    }
+
+    /// Samples without a place in the batch.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Acquire)
     }
 
     /// Memory of all KV caches, in bytes.
@@ -361,6 +368,7 @@ impl<R: Runner> Engine<R> {
             holding.waiting += request.waiting_count() as u64;
             holding.running += request.running_count() as u64;
         }
+        self.stats.waiting.store(usize::try_from(holding.waiting).unwrap_or(usize::MAX), Ordering::Release);
         self.shown.holds(holding);
         self.stats.cache_bytes.store(bytes, Ordering::Release);
         self.stats.requests.store(self.requests.len(), Ordering::Release);
