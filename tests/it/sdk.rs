@@ -50,6 +50,11 @@ async fn a_training_loop_learns_saves_and_samples() {
 }
 
 #[tokio::test]
+async fn every_loss_is_what_its_formula_says() {
+    check("losses.py", "qwen2").await;
+}
+
+#[tokio::test]
 async fn four_tenants_at_once_get_what_each_gets_alone() {
     check("tenants.py", "llama3_tied").await;
 }

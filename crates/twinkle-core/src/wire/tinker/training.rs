@@ -8,7 +8,7 @@ use super::json;
 use super::proto;
 use super::tensor;
 use crate::call::{ForwardBackwardOutcome, Logprobs, LossSpec};
-use crate::data::{Datum, TokenIds};
+use crate::data::{Datum, TensorData, TokenIds};
 use crate::error::{Error, Result};
 
 /// The kind of output every loss has; SDKs show the part after the last `:`.
@@ -52,7 +52,8 @@ impl ForwardBackward {
                 config: proto_settings(request.loss_fn_config, &request.loss_fn_config_v2)?,
                 graph: None,
             };
-            let data = numbered(request.data, |datum| datum_from_proto(&datum))?;
+            let mut budget = Budget::default();
+            let data = numbered(request.data, |datum| datum_from_proto(&datum, &mut budget))?;
             Ok(ForwardBackwardContent { data, loss, backward: !request.forward_only })
         });
         Self { model_id: request.model_id, sequence: sequence.unwrap_or(None), content }
@@ -67,7 +68,8 @@ impl ForwardBackward {
         backward: bool,
     ) -> Self {
         let content = json_settings(input.loss_fn_config.unwrap_or_default()).and_then(|config| {
-            let data = numbered(input.data, datum_from_json)?;
+            let mut budget = Budget::default();
+            let data = numbered(input.data, |datum| datum_from_json(datum, &mut budget))?;
             Ok(ForwardBackwardContent { data, loss: LossSpec { name: input.loss_fn, config, graph: None }, backward })
         });
         Self { model_id, sequence: sequence.filter(|number| *number > 0), content }
@@ -100,7 +102,7 @@ fn sequence_number(number: i64) -> Result<Option<u64>> {
 }
 
 /// Converts each datum, naming the one that is wrong.
-fn numbered<T>(data: Vec<T>, convert: impl Fn(T) -> Result<Datum>) -> Result<Vec<Datum>> {
+fn numbered<T>(data: Vec<T>, mut convert: impl FnMut(T) -> Result<Datum>) -> Result<Vec<Datum>> {
     if data.is_empty() {
         return Err(Error::invalid("`data` is empty").hint("send at least one datum"));
     }
@@ -112,10 +114,32 @@ fn numbered<T>(data: Vec<T>, convert: impl Fn(T) -> Result<Datum>) -> Result<Vec
         .collect()
 }
 
-fn datum_from_proto(datum: &proto::Datum) -> Result<Datum> {
+/// What the sparse tensors of a request have taken when written out: a few bytes on the wire may mean millions of zeros.
+#[derive(Default)]
+struct Budget {
+    cells: usize,
+}
+
+impl Budget {
+    fn spend(&mut self, tensor: &TensorData) -> Result<()> {
+        self.cells += tensor.len();
+        if self.cells <= tensor::MAX_DENSE_CELLS {
+            return Ok(());
+        }
+        let most = tensor::MAX_DENSE_CELLS;
+        Err(Error::invalid(format!("the sparse tensors of this request have over {most} cells when written out"))
+            .hint("send fewer datums in one request, or fewer candidates per position"))
+    }
+}
+
+fn datum_from_proto(datum: &proto::Datum, budget: &mut Budget) -> Result<Datum> {
     let mut inputs = BTreeMap::new();
     for (name, value) in &datum.loss_fn_inputs {
-        inputs.insert(name.clone(), tensor::from_proto(value).map_err(|error| in_input(name, error))?);
+        let dense = tensor::from_proto(value).map_err(|error| in_input(name, error))?;
+        if let Some(proto::tensor::Encoding::SparseCsr(_)) = value.encoding {
+            budget.spend(&dense)?;
+        }
+        inputs.insert(name.clone(), dense);
     }
     Ok(Datum { tokens: tokens_from_proto(&datum.model_input)?, loss_inputs: inputs })
 }
@@ -131,11 +155,15 @@ fn datum_to_proto(datum: &Datum) -> proto::Datum {
     }
 }
 
-fn datum_from_json(datum: json::Datum) -> Result<Datum> {
+fn datum_from_json(datum: json::Datum, budget: &mut Budget) -> Result<Datum> {
     let mut inputs = BTreeMap::new();
     for (name, value) in datum.loss_fn_inputs {
-        let value = tensor::from_json(value).map_err(|error| in_input(&name, error))?;
-        inputs.insert(name, value);
+        let is_sparse = value.sparse_crow_indices.is_some();
+        let dense = tensor::from_json(value).map_err(|error| in_input(&name, error))?;
+        if is_sparse {
+            budget.spend(&dense)?;
+        }
+        inputs.insert(name, dense);
     }
     Ok(Datum { tokens: datum.model_input.into_tokens()?, loss_inputs: inputs })
 }
@@ -302,123 +330,5 @@ pub fn outcome_to_json(outcome: &ForwardBackwardOutcome) -> json::ForwardBackwar
 }
 
 #[cfg(test)]
-mod tests {
-    use prost::Message;
-
-    use super::*;
-    use crate::data::TensorData;
-    use crate::error::ErrorCode;
-
-    fn content() -> ForwardBackwardContent {
-        let datum = |tokens: &[u32], weights: &[f32]| Datum {
-            tokens: tokens.to_vec(),
-            loss_inputs: BTreeMap::from([
-                (
-                    "target_tokens".to_owned(),
-                    TensorData::ints(tokens.iter().map(|token| i64::from(*token) + 1).collect()),
-                ),
-                ("weights".to_owned(), TensorData::floats(weights.to_vec())),
-            ]),
-        };
-        ForwardBackwardContent {
-            data: vec![datum(&[1, 2, 3], &[0.0, 1.0, -0.5]), datum(&[9], &[1.0])],
-            loss: LossSpec {
-                name: "ppo".into(),
-                config: BTreeMap::from([("clip_low_threshold".to_owned(), 0.9)]),
-                graph: None,
-            },
-            backward: true,
-        }
-    }
-
-    #[test]
-    fn a_request_survives_protobuf() {
-        let bytes = Bytes::from(content().to_proto("s:train:0", 7).encode_to_vec());
-        let request = ForwardBackward::from_proto(proto::ForwardBackwardRequest::decode(bytes).unwrap());
-        assert_eq!(
-            request,
-            ForwardBackward { model_id: "s:train:0".into(), sequence: Some(7), content: Ok(content()) }
-        );
-    }
-
-    #[test]
-    fn zero_means_unnumbered_and_negative_numbers_are_refused() {
-        let numbered = |seq_id| ForwardBackward::from_proto(content().to_proto("s:train:0", seq_id));
-        assert_eq!(numbered(0).sequence, None);
-        assert!(numbered(0).content.is_ok());
-        assert!(numbered(-4).content.is_err());
-    }
-
-    #[test]
-    fn the_second_generation_of_settings_wins() {
-        let mut request = content().to_proto("s:train:0", 1);
-        request.loss_fn_config.insert("clip_low_threshold".into(), 0.1);
-        let read = ForwardBackward::from_proto(request.clone()).content.unwrap();
-        assert_eq!(read.loss.config["clip_low_threshold"].to_bits(), 0.9_f64.to_bits());
-        request.loss_fn_config_v2.clear();
-        let read = ForwardBackward::from_proto(request.clone()).content.unwrap();
-        assert_eq!(read.loss.config["clip_low_threshold"].to_bits(), 0.1_f64.to_bits());
-        let text = proto::LossConfigValue { value: Some(proto::loss_config_value::Value::Text("x".into())) };
-        request.loss_fn_config_v2.insert("loss_id".into(), text);
-        let error = ForwardBackward::from_proto(request).content.unwrap_err();
-        assert!(error.message.contains("`loss_id`"), "{error}");
-    }
-
-    #[test]
-    fn images_and_empty_data_are_refused_and_named() {
-        let mut request = content().to_proto("s:train:0", 1);
-        request.data[1].model_input[0].chunk = Some(proto::chunk::Chunk::Image(proto::ImageChunk::default()));
-        let error = ForwardBackward::from_proto(request.clone()).content.unwrap_err();
-        assert_eq!(error.code, ErrorCode::Unsupported);
-        assert!(error.message.contains("datum 1") && error.message.contains("`image`"), "{error}");
-        request.data.clear();
-        assert!(ForwardBackward::from_proto(request).content.is_err());
-    }
-
-    #[test]
-    fn results_are_cut_at_their_byte_offsets() {
-        let outcome = ForwardBackwardOutcome {
-            logprobs: vec![Logprobs::flat(vec![-1.0, -2.0]), Logprobs::flat(vec![]), Logprobs::flat(vec![-0.25])],
-            metrics: BTreeMap::from([("loss:sum".to_owned(), 3.25)]),
-        };
-        let output = outcome_to_proto(&outcome);
-        let field = &output.loss_fn_outputs[0].fields[LOGPROBS];
-        assert_eq!(tensor::longs(&field.offsets).unwrap(), [0, 8, 8, 12]);
-        assert_eq!(output.loss_fn_outputs[0].num_datums, 3);
-        let bytes = Bytes::from(output.encode_to_vec());
-        let read = proto::ForwardBackwardOutput::decode(bytes).unwrap();
-        assert_eq!(outcome_from_proto(&read).unwrap(), outcome);
-
-        let json = serde_json::to_value(outcome_to_json(&outcome)).unwrap();
-        assert_eq!(
-            json["loss_fn_outputs"][2]["logprobs"],
-            serde_json::json!({"data": [-0.25], "dtype": "float32", "shape": [1]})
-        );
-    }
-
-    #[test]
-    fn targets_with_candidates_get_logprobs_of_their_shape() {
-        let table = |values: Vec<f32>, candidates| Logprobs { values, candidates: Some(candidates) };
-        let outcome = ForwardBackwardOutcome {
-            logprobs: vec![
-                table(vec![-1.0, -2.0, -3.0, -4.0], 2),
-                table(vec![-5.0, -6.0], 2),
-                Logprobs::flat(vec![-7.0]),
-                table(vec![-8.0], 1),
-            ],
-            metrics: BTreeMap::new(),
-        };
-        let output = outcome_to_proto(&outcome);
-        let shapes: Vec<_> =
-            output.loss_fn_outputs.iter().map(|record| record.fields[LOGPROBS].trailing_shape.clone()).collect();
-        assert_eq!(shapes, [vec![2], vec![], vec![1]]);
-        assert_eq!(output.loss_fn_outputs[0].num_datums, 2);
-        assert_eq!(outcome_from_proto(&output).unwrap(), outcome);
-
-        let json = serde_json::to_value(outcome_to_json(&outcome)).unwrap();
-        let shape = |index: usize| json["loss_fn_outputs"][index]["logprobs"]["shape"].clone();
-        assert_eq!(shape(0), serde_json::json!([2, 2]));
-        assert_eq!(shape(2), serde_json::json!([1]));
-        assert_eq!(shape(3), serde_json::json!([1, 1]));
-    }
-}
+#[path = "training_tests.rs"]
+mod tests;
