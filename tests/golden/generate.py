@@ -117,6 +117,10 @@ def write_variant(name, directory, seed):
             write_losses(model, wrapped, adapter, directory, seed)
         facts["adapters"][adapter] = adapter_values(model, wrapped, adapter, sequences, datums, tensors)
 
+    scored = [(None, f"tokens.{i}", f"logits.{i}") for i in ADAPTER_SEQUENCES]
+    scored += [(name, f"tokens.{i}", f"{name}.logits.{i}") for name in oracle.ADAPTERS for i in ADAPTER_SEQUENCES]
+    cases = [(adapter, tensors[tokens].numpy(), tensors[logits].numpy()) for adapter, tokens, logits in scored]
+    sampling.write_scores(directory / "scores.json", cases, seed)
     facts["adam"] = oracle.ADAM
     facts["losses"] = oracle.LOSSES
     facts["versions"] = {module.__name__: version for module, version in PINNED.items()}

@@ -42,7 +42,7 @@ def write(directory, logits_of, functional, lora, vocabulary, seed, agreement):
     generator = torch.Generator().manual_seed(seed)
     tensors, facts = {}, {"datums": len(LENGTHS), "cases": {}}
     for case, (loss, settings) in CASES.items():
-        datums = [random_datum(case, length, number, vocabulary, logits_of, generator) for number, length in enumerate(LENGTHS)]
+        datums = [decided_datum(case, number, vocabulary, logits_of, generator) for number in range(len(LENGTHS))]
         values, logprobs, computed = gradients(logits_of, lora, loss, settings, datums)
         _, _, again = gradients(functional, lora, loss, settings, datums)
         for key, gradient in computed.items():
@@ -62,6 +62,21 @@ def write(directory, logits_of, functional, lora, vocabulary, seed, agreement):
     (directory / "losses.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
+class Undecided(Exception):
+    """A ratio so near to a bound that rounding would decide whether it is clipped."""
+
+
+def decided_datum(case, number, vocabulary, logits_of, generator):
+    loss, settings = CASES[case]
+    while True:
+        datum = random_datum(case, LENGTHS[number], number, vocabulary, logits_of, generator)
+        try:
+            loss_value(loss, settings, datum["scored"], datum)
+            return datum
+        except Undecided:
+            continue
+
+
 def random_datum(case, length, number, vocabulary, logits_of, generator):
     def normal(*shape):
         return torch.randn(*shape, generator=generator)
@@ -77,7 +92,7 @@ def random_datum(case, length, number, vocabulary, logits_of, generator):
         targets[absent], weights[absent] = 0, 0.0
         # A token named twice in a row.
         targets[-1], weights[-1] = torch.tensor([7, 7, 0, 7, 9]), torch.tensor([0.5, -1.5, 0.0, 0.25, 2.0])
-        return {"tokens": tokens, "target_tokens": targets, "weights": weights}
+        return {"tokens": tokens, "target_tokens": targets, "weights": weights, "scored": torch.zeros_like(weights)}
 
     targets = torch.randint(0, vocabulary, (length,), generator=generator)
     weights = torch.where(masked, 0.0, normal(length))
@@ -93,6 +108,7 @@ def random_datum(case, length, number, vocabulary, logits_of, generator):
     low = 0.5 + torch.rand(length, generator=generator) / 2
     return {
         "tokens": tokens, "target_tokens": targets, "weights": weights, "advantages": advantages, "logprobs": old,
+        "scored": scored,
         # The last position counts in the loss but not in the sequence's ratio.
         "sequence_ratio_mask": (~outside).float(),
         "clip_low_threshold": low, "clip_high_threshold": low + torch.rand(length, generator=generator),
@@ -114,8 +130,8 @@ def loss_value(loss, settings, logprobs, datum):
     if loss == "importance_sampling":
         return -(ratio * advantages).sum()
     low, high = (settings.get(name, datum[name][counted]) for name in CLIP)
-    bounds_apart = torch.minimum((ratio - low).abs(), (ratio - high).abs()).min()
-    assert bounds_apart > 1e-4, "rounding must not decide what is clipped"
+    if torch.minimum((ratio - low).abs(), (ratio - high).abs()).min() < 1e-4:
+        raise Undecided
     clipped = torch.minimum(torch.maximum(ratio, torch.as_tensor(low)), torch.as_tensor(high))
     if loss == "cispo":
         return -(clipped.detach() * new * advantages).sum()

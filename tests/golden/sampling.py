@@ -1,4 +1,4 @@
-"""Sampling parameters: logits to processed logprobs, in numpy.
+"""Sampling parameters and scores: logits to processed logprobs, likeliest tokens and given tokens, in numpy.
 
 The order is vLLM's: temperature, then top-k (every logit at least the k-th largest stays, ties included),
 then top-p (ascending cumulative probability <= 1 - p is dropped, one token always stays). A temperature
@@ -57,6 +57,45 @@ def process(logits, temperature, top_k, top_p):
     ids = numpy.flatnonzero(kept)
     processed = log_softmax(scaled[ids])
     return ids.tolist(), dict(zip(ids.tolist(), processed.tolist())), reported
+
+
+# How many of the likeliest tokens, and from which distance to the next their order cannot be a matter of rounding.
+LIKELIEST = 5
+CLEAR = 1e-3
+# The temperature at which tokens are drawn in place of the prompt's.
+TEMPERATURE = 0.7
+
+
+def scores(tokens, logits, generator):
+    """What a prompt's rows say about its next tokens: all in fp64 from the reference's fp32 logits."""
+    found = []
+    for row, values in enumerate(logits[:-1]):
+        logprobs = log_softmax(values.astype(numpy.float64))
+        order = numpy.argsort(-logprobs, kind="stable")[: LIKELIEST + 1]
+        targets = generator.integers(0, len(logprobs), 3).tolist()
+        best = int(order[0])
+        found.append({
+            "next": round(float(logprobs[tokens[row + 1]]), 7),
+            "likeliest": order[:LIKELIEST].tolist(),
+            "logprobs": logprobs[order[:LIKELIEST]].round(7).tolist(),
+            "is_clear": bool((-numpy.diff(logprobs[order])).min() > CLEAR),
+            "targets": targets,
+            "target_logprobs": logprobs[targets].round(7).tolist(),
+            # How often the likeliest token is drawn at the temperature.
+            "drawn_best": round(float(numpy.exp(log_softmax(values.astype(numpy.float64) / TEMPERATURE)[best])), 7),
+        })
+    return found
+
+
+def write_scores(path, cases, seed):
+    """`cases`: adapter or None, tokens, logits `[n, V]`."""
+    generator = numpy.random.default_rng(seed)
+    found = []
+    for adapter, tokens, logits in cases:
+        rows = scores(tokens, logits, generator)
+        assert sum(row["is_clear"] for row in rows) > len(rows) // 2, "most rows must show the order"
+        found.append({"adapter": adapter, "tokens": [int(token) for token in tokens], "rows": rows})
+    path.write_text(json.dumps({"temperature": TEMPERATURE, "cases": found}) + "\n")
 
 
 def rows(seed):
