@@ -55,6 +55,11 @@ async fn every_loss_is_what_its_formula_says() {
 }
 
 #[tokio::test]
+async fn sampling_extras_agree_with_each_other_and_with_the_trainer() {
+    check_together(&VERSIONS, "sampling_extras.py", "qwen2_untied").await;
+}
+
+#[tokio::test]
 async fn four_tenants_at_once_get_what_each_gets_alone() {
     check("tenants.py", "llama3_tied").await;
 }

@@ -183,7 +183,7 @@ async fn a_published_adapter_is_in_memory_at_once_and_on_disk_soon() {
     // The next operation runs after the copy was written.
     house.train("s:train:0").await;
     assert!(house.path("live/s:sample:0/adapter_model.safetensors").exists());
-    assert_eq!(house.published.get(&session).unwrap().content_hash(), published.content_hash());
+    assert_eq!(house.published.get(&session).unwrap().adapter.content_hash(), published.adapter.content_hash());
 }
 
 #[tokio::test]

@@ -7,3 +7,4 @@ mod house;
 mod independence;
 mod logprobs;
 mod requests;
+mod scores;
