@@ -70,7 +70,12 @@ impl BaseModel {
             for rows in chunks(&spans, self.row_tile as usize, adapters) {
                 let (start, count) = (rows.start as i64, (rows.end - rows.start) as i64);
                 let mut pieces = pieces(&spans, &rows, adapters);
-                let chunk = Chunk { base: self, hidden: hidden.f_narrow(0, start, count)?, tile: self.row_tile };
+                let chunk = Chunk {
+                    base: self,
+                    hidden: hidden.f_narrow(0, start, count)?,
+                    tile: self.row_tile,
+                    adapter_tile: None,
+                };
                 let targets = Targets { ids: &targets[rows.start * width..rows.end * width], width };
                 let (found, normalised) = chunk.forward(targets, &mut pieces)?;
                 let mut derivatives = vec![0.0; found.len()];
@@ -131,6 +136,8 @@ pub(crate) struct Chunk<'a> {
     /// `[rows, H]`.
     pub(crate) hidden: Tensor,
     pub(crate) tile: i64,
+    /// Rows per tile of the products with adapters; `None`: a piece at once, which must then always be cut at the same rows.
+    pub(crate) adapter_tile: Option<i64>,
 }
 
 /// The targets of a chunk's rows.
@@ -196,9 +203,9 @@ impl Chunk<'_> {
         for piece in pieces {
             let Some((pair, _)) = piece.pair else { continue };
             let count = piece.rows.end - piece.rows.start;
-            let shrunk = shrink(&self.hidden.f_narrow(0, piece.rows.start, count)?, pair, None)?;
+            let shrunk = shrink(&self.hidden.f_narrow(0, piece.rows.start, count)?, pair, self.adapter_tile)?;
             let mut target = logits.f_narrow(0, piece.rows.start, count)?;
-            add_product(&mut target, &shrunk, &pair.b.tensor().f_tr()?, None)?;
+            add_product(&mut target, &shrunk, &pair.b.tensor().f_tr()?, self.adapter_tile)?;
             piece.shrunk = Some(shrunk);
         }
         Ok(logits)

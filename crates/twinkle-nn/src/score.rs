@@ -1,7 +1,8 @@
 //! What the rows of a prompt say about tokens: the logprobs of some, and whole rows of them.
 //!
 //! The head is taken a tile at a time and its logits become fp32 in the same blocks as in the trainer's loss, so a logprob
-//! is the same number whether it was picked here alone, among others, or read from its whole row.
+//! is the same number whether it was picked here alone, among others, or read from its whole row. Every product runs in
+//! padded tiles, so it does not matter either with which rows it is computed.
 
 use std::sync::Arc;
 
@@ -46,7 +47,8 @@ impl BaseModel {
         let mut compute = || -> TorchResult<()> {
             for first in (0..rows).step_by(PREFILL_TILE as usize) {
                 let count = PREFILL_TILE.min(rows - first);
-                let chunk = Chunk { base: self, hidden: hidden.f_narrow(0, first, count)?, tile: PREFILL_TILE };
+                let (tile, adapter_tile) = (PREFILL_TILE, Some(PREFILL_TILE));
+                let chunk = Chunk { base: self, hidden: hidden.f_narrow(0, first, count)?, tile, adapter_tile };
                 let logits = chunk.logits(&mut [Piece { rows: 0..count, pair, shrunk: None }])?;
                 for (start, count) in blocks(count) {
                     let block = logits.f_narrow(0, start, count)?.f_to_kind(Kind::Float)?;
