@@ -187,6 +187,29 @@ async fn a_published_adapter_is_in_memory_at_once_and_on_disk_soon() {
 }
 
 #[tokio::test]
+async fn later_inflight_weights_take_the_place_of_the_earlier_ones() {
+    let mut house = House::open(None).await;
+    house.create("s:train:0", 3).await;
+    let weights = SamplingSessionId::new("s:sample:inflight-0");
+    let publish = |number: u32| RunOperation::SaveForSampler {
+        target: SamplerTarget::Inflight {
+            session: SamplingSessionId::new(format!("s:sample:{number}")),
+            weights: weights.clone(),
+        },
+        ttl_seconds: None,
+        user_metadata: BTreeMap::new(),
+    };
+    house.ask("tenant", "s:train:0", publish(0)).await.unwrap();
+    let first = house.published.get(&weights).expect("published");
+    house.train("s:train:0").await;
+    house.ask("tenant", "s:train:0", publish(1)).await.unwrap();
+    let second = house.published.get(&weights).expect("published");
+    assert_ne!(first.adapter.content_hash(), second.adapter.content_hash());
+    assert_eq!(second.publication.optimizer_steps, first.publication.optimizer_steps + 1);
+    assert!(house.published.get(&SamplingSessionId::new("s:sample:1")).is_none(), "the session holds none of its own");
+}
+
+#[tokio::test]
 async fn mistakes_are_answered_and_change_nothing() {
     let mut house = House::open(None).await;
     house.create("s:train:0", 3).await;

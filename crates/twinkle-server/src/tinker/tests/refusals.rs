@@ -89,7 +89,12 @@ async fn wrong_content_fails_the_future_and_not_the_request() {
         ("/optim_step", json!({ "model_id": RUN, "seq_id": 1, "optimizer_params": { "type": "dimuon" } }), "`dimuon`"),
         ("/save_weights", json!({ "model_id": RUN, "seq_id": 1, "path": "a/b" }), "`a/b`"),
         ("/save_weights", json!({ "model_id": RUN, "seq_id": 1, "path": "a", "ttl_seconds": 0 }), "`ttl_seconds`"),
-        ("/save_weights_for_sampler", json!({ "model_id": RUN, "seq_id": 1, "kind": "inflight" }), "`inflight`"),
+        ("/save_weights_for_sampler", json!({ "model_id": RUN, "seq_id": 1, "kind": "frozen" }), "`frozen`"),
+        (
+            "/save_weights_for_sampler",
+            json!({ "model_id": RUN, "seq_id": 1, "path": "a", "kind": "inflight" }),
+            "`inflight` have no `path`",
+        ),
         (
             "/load_weights",
             json!({ "model_id": RUN, "seq_id": 1, "path": "tinker://x/weights/y", "optimizer": true }),
@@ -109,11 +114,8 @@ async fn wrong_content_fails_the_future_and_not_the_request() {
 async fn samples_that_are_not_served_fail_by_name() {
     let fixture = Fixture::new().await;
     let cases = [
-        json!({ "topk_prompt_logprobs": 3 }),
-        json!({ "topk_sample_logprobs": 3 }),
         json!({ "target_prompt_logprobs": { "data": [1], "dtype": "int64" } }),
-        json!({ "prompt_alt_tokens_k": 1 }),
-        json!({ "prompt_logprobs_last_n": 1 }),
+        json!({ "prompt": { "chunks": [{ "type": "image", "data": "AA==", "format": "png" }] } }),
         json!({ "record_stability_info": true }),
         json!({ "num_samples": 0 }),
         json!({ "prompt": { "chunks": [] } }),

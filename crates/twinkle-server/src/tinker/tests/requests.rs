@@ -3,7 +3,8 @@
 use prost::Message;
 use serde_json::json;
 use twinkle_core::call::{
-    AdamParams, CreateRun, LossSpec, RunOperation, SamplerTarget, SamplingSource, ServeRequest, StartingPoint, Stop,
+    AdamParams, CellLayout, CreateRun, LossSpec, RunOperation, SampleExtras, SamplerTarget, SamplingSource,
+    ServeRequest, StartingPoint, Stop, TargetTokens,
 };
 use twinkle_core::data::{Datum, TensorData};
 use twinkle_core::ids::{CheckpointPath, RunId, SamplingSessionId};
@@ -202,6 +203,25 @@ async fn weights_are_saved_under_a_name_or_into_a_sampling_session() {
 }
 
 #[tokio::test]
+async fn inflight_sampling_sessions_of_a_model_share_its_weights() {
+    let fixture = Fixture::new().await;
+    for number in [2, 3] {
+        let live = json!({ "model_id": RUN, "sampling_session_seq_id": number, "seq_id": 4 + number, "kind": "inflight" });
+        fixture.post("/save_weights_for_sampler", live.to_string()).await.ok();
+    }
+    let weights = SamplingSessionId::new("s:sample:inflight-0");
+    for (call, number) in fixture.operations().into_iter().zip([2, 3]) {
+        let RunOperation::SaveForSampler { target, .. } = call.operation else { panic!("{call:?}") };
+        let session = SamplingSessionId::new(format!("s:sample:{number}"));
+        assert_eq!(target, SamplerTarget::Inflight { session, weights: weights.clone() });
+    }
+    let on_them = asked(&fixture.server).into_iter().filter(|request| {
+        matches!(request, ServeRequest::CreateSamplingSession { source: SamplingSource::Live(id), .. } if *id == weights)
+    });
+    assert_eq!(on_them.count(), 2);
+}
+
+#[tokio::test]
 async fn checkpoints_tell_how_to_make_a_model_for_them() {
     let info = Fixture::new().await.post("/weights_info", json!({ "tinker_path": CHECKPOINT }).to_string()).await.ok();
     assert_eq!((&info["base_model"], &info["lora_rank"]), (&json!(MODEL), &json!(8)));
@@ -230,6 +250,29 @@ async fn a_sample_is_drawn_once_however_often_it_is_sent() {
     );
     assert_eq!((request.params.max_tokens, &request.params.stop), (Some(5), &Stop::Strings(vec!["x".into()])));
     assert!(request.prompt_logprobs);
+}
+
+#[tokio::test]
+async fn what_a_sample_is_asked_for_beside_its_tokens_reaches_the_sampler() {
+    let fixture = Fixture::new().await;
+    let body = json!({
+        "sampling_session_id": "s:sample:0", "seq_id": 8, "prompt": { "chunks": [{ "tokens": [1, 2] }] },
+        "prompt_logprobs": true, "topk_prompt_logprobs": 3, "topk_sample_logprobs": 4, "prompt_alt_tokens_k": 5,
+        "prompt_logprobs_last_n": 1, "record_stability_info": false,
+        "target_prompt_logprobs": { "data": [7, -1], "dtype": "int64", "shape": [1, 2] },
+    });
+    fixture.post("/asample", body.to_string()).await.ok();
+    let calls = fixture.sampler.calls.lock();
+    let Operation::Sample(request) = &calls[0].operation else { panic!("{calls:?}") };
+    let layout = CellLayout { rows: 1, columns: 2, sparse: None };
+    let expected = SampleExtras {
+        prompt_logprobs_last_n: Some(1),
+        topk_prompt_logprobs: 3,
+        topk_sample_logprobs: 4,
+        target_prompt_logprobs: Some(TargetTokens { layout, cells: vec![Some(7), None] }),
+        prompt_alt_tokens_k: 5,
+    };
+    assert_eq!(request.extras, expected);
 }
 
 #[tokio::test]
