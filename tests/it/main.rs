@@ -1,6 +1,7 @@
 //! Whole-node tests: a real server process, real clients, real files.
 #![forbid(unsafe_code)]
 
+mod cookbook;
 mod crash;
 mod disk_full;
 mod keys;

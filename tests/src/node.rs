@@ -35,6 +35,8 @@ pub struct NodeOptions {
     pub model_args: String,
     /// A further line of the `sampler` application.
     pub sampler_settings: String,
+    /// A further line of the `sampler` application's `args`.
+    pub sampler_args: String,
 }
 
 impl NodeOptions {
@@ -52,6 +54,7 @@ impl NodeOptions {
             server_args: "{}".to_owned(),
             model_args: String::new(),
             sampler_settings: String::new(),
+            sampler_args: String::new(),
         }
     }
 }
@@ -163,8 +166,8 @@ fn spawn(options: &NodeOptions, folder: &Path) -> Result<Child> {
 }
 
 fn configuration(options: &NodeOptions, port: u16, folder: &Path) -> String {
-    let NodeOptions { model, name, dtype, persistence, settings, server_args, model_args, sampler_settings, .. } =
-        options;
+    let NodeOptions { model, name, dtype, persistence, settings, server_args, model_args, .. } = options;
+    let NodeOptions { sampler_settings, sampler_args, .. } = options;
     let (model, state) = (model.display(), folder.join("state"));
     let state = state.display();
     format!(
@@ -195,6 +198,7 @@ applications:
       model_id: {model}
       sampler_type: torch
       engine_args: {{enable_lora: true}}
+      {sampler_args}
       device_group: {{name: sampler, ranks: 1, device_type: CPU}}
       device_mesh: {{device_type: CPU, dp_size: 1}}
   - name: processor

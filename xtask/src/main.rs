@@ -4,6 +4,7 @@
 mod bench;
 mod child;
 mod clock;
+mod cookbook;
 mod learn;
 mod quickstart;
 mod report;
@@ -41,6 +42,7 @@ enum Command {
     Test(test::Options),
     Bench(bench::Options),
     Learn(learn::Options),
+    Cookbook(cookbook::Options),
 }
 
 fn main() -> ExitCode {
@@ -60,6 +62,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Quickstart(options) => quickstart::run(&workspace, &options).map(|()| ExitCode::SUCCESS),
         Command::Test(options) => test::run(&workspace, &options),
         Command::Bench(options) => bench::run(&workspace, &options).map(|()| ExitCode::SUCCESS),
+        Command::Cookbook(options) => cookbook::run(&workspace, &options),
         Command::Learn(options) => learn::run(&workspace, &options).map(|()| ExitCode::SUCCESS),
     }
 }

@@ -16,6 +16,10 @@ use crate::workspace::Workspace;
 const SKIPS_VARIABLE: &str = "TWINKLE_TEST_SKIPS";
 /// The package of the whole-node tests.
 const WHOLE_NODE: &str = "twinkle-tests";
+/// How the names of its tests begin that take too long for every run.
+const LONG: &str = "cookbook::all::";
+/// Names the folder in which the cookbook's recipes leave their figures.
+const COOKBOOK_RESULTS_VARIABLE: &str = "TWINKLE_COOKBOOK_RESULTS";
 
 /// Format, lint and test everything; ends with a table and `N passed, N failed`.
 ///
@@ -26,6 +30,9 @@ pub(crate) struct Options {
     /// Run only these steps.
     #[arg(long, value_enum, value_delimiter = ',', value_name = "STEPS")]
     only: Vec<Step>,
+    /// Run what takes longer, too: all recipes of the cookbook instead of the shorter ones.
+    #[arg(long)]
+    all: bool,
     /// Run only tests whose name contains this text.
     filter: Option<String>,
 }
@@ -72,7 +79,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> 
         eprintln!("\n== {} ==", step.name());
         let watch = Stopwatch::start();
         let before = skips.read().len() as u64;
-        let Counts { passed, failed } = run_step(workspace, step, runner, &skips, options.filter.as_deref())?;
+        let Counts { passed, failed } = run_step(workspace, step, runner, &skips, options)?;
         // A test that skips itself returns early, which its runner counts as passed.
         let skipped = skips.read().len() as u64 - before;
         let passed = passed.saturating_sub(skipped);
@@ -82,7 +89,23 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> 
     Ok(if all_passed { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn run_step(workspace: &Workspace, step: Step, runner: Runner, skips: &Skips, filter: Option<&str>) -> Result<Counts> {
+/// Runs every recipe of the cookbook, which leave their figures in the folder `results`.
+pub(crate) fn cookbook(workspace: &Workspace, results: &Path) -> Result<Counts> {
+    setup::libtorch(workspace)?;
+    node_environments(workspace)?;
+    let mut cargo = child::cargo(workspace);
+    cargo.env(COOKBOOK_RESULTS_VARIABLE, results);
+    tests(Runner::find(workspace).node(&mut cargo, true, Some("cookbook::")))
+}
+
+fn run_step(
+    workspace: &Workspace,
+    step: Step,
+    runner: Runner,
+    skips: &Skips,
+    Options { all, filter, .. }: &Options,
+) -> Result<Counts> {
+    let filter = filter.as_deref();
     let mut cargo = child::cargo(workspace);
     cargo.env(SKIPS_VARIABLE, skips.path());
     let counts = match step {
@@ -97,8 +120,8 @@ fn run_step(workspace: &Workspace, step: Step, runner: Runner, skips: &Skips, fi
                 .args(["test", "--workspace", "--doc", "--no-fail-fast"])
                 .args(filter),
         ),
-        Step::Node => match setup::python_environments(workspace, setup::Environments::Sdks) {
-            Ok(()) => tests(runner.node(&mut cargo, filter)),
+        Step::Node => match node_environments(workspace) {
+            Ok(()) => tests(runner.node(&mut cargo, *all, filter)),
             Err(error) => {
                 eprintln!("error: {error:#}");
                 Ok(Counts { passed: 0, failed: 1 })
@@ -109,6 +132,11 @@ fn run_step(workspace: &Workspace, step: Step, runner: Runner, skips: &Skips, fi
         eprintln!("hint: to run this step alone: `cargo xtask test --only {}`", step.name());
     }
     counts
+}
+
+fn node_environments(workspace: &Workspace) -> Result<()> {
+    setup::python_environments(workspace, setup::Environments::Sdks)?;
+    setup::python_environments(workspace, setup::Environments::Cookbook)
 }
 
 /// Where tests note that they were skipped, and why: one line each.
@@ -181,13 +209,15 @@ impl Runner {
     }
 
     /// Each whole-node test starts servers of its own, so they run one after another.
-    fn node<'a>(self, cargo: &'a mut Command, filter: Option<&str>) -> &'a mut Command {
+    fn node<'a>(self, cargo: &'a mut Command, all: bool, filter: Option<&str>) -> &'a mut Command {
         match self {
-            Self::Nextest => nextest(cargo, &format!("package({WHOLE_NODE})"), filter),
+            Self::Nextest if all => nextest(cargo, &format!("package({WHOLE_NODE})"), filter),
+            Self::Nextest => nextest(cargo, &format!("package({WHOLE_NODE}) & not test(/^{LONG}/)"), filter),
             Self::CargoTest => cargo
                 .args(["test", "--package", WHOLE_NODE, "--no-fail-fast"])
                 .args(filter)
-                .args(["--", "--test-threads=1"]),
+                .args(["--", "--test-threads=1"])
+                .args(if all { &[][..] } else { &["--skip", LONG] }),
         }
     }
 }

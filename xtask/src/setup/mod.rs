@@ -3,6 +3,7 @@
 mod demo_model;
 mod libtorch;
 mod python;
+mod stand_ins;
 mod wheels;
 
 use std::env;
@@ -31,7 +32,7 @@ pub(crate) struct Options {
     /// Make the Python environments of the whole-node tests too (140 MB, in `.venvs`).
     #[arg(long)]
     python: bool,
-    /// Make the Python environment of the cookbook too (torch and more: some gigabytes, in `.venvs`).
+    /// Make the Python environment of the cookbook too (torch and more: 1.6 GB, in `.venvs`).
     #[arg(long)]
     cookbook: bool,
 }

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use sha2::{Digest, Sha256};
 
+use super::stand_ins;
 use crate::child;
 use crate::clock::Stopwatch;
 use crate::workspace::Workspace;
@@ -22,7 +23,7 @@ use crate::workspace::Workspace;
 pub(crate) enum Environments {
     /// Every release of the Tinker SDK that the tests drive: 140 MB for all of them.
     Sdks,
-    /// The cookbook with torch: some gigabytes.
+    /// The cookbook with torch: 1.6 GB.
     Cookbook,
 }
 
@@ -143,6 +144,7 @@ impl Environment {
             );
         }
         self.install()?;
+        stand_ins::make(&site_packages(&self.folder)?)?;
         if !self.beneath.is_empty() {
             let folders = self.beneath.iter().map(|folder| site_packages(folder)).collect::<Result<Vec<_>>>()?;
             let lines: String = folders.iter().map(|folder| format!("{}\n", folder.display())).collect();
