@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 use twinkle_core::Result;
-use twinkle_core::call::{Position, RunCall, RunOperation, RunOutcome};
+use twinkle_core::call::{Position, RunCall, RunOperation, RunOutcome, SamplerTarget};
 use twinkle_core::checkpoint::CheckpointStore;
 use twinkle_core::engine::pulse::Pulse;
 use twinkle_core::engine::supervisor::{Ended, panic_text};
@@ -327,10 +327,10 @@ fn depends_on_checkpoint(operation: &RunOperation) -> bool {
     }
 }
 
-/// The name under which an operation published an adapter without a checkpoint.
+/// The live sampling session an operation opened, whose adapter is still to be saved.
 fn published_session(outcome: &Result<RunOutcome>) -> Option<SamplingSessionId> {
     match outcome {
-        Ok(RunOutcome::SavedForSampler { target }) => target.published().cloned(),
+        Ok(RunOutcome::SavedForSampler { target: SamplerTarget::Live(session) }) => Some(session.clone()),
         _ => None,
     }
 }

@@ -67,6 +67,11 @@ pub(crate) fn perform(
                 }
                 SamplerTarget::Live(name) | SamplerTarget::Inflight { weights: name, .. } => {
                     let publication = Publication { position, optimizer_steps: run.adam.steps };
+                    if matches!(target, SamplerTarget::Inflight { .. }) {
+                        // On disk first: after a crash the name must not stand for older weights.
+                        let (layout, parameters) = (&run.layout, &run.parameters);
+                        context.published.save(name, layout, parameters, &run.base_model, publication)?;
+                    }
                     context.published.put(name.clone(), run.adapter(&context.base), publication);
                 }
             }

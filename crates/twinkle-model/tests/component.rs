@@ -203,6 +203,7 @@ async fn later_inflight_weights_take_the_place_of_the_earlier_ones() {
     let first = house.published.get(&weights).expect("published");
     house.train("s:train:0").await;
     house.ask("tenant", "s:train:0", publish(1)).await.unwrap();
+    assert!(house.path("live/s:sample:inflight-0/adapter_model.safetensors").exists(), "on disk before the answer");
     let second = house.published.get(&weights).expect("published");
     assert_ne!(first.adapter.content_hash(), second.adapter.content_hash());
     assert_eq!(second.publication.optimizer_steps, first.publication.optimizer_steps + 1);
