@@ -10,12 +10,12 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use tower::Service;
-use twinkle_core::call::{Call, Operation, Reply, ServeOutcome, ServeRequest};
+use twinkle_core::call::{Call, CustomLossRecord, Operation, Reply, ServeOutcome, ServeRequest};
 use twinkle_core::checkpoint::CheckpointStore;
 use twinkle_core::component::{Component, ComponentKind, Health, Lifecycle, misrouted};
 use twinkle_core::config::ServerArgs;
 use twinkle_core::error::{Error, ErrorCode, Result};
-use twinkle_core::ids::TenantId;
+use twinkle_core::ids::{CustomLossId, TenantId};
 use twinkle_core::state::StateStore;
 
 use crate::directory::Directory;
@@ -122,6 +122,13 @@ async fn serve(
         ServeRequest::JoinSamplingSession(session) => {
             store.join_sampling_session(&tenant, &session).await.map(ServeOutcome::JoinedSamplingSession)
         }
+        ServeRequest::CreateCustomLoss { session, number, graph } => {
+            let id = CustomLossId::of_session(&session, number);
+            let record = CustomLossRecord { id, tenant, session, graph };
+            store.create_custom_loss(&record).await?;
+            Ok(ServeOutcome::CustomLoss(record))
+        }
+        ServeRequest::DescribeCustomLoss(id) => store.custom_loss(&tenant, &id).await.map(ServeOutcome::CustomLoss),
         ServeRequest::DescribeRun(run) => store.run(&tenant, &run).await.map(ServeOutcome::Run),
         ServeRequest::ListRuns { project_id, limit, offset } => {
             runs::list(store, &tenant, project_id.as_deref(), limit, offset).await

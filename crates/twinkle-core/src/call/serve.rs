@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::custom_loss::{CustomLossRecord, SharedGraph};
 use super::run::LoraSpec;
 use super::sample::SamplingSource;
-use crate::ids::{CheckpointPath, RunId, SamplingSessionId, SessionId, TenantId};
+use crate::ids::{CheckpointPath, CustomLossId, RunId, SamplingSessionId, SessionId, TenantId};
 
 /// The project of sessions that were filed under none.
 pub const DEFAULT_PROJECT: &str = "default";
@@ -69,6 +70,17 @@ pub enum ServeRequest {
     },
     /// Describes a sampling session.
     DescribeSamplingSession(SamplingSessionId),
+    /// Keeps a loss that the client wrote; its graph has been checked.
+    CreateCustomLoss {
+        /// The session it belongs to.
+        session: SessionId,
+        /// The client's number for it; the same number names the same loss.
+        number: u64,
+        /// What it computes.
+        graph: SharedGraph,
+    },
+    /// Describes a loss that the client wrote.
+    DescribeCustomLoss(CustomLossId),
     /// Counts a further client of a sampling session.
     JoinSamplingSession(SamplingSessionId),
     /// Describes a run.
@@ -135,6 +147,8 @@ pub enum ServeOutcome {
     },
     /// A sampling session.
     SamplingSession(SamplingSessionRecord),
+    /// A loss that the client wrote.
+    CustomLoss(CustomLossRecord),
     /// The number of a sampling session's further client, from 1 on.
     JoinedSamplingSession(u64),
     /// A run.

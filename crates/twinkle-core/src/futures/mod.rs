@@ -24,7 +24,7 @@ use tokio_util::task::TaskTracker;
 use crate::call::{RunOutcome, SampleOutcome};
 use crate::component::BoxComponent;
 use crate::error::{Error, ErrorCode, Result};
-use crate::ids::{RequestId, TenantId};
+use crate::ids::{CustomLossId, RequestId, TenantId};
 use crate::state::{OperationState, StateStore};
 
 use pending::PendingTable;
@@ -38,6 +38,8 @@ pub enum Outcome {
     Run(RunOutcome),
     /// Of a sampling request.
     Sample(SampleOutcome),
+    /// Of a loss that a client wrote: its name.
+    CustomLoss(CustomLossId),
 }
 
 /// What waiting for a result brought.
@@ -370,7 +372,7 @@ impl Outcome {
             Self::Run(RunOutcome::ForwardBackward(outcome)) => {
                 outcome.logprobs.iter().map(|datum| 24 + 4 * datum.values.len()).sum()
             }
-            Self::Run(_) => 0,
+            Self::Run(_) | Self::CustomLoss(_) => 0,
             Self::Sample(outcome) => 4 * outcome.numbers(),
         }
     }

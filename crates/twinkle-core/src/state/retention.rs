@@ -169,6 +169,7 @@ impl Sweep {
         .await?;
         for session in &gone {
             query("DELETE FROM sampling_sessions WHERE session = $1").bind(session).execute(&mut *connection).await?;
+            query("DELETE FROM custom_losses WHERE session = $1").bind(session).execute(&mut *connection).await?;
         }
         Ok(gone.len() as u64)
     }

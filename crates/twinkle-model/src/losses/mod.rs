@@ -8,6 +8,7 @@
 
 mod cispo;
 mod cross_entropy;
+pub mod custom;
 mod dro;
 mod gspo;
 mod importance_sampling;

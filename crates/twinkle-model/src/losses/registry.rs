@@ -7,7 +7,7 @@ use twinkle_core::error::suggestion;
 use twinkle_core::{Error, Result};
 
 use super::policy::{BOUNDS, ClipRange};
-use super::{Loss, cispo, cross_entropy, dro, gspo, importance_sampling, ppo};
+use super::{Loss, cispo, cross_entropy, custom, dro, gspo, importance_sampling, ppo};
 
 /// How a loss is found by name and built from its settings.
 struct Entry {
@@ -44,7 +44,7 @@ pub const KNOWN_INPUTS: &[&str] = &[
 /// The names of all losses.
 #[must_use]
 pub fn names() -> Vec<&'static str> {
-    LOSSES.iter().map(|entry| entry.name).collect()
+    LOSSES.iter().map(|entry| entry.name).chain([custom::NAME]).collect()
 }
 
 /// Finds and builds the loss; an unknown name or setting is an error that names the nearest right one.
@@ -54,6 +54,9 @@ pub fn build(spec: &LossSpec) -> Result<Box<dyn Loss>> {
             "loss `stable_reinforce` is not supported: its formula has not been published, so it cannot be computed",
         )
         .hint(format!("the losses are {}", quoted(&names()))));
+    }
+    if spec.name == custom::NAME {
+        return custom::build(spec);
     }
     let Some(entry) = LOSSES.iter().find(|entry| entry.name == spec.name) else {
         return Err(Error::invalid(format!("unknown loss `{}`", spec.name)).hint(suggestion(

@@ -4,7 +4,6 @@ use axum::extract::State;
 use prost::Message;
 use serde_json::Value;
 use twinkle_core::call::{AdamParams, RunOperation};
-use twinkle_core::data::Datum;
 use twinkle_core::error::{Error, Result};
 use twinkle_core::wire::tinker::bounds::check_forward_backward;
 use twinkle_core::wire::tinker::json::{self, AnyOptimizerParams, OptimStep};
@@ -12,6 +11,7 @@ use twinkle_core::wire::tinker::proto;
 use twinkle_core::wire::tinker::training::{ForwardBackward, ForwardBackwardContent};
 
 use super::body::{RawBody, off_runtime};
+use super::models::unknown_optimizer;
 use super::operations::Place;
 use super::reply::{Answer, ok};
 use super::{Front, Tenant};
@@ -44,28 +44,14 @@ pub(super) async fn forward(State(front): State<Front>, Tenant(tenant): Tenant, 
 
 async fn submit(front: &Front, tenant: &twinkle_core::ids::TenantId, request: ForwardBackward) -> Answer {
     let place = Place::new(request.model_id, request.sequence);
-    let operation = request.content.and_then(operation);
+    let content = front.with_graph(tenant, &place.run, request.loss_id, request.content).await?;
+    let operation = content.map(operation);
     ok(&front.submit(tenant, place, operation).await?)
 }
 
-fn operation(content: ForwardBackwardContent) -> Result<RunOperation> {
-    for (index, datum) in content.data.iter().enumerate() {
-        check_shapes(datum).map_err(|error| Error { message: format!("datum {index}: {}", error.message), ..error })?;
-    }
-    Ok(RunOperation::ForwardBackward { data: content.data, loss: content.loss, backward: content.backward })
-}
-
-/// Every loss of this server has one target per position.
-fn check_shapes(datum: &Datum) -> Result<()> {
-    for (name, tensor) in &datum.loss_inputs {
-        if tensor.shape.len() != 1 {
-            let error = Error::unsupported(format!("loss input `{name}` has shape {:?}", tensor.shape));
-            return Err(
-                error.hint("this server takes one number per position: several targets per position are not supported")
-            );
-        }
-    }
-    Ok(())
+/// What the datums hold is checked by the loss they are for.
+fn operation(content: ForwardBackwardContent) -> RunOperation {
+    RunOperation::ForwardBackward { data: content.data, loss: content.loss, backward: content.backward }
 }
 
 /// Decodes a protobuf request; a broken one still tells its place, if that came before the damage.
@@ -111,8 +97,7 @@ pub(super) async fn optim_step(State(front): State<Front>, Tenant(tenant): Tenan
 /// `AdamW`'s settings in the form that any optimizer may have.
 fn adam_params(params: AnyOptimizerParams) -> Result<AdamParams> {
     if params.kind != "adamw" {
-        return Err(Error::unsupported(format!("optimizer `{}` is not supported", params.kind))
-            .hint("known optimizers: `adamw`"));
+        return Err(unknown_optimizer(&params.kind));
     }
     let settings = Value::Object(params.settings.into_iter().collect());
     serde_json::from_value(settings)

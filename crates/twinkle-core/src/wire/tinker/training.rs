@@ -24,6 +24,8 @@ pub struct ForwardBackward {
     pub model_id: String,
     /// Its number in the run's order; `None`: in order of arrival.
     pub sequence: Option<u64>,
+    /// Which of the session's own losses `custom` is.
+    pub loss_id: Option<String>,
     /// The examples and the loss, or why they cannot be read: the run's order needs the number either way.
     pub content: Result<ForwardBackwardContent>,
 }
@@ -46,17 +48,16 @@ impl ForwardBackward {
     #[must_use]
     pub fn from_proto(request: proto::ForwardBackwardRequest) -> Self {
         let sequence = sequence_number(i64::from(request.seq_id));
+        let mut loss_id = None;
         let content = sequence.as_ref().map_err(Clone::clone).and_then(|_| {
-            let loss = LossSpec {
-                name: request.loss_fn,
-                config: proto_settings(request.loss_fn_config, &request.loss_fn_config_v2)?,
-                graph: None,
-            };
+            let settings = proto_settings(request.loss_fn_config, &request.loss_fn_config_v2)?;
+            let (loss, id) = with_settings(request.loss_fn, settings)?;
+            loss_id = id;
             let mut budget = Budget::default();
             let data = numbered(request.data, |datum| datum_from_proto(&datum, &mut budget))?;
             Ok(ForwardBackwardContent { data, loss, backward: !request.forward_only })
         });
-        Self { model_id: request.model_id, sequence: sequence.unwrap_or(None), content }
+        Self { model_id: request.model_id, sequence: sequence.unwrap_or(None), loss_id, content }
     }
 
     /// Reads the JSON form; `backward` tells the two routes apart.
@@ -67,12 +68,15 @@ impl ForwardBackward {
         input: json::ForwardBackwardInput,
         backward: bool,
     ) -> Self {
-        let content = json_settings(input.loss_fn_config.unwrap_or_default()).and_then(|config| {
+        let mut loss_id = None;
+        let settings = input.loss_fn_config.unwrap_or_default().into_iter();
+        let content = with_settings(input.loss_fn, settings).and_then(|(loss, id)| {
+            loss_id = id;
             let mut budget = Budget::default();
             let data = numbered(input.data, |datum| datum_from_json(datum, &mut budget))?;
-            Ok(ForwardBackwardContent { data, loss: LossSpec { name: input.loss_fn, config, graph: None }, backward })
+            Ok(ForwardBackwardContent { data, loss, backward })
         });
-        Self { model_id, sequence: sequence.filter(|number| *number > 0), content }
+        Self { model_id, sequence: sequence.filter(|number| *number > 0), loss_id, content }
     }
 }
 
@@ -191,38 +195,42 @@ pub(super) fn unsupported_chunk(kind: &str) -> Error {
     Error::unsupported(format!("model inputs with `{kind}` chunks are not supported")).hint("send text tokens only")
 }
 
-/// The second generation of settings wins when it has any; texts belong to losses this server does not have.
+/// The second generation of settings wins when it has any.
 fn proto_settings(
     numbers: BTreeMap<String, f64>,
     values: &BTreeMap<String, proto::LossConfigValue>,
-) -> Result<BTreeMap<String, f64>> {
+) -> Result<Vec<(String, json::LossSetting)>> {
     if values.is_empty() {
-        return Ok(numbers);
+        return Ok(numbers.into_iter().map(|(name, number)| (name, json::LossSetting::Number(number))).collect());
     }
-    let mut settings = BTreeMap::new();
-    for (name, value) in values {
-        match &value.value {
-            Some(proto::loss_config_value::Value::Number(number)) => settings.insert(name.clone(), *number),
-            Some(proto::loss_config_value::Value::Text(_)) => return Err(text_setting(name)),
-            None => return Err(Error::invalid(format!("loss setting `{name}` has no value"))),
-        };
-    }
-    Ok(settings)
+    let setting = |(name, value): (&String, &proto::LossConfigValue)| match &value.value {
+        Some(proto::loss_config_value::Value::Number(number)) => Ok((name.clone(), json::LossSetting::Number(*number))),
+        Some(proto::loss_config_value::Value::Text(text)) => Ok((name.clone(), json::LossSetting::Text(text.clone()))),
+        None => Err(Error::invalid(format!("loss setting `{name}` has no value"))),
+    };
+    values.iter().map(setting).collect()
 }
 
-fn json_settings(values: BTreeMap<String, json::LossSetting>) -> Result<BTreeMap<String, f64>> {
-    let mut settings = BTreeMap::new();
-    for (name, value) in values {
+/// The loss with its numbers. Only the id of a custom loss is a text.
+fn with_settings(
+    name: String,
+    settings: impl IntoIterator<Item = (String, json::LossSetting)>,
+) -> Result<(LossSpec, Option<String>)> {
+    let mut loss = LossSpec { name, config: BTreeMap::new(), graph: None };
+    let mut loss_id = None;
+    for (setting, value) in settings {
         match value {
-            json::LossSetting::Number(number) => settings.insert(name, number),
-            json::LossSetting::Text(_) => return Err(text_setting(&name)),
-        };
+            json::LossSetting::Number(number) => {
+                loss.config.insert(setting, number);
+            }
+            json::LossSetting::Text(text) if loss.name == "custom" && setting == "loss_id" => loss_id = Some(text),
+            json::LossSetting::Text(_) => {
+                return Err(Error::unsupported(format!("loss setting `{setting}` is a text"))
+                    .hint("every setting is a number, but for `loss_id` of the loss `custom`"));
+            }
+        }
     }
-    Ok(settings)
-}
-
-fn text_setting(name: &str) -> Error {
-    Error::unsupported(format!("loss setting `{name}` is a text")).hint("every loss of this server takes numbers only")
+    Ok((loss, loss_id))
 }
 
 // === impl results ===

@@ -26,7 +26,9 @@ fn content() -> ForwardBackwardContent {
 fn a_request_survives_protobuf() {
     let bytes = Bytes::from(content().to_proto("s:train:0", 7).encode_to_vec());
     let request = ForwardBackward::from_proto(proto::ForwardBackwardRequest::decode(bytes).unwrap());
-    assert_eq!(request, ForwardBackward { model_id: "s:train:0".into(), sequence: Some(7), content: Ok(content()) });
+    let expected =
+        ForwardBackward { model_id: "s:train:0".into(), sequence: Some(7), loss_id: None, content: Ok(content()) };
+    assert_eq!(request, expected);
 }
 
 #[test]
@@ -50,6 +52,31 @@ fn the_second_generation_of_settings_wins() {
     request.loss_fn_config_v2.insert("loss_id".into(), text);
     let error = ForwardBackward::from_proto(request).content.unwrap_err();
     assert!(error.message.contains("`loss_id`"), "{error}");
+}
+
+#[test]
+fn the_id_of_a_custom_loss_is_the_only_text_among_settings() {
+    let text =
+        |text: &str| proto::LossConfigValue { value: Some(proto::loss_config_value::Value::Text(text.to_owned())) };
+    let mut request = content().to_proto("s:train:0", 1);
+    request.loss_fn = "custom".into();
+    request.loss_fn_config = BTreeMap::new();
+    request.loss_fn_config_v2 = BTreeMap::from([("loss_id".to_owned(), text("s:loss:0"))]);
+    let read = ForwardBackward::from_proto(request.clone());
+    assert_eq!(read.loss_id.as_deref(), Some("s:loss:0"));
+    assert!(read.content.unwrap().loss.config.is_empty());
+    request.loss_fn_config_v2.insert("mode".into(), text("fast"));
+    assert!(ForwardBackward::from_proto(request).content.unwrap_err().message.contains("`mode`"));
+
+    let input: json::ForwardBackwardInput = serde_json::from_value(serde_json::json!({
+        "data": [{"model_input": {"chunks": [{"tokens": [1]}]}, "loss_fn_inputs": {}}],
+        "loss_fn": "custom",
+        "loss_fn_config": {"loss_id": "s:loss:1"},
+    }))
+    .unwrap();
+    let read = ForwardBackward::from_json("s:train:0".into(), Some(1), input, true);
+    assert_eq!(read.loss_id.as_deref(), Some("s:loss:1"));
+    assert!(read.content.is_ok(), "{:?}", read.content);
 }
 
 #[test]

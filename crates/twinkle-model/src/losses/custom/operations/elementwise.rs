@@ -226,7 +226,11 @@ pub(super) const OTHERS: &[Operation] = &[
         let eps = if a.given(1) { Some(a.number(1)?) } else { None };
         Ok(a.tensor(0)?.f_logit(eps)?.into())
     }),
-    Operation::new("polygamma", "n:I input:T", Cost::Broadcast, |a| Ok(a.tensor(1)?.f_polygamma(a.int(0)?)?.into())),
+    Operation::new("polygamma", "n:A input:A", Cost::Broadcast, |a| {
+        // The method has them the other way round.
+        let (input, n) = if matches!(a.value(0), Value::Tensor(_)) { (0, 1) } else { (1, 0) };
+        Ok(a.tensor(input)?.f_polygamma(a.int(n)?)?.into())
+    }),
     Operation::new("gelu", "input:T approximate:S?", Cost::Broadcast, |a| {
         Ok(a.tensor(0)?.f_gelu(a.text_or(1, "none")?)?.into())
     }),
@@ -274,6 +278,13 @@ pub(super) const OTHERS: &[Operation] = &[
         Ok(input.f_sub(&input.f_tanh()?)?.into())
     }),
 ];
+
+/// Methods only.
+pub(super) const METHODS: &[Operation] =
+    &[Operation::new("where", "input:O condition:T other:O", Cost::Broadcast, |a| {
+        let (input, other) = a.pair(0, 2)?;
+        Ok(input.f_where_self(a.tensor(1)?, &other)?.into())
+    })];
 
 /// Both operands, the second multiplied by `alpha`.
 fn scaled_pair(a: &Arguments) -> Result<(Tensor, Tensor), Fault> {

@@ -88,6 +88,7 @@ const FAMILIES: &[(Space, &[Operation])] = &[
     (Space::Torch, elementwise::UNARY),
     (Space::Torch, elementwise::BINARY),
     (Space::Torch, elementwise::OTHERS),
+    (Space::Method, elementwise::METHODS),
     (Space::Torch, reductions::REDUCTIONS),
     (Space::Torch, sorting::SORTING),
     (Space::Torch, shapes::SHAPES),
@@ -100,6 +101,7 @@ const FAMILIES: &[(Space, &[Operation])] = &[
     (Space::Operator, python::OPERATORS),
     (Space::Operator, python::OPERATOR_CALLS),
     (Space::Math, python::MATH),
+    (Space::Math, python::MATH_CALLS),
     (Space::Builtin, python::BUILTINS),
 ];
 
@@ -175,17 +177,17 @@ pub(super) fn nearest(kind: NodeKind, target: &str) -> Vec<String> {
         _ => &[Space::Method, Space::Torch],
     };
     let known = NAMES.keys().filter(|(space, _)| spaces.contains(space)).map(|(_, name)| *name);
-    let mut near: Vec<(usize, &str)> = known.map(|known| (distance(name, known), known)).collect();
-    near.sort_unstable();
-    near.dedup();
+    let mut known: Vec<&str> = known.filter(|known| known.len() > 2).collect();
+    let mut near = Vec::new();
+    while near.len() < 5 {
+        let Some(next) = twinkle_core::error::nearest(name, known.iter().copied()) else { break };
+        known.retain(|known| *known != next);
+        near.push(next);
+    }
+    // A longer or shorter name of the same thing is near, too.
+    near.extend(known.into_iter().filter(|known| name.contains(known) || known.contains(name)).take(3));
     let full = |name: &str| if prefix.is_empty() { name.to_owned() } else { format!("{prefix}.{name}") };
-    near.into_iter().take(5).map(|(_, name)| full(name)).collect()
-}
-
-/// How far a known name is from the one that was used: a part of it is near.
-fn distance(name: &str, known: &str) -> usize {
-    let edits = strsim::damerau_levenshtein(name, known);
-    if known.len() > 2 && (name.contains(known) || known.contains(name)) { edits / 2 } else { edits }
+    near.into_iter().map(full).collect()
 }
 
 /// Every target that is supported, by its usual home, for the documentation.

@@ -110,10 +110,10 @@ pub(super) const REDUCTIONS: &[Operation] = &[
         Ok(a.tensor(0)?.f_mode(a.int_or(1, -1)?, a.bool_or(2, false)?)?.into())
     }),
     Operation::new("quantile", "input:T q:O dim:I? keepdim:B? interpolation:S? out:N?", Cost::Own, |a| {
-        quantile(a, Tensor::f_quantile::<Option<i64>>)
+        quantile(a, |input, q, dim, keep, method| input.f_quantile(q, dim, keep, method))
     }),
     Operation::new("nanquantile", "input:T q:O dim:I? keepdim:B? interpolation:S? out:N?", Cost::Own, |a| {
-        quantile(a, Tensor::f_nanquantile::<Option<i64>>)
+        quantile(a, |input, q, dim, keep, method| input.f_nanquantile(q, dim, keep, method))
     }),
     Operation::new("logsumexp", "input:T dim:D keepdim:B? out:N?", Cost::Inputs, |a| {
         Ok(a.tensor(0)?.f_logsumexp(a.ints(1)?, a.bool_or(2, false)?)?.into())
@@ -125,7 +125,9 @@ pub(super) const REDUCTIONS: &[Operation] = &[
     Operation::new("linalg_norm", "input:T ord:F? dim:D? keepdim:B? out:N? dtype:K?", Cost::Inputs, |a| {
         let dims = a.ints_or_none(2)?.map_or(a.tensor(0)?.dim(), |dims| dims.len());
         if dims > 1 && a.given(1) {
-            return Err(Fault::new("norms of matrices are not supported; give `dim` one dimension, or leave out `ord`"));
+            return Err(Fault::new(
+                "norms of matrices are not supported; give `dim` one dimension, or leave out `ord`",
+            ));
         }
         norm(a, a.value(1))
     }),

@@ -40,7 +40,7 @@ pub(super) const SORTING: &[Operation] = &[
     Operation::new("searchsorted", "sorted_sequence:T input:T out_int32:B? right:B? side:S?", Cost::Inputs, |a| {
         let side = a.text_or(4, if a.bool_or(3, false)? { "right" } else { "left" })?;
         let right = side == "right";
-        Ok(a.tensor(0)?.f_searchsorted::<&Tensor>(a.tensor(1)?, a.bool_or(2, false)?, right, side, None)?.into())
+        Ok(a.tensor(1)?.f_searchsorted::<&Tensor>(a.tensor(0)?, a.bool_or(2, false)?, right, side, None)?.into())
     }),
     Operation::new("bucketize", "input:T boundaries:T out_int32:B? right:B?", Cost::Inputs, |a| {
         Ok(a.tensor(0)?.f_bucketize(a.tensor(1)?, a.bool_or(2, false)?, a.bool_or(3, false)?)?.into())
