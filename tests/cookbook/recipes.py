@@ -148,6 +148,18 @@ def rolling(log: Log):
     expect(deleted == 2, f"{deleted} rolling checkpoints were deleted, not 2")
 
 
+def taught(log: Log):
+    """The student starts as its teacher, so there is little to learn."""
+    log.within("teacher_kl", -0.05, 0.05)
+    log.within("optim/kl_sample_train_v2", 0.0, 1e-8)
+
+
+def distilled(log: Log):
+    """The likeliest tokens of the teacher at each position, of which there are at most eight."""
+    log.within("sdft/mean_teacher_entropy", 0.0, math.log(8) + 1e-6)
+    log.within("sdft/teacher_truncated_count", 0, 0)
+
+
 def preferring(log: Log):
     log.within("dpo_loss", 0.0, 0.694)
     log.falls("dpo_loss", 0.05)
@@ -157,6 +169,9 @@ def preferring(log: Log):
 CHAT = "renderer_name=role_colon lora_rank=4 behavior_if_log_dir_exists=delete"
 MATH = (
     f"env=arithmetic {CHAT} group_size=4 max_tokens=10 learning_rate=3e-4 max_steps=3 eval_every=0 "
+)
+SDFT = (
+    f"dataset=sciknoweval {CHAT} groups_per_batch=4 group_size=2 max_tokens=16 topk=8 learning_rate=1e-3 max_steps=3 eval_every=0 "
 )
 RL_SHOWN = ("env/all/reward/total", "optim/kl_sample_train_v2", "optim/entropy")
 
@@ -224,10 +239,15 @@ RECIPES = [
         rolling, ("train_mean_nll", "test/nll"), checkpoints=("000003", "000006", "final"),
     ),
     Recipe(
-        "sdft", "sdft.train",
-        f"dataset=sciknoweval {CHAT} groups_per_batch=4 group_size=2 max_tokens=16 topk=8 learning_rate=1e-3 max_steps=3 "
-        "eval_every=0", 3,
-        lambda log: None, (),
+        "on_policy_distillation", "distillation.on_policy_distillation",
+        f"teacher_model={MODEL} dataset=tulu3 {CHAT} groups_per_batch=4 group_size=2 max_tokens=16 learning_rate=1e-3 "
+        "max_steps=2 eval_every=0", 2,
+        taught, ("teacher_kl", "optim/kl_sample_train_v2"),
+    ),
+    Recipe("sdft", "sdft.train", SDFT, 3, distilled, ("sdft/mean_teacher_entropy",)),
+    Recipe(
+        "sdft_reverse", "sdft.train", SDFT + "reverse=True", 3, distilled,
+        ("sdft/reverse_kl_mean", "sdft/mean_teacher_entropy"),
     ),
     Recipe(
         "guess_number", "multiplayer_rl.guess_number.train",

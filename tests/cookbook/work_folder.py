@@ -4,9 +4,8 @@
     .venvs/cookbook-0.6.1/bin/python tests/cookbook/work_folder.py FOLDER
 
 transformers and datasets prefer an existing path of the name they are given, so everything lies under the name the
-recipes use: the data sets `HuggingFaceH4/no_robots`, `openai/gsm8k`, `Anthropic/hh-rlhf` and `hicai-zju/SciKnowEval`,
-the conversations the cookbook ships as `conv.jsonl`, and `Qwen/Qwen3-8B-Base`, a tokenizer and a tiny model that know
-just these texts.
+recipes use: five data sets, the conversations the cookbook ships as `conv.jsonl`, and `Qwen/Qwen3-8B-Base`, a tokenizer
+and a tiny model that know just these texts.
 The same folder every time, in a second, without a network.
 """
 
@@ -60,6 +59,7 @@ def make(folder: Path):
     folder.mkdir(parents=True, exist_ok=True)
 
     write_rows(folder / "HuggingFaceH4/no_robots", [{"messages": chat} for chat in chats], tests=32)
+    write_rows(folder / "allenai/tulu-3-sft-mixture", [{"messages": chat} for chat in chats], tests=0)
     write_rows(folder / "openai/gsm8k", sums, tests=32)
     (folder / "openai/gsm8k/README.md").write_text(GSM8K_README)
     write_rows(folder / "Anthropic/hh-rlhf", [{"chosen": good, "rejected": bad} for good, bad in pairs], tests=16)

@@ -85,10 +85,15 @@ mod every_run {
 mod all {
     recipes! {
         chat_sl_resume,
+        chat_sl_rolling,
+        rl_loop_gspo,
         math_rl_importance_sampling,
         math_rl_ppo_async,
         math_rl_streaming_minibatches,
         prompt_distillation,
+        on_policy_distillation,
+        sdft,
+        sdft_reverse,
         preference_shorter,
         guess_number,
     }
