@@ -3,15 +3,20 @@
 
 mod cookbook;
 mod crash;
+mod custom_loss;
 mod disk_full;
+mod futures;
 mod keys;
+mod learning;
 mod lifecycle;
 mod limits;
+mod load;
 mod order;
 mod sdk;
 mod stores;
 mod telemetry;
 mod tenancy;
+mod weights;
 
 use twinkle_tests::{Node, NodeOptions};
 

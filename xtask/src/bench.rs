@@ -41,6 +41,8 @@ enum Piece {
     Footprint,
     /// Requests per second and latency of routes without a model.
     ControlPlane,
+    /// Samples at once, beside thousands of held polls.
+    Crowd,
     /// Trained tokens per second and peak memory.
     Training,
 }
@@ -60,6 +62,9 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     }
     if chosen(Piece::ControlPlane) {
         report += &control_plane(workspace, &server)?;
+    }
+    if chosen(Piece::Crowd) {
+        report += &crowd(workspace, &server)?;
     }
     if chosen(Piece::Training) {
         report += &training(workspace, &server)?;
@@ -130,6 +135,62 @@ fn control_plane(workspace: &Workspace, server: &Path) -> Result<String> {
             number(&result, "p50_ms")?,
             number(&result, "p99_ms")?,
         )?;
+    }
+    server.stop()?;
+    Ok(table)
+}
+
+/// Bursts of samples, each waited for by a poll of its own or in bulk.
+fn crowd(workspace: &Workspace, server: &Path) -> Result<String> {
+    let program = bench_program(workspace, "control_plane")?;
+    let folder = tempfile::tempdir_in(workspace.cache()?)?;
+    let address = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
+    let config = folder.path().join("node.yaml");
+    let (state, model) = (folder.path().join("state"), workspace.path(IDLE_MODEL));
+    let application = |kind: &str, more: &str| {
+        format!(
+            "  - name: {kind}\n    route_prefix: /api/v1/{kind}/idle\n    import_path: {kind}\n    \
+             args: {{model_id: {}, {more}, device_group: {{name: {kind}, ranks: 1, device_type: cpu}}}}\n",
+            model.display()
+        )
+    };
+    let text = format!(
+        "http_options: {{host: 127.0.0.1, port: {}}}\npersistence: {{mode: file, file_path: {}}}\n\
+         task_queue: {{rps_limit: 0, tps_limit: 0}}\napplications:\n  \
+         - {{name: server, route_prefix: /api/v1, import_path: server}}\n{}{}",
+        address.port(),
+        state.display(),
+        application("model", "backend: transformers"),
+        application("sampler", "sampler_type: torch"),
+    );
+    fs::write(&config, text).with_context(|| format!("cannot write `{}`", config.display()))?;
+    let server = Server::start(workspace, server, &config, address, folder.path().join("node.log"))?;
+    let mut table = String::from(
+        "\n## Samples at once\n\nA tiny model (64 wide), one prompt and four tokens a sample, all submitted at the same time over connections of \
+         their own. Each result is polled for (`retrieve_future`), or completions are asked for in bulk (`retrieve_futures`) and each \
+         result is then fetched. Latency is from submission to result; `healthz` is asked every 5 ms meanwhile.\n\n\
+         | samples | waits | idle polls | samples/s | p50 | p99 | `healthz` p99 | max |\n| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n",
+    );
+    for (samples, idle_polls) in [("512", "0"), ("512", "2000"), ("2000", "0")] {
+        for bulk in [false, true] {
+            let mut burst = Command::new(&program);
+            burst.args(["--address", &address.to_string(), "--base-model", "idle", "--burst", samples]);
+            burst.args(["--idle-polls", idle_polls]);
+            if bulk {
+                burst.arg("--bulk");
+            }
+            let result = json_of(&mut burst, workspace)?;
+            writeln!(
+                table,
+                "| {samples} | {} | {idle_polls} | {:.0} | {:.0} ms | {:.0} ms | {:.1} ms | {:.1} ms |",
+                if bulk { "in bulk" } else { "one by one" },
+                number(&result, "samples_per_second")?,
+                number(&result, "p50_ms")?,
+                number(&result, "p99_ms")?,
+                number(&result, "healthz_p99_ms")?,
+                number(&result, "healthz_max_ms")?,
+            )?;
+        }
     }
     server.stop()?;
     Ok(table)

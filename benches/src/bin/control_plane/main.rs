@@ -5,6 +5,7 @@
 //! ```text
 //! control_plane --route create-session --connections 64 --seconds 5
 //! control_plane --route heartbeat --connections 512 --idle-polls 2000 --base-model tiny/llama3
+//! control_plane --burst 512 --idle-polls 2000 --base-model tiny/llama3
 //! ```
 
 use std::io::Write as _;
@@ -17,9 +18,11 @@ use serde_json::json;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+mod burst;
 mod http;
 mod polls;
 
+use burst::{Burst, Node};
 use http::{Connection, request};
 use polls::IdlePolls;
 
@@ -47,9 +50,18 @@ struct Arguments {
     /// Further connections, each with a long poll that is not answered meanwhile
     #[arg(long, default_value_t = 0)]
     idle_polls: usize,
-    /// A base model the node serves; idle polls wait for a training run of it
+    /// A base model the node serves; idle polls wait for a training run of it, samples are drawn from it
     #[arg(long)]
     base_model: Option<String>,
+    /// Draw so many samples at once, instead of loading a route
+    #[arg(long)]
+    burst: Option<usize>,
+    /// Tokens of each sample of a burst
+    #[arg(long, default_value_t = 4)]
+    tokens: u32,
+    /// Whether a burst's client asks for completions in bulk
+    #[arg(long)]
+    bulk: bool,
 }
 
 #[derive(Clone, Copy, Debug, Serialize, ValueEnum)]
@@ -106,6 +118,17 @@ async fn main() -> Result<()> {
         let base_model = arguments.base_model.as_deref().context("`--idle-polls` needs `--base-model`")?;
         let parked = IdlePolls::park(&arguments.address, &arguments.prefix, base_model, arguments.idle_polls).await?;
         polls = Some(parked);
+    }
+    if let Some(samples) = arguments.burst {
+        let base_model = arguments.base_model.clone().context("`--burst` needs `--base-model`")?;
+        let node = Node { address: arguments.address, prefix: arguments.prefix, base_model };
+        let (tokens, bulk, idle_polls) = (arguments.tokens, arguments.bulk, arguments.idle_polls);
+        let report = burst::run(&node, Burst { samples, tokens, bulk, idle_polls }).await?;
+        if let Some(polls) = &mut polls {
+            polls.check()?;
+        }
+        writeln!(std::io::stdout(), "{}", serde_json::to_string(&report)?)?;
+        return Ok(());
     }
     let mut requests = Vec::with_capacity(arguments.connections);
     for _ in 0..arguments.connections {
