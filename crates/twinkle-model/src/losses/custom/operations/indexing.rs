@@ -118,16 +118,15 @@ fn pick(tensor: &Tensor, index: &Value, budget: &Budget) -> Result<Tensor, Fault
                 result = result.f_slice(dim, bound(start)?, bound(stop)?, bound(step)?.unwrap_or(1))?;
                 dim += 1;
             }
+            Value::Tensor(place) if place.dim() == 0 && place.kind() != Kind::Bool => {
+                let place = whole(part).ok_or_else(|| Fault::new("a tensor that is an index must hold ints"))?;
+                result = result.f_select(dim, place)?;
+            }
             Value::Tensor(_) | Value::List(_) => {
-                let by = index_tensor(part)?;
                 let skipped = usize::try_from(dim).unwrap_or_default();
                 tensors.resize_with(tensors.len().max(skipped), || None);
-                dim += if by.kind() == Kind::Bool { by.dim() as i64 } else { 1 };
-                tensors.push(Some(by));
-                if tensors.len() < usize::try_from(dim).unwrap_or_default() {
-                    // A mask of several dimensions stands for all of them.
-                    continue;
-                }
+                tensors.push(Some(index_tensor(part)?));
+                dim += 1;
             }
             other => return Err(Fault::new(format!("{} is no index of a tensor", other.kind_name()))),
         }

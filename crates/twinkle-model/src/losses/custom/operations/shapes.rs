@@ -62,20 +62,25 @@ pub(super) const SHAPES: &[Operation] = &[
     Operation::new("column_stack", "tensors:L out:N?", Cost::Inputs, |a| {
         Ok(Tensor::f_column_stack(&a.tensors(0)?)?.into())
     }),
-    Operation::new("chunk", "input:T chunks:I dim:I?", Cost::Nothing, |a| {
-        Ok(a.tensor(0)?.f_chunk(a.int(1)?, a.int_or(2, 0)?)?.into())
+    Operation::new("chunk", "input:T chunks:I dim:I?", Cost::Own, |a| {
+        let (input, dim) = (a.tensor(0)?, a.int_or(2, 0)?);
+        reserve_pieces(a, input, dim)?;
+        Ok(input.f_chunk(a.int(1)?, dim)?.into())
     }),
     Operation::new("split", "input:T split_size_or_sections:D dim:I?", Cost::Own, |a| {
         let (input, dim) = (a.tensor(0)?, a.int_or(2, 0)?);
-        // As many handles as the dimension is long, in the worst case.
-        a.budget.reserve(Some(input.numel() as u64))?;
+        reserve_pieces(a, input, dim)?;
         Ok(match a.value(1).items() {
             Some(_) => input.f_split_with_sizes(a.ints(1)?, dim)?,
             None => input.f_split(a.int(1)?, dim)?,
         }
         .into())
     }),
-    Operation::new("unbind", "input:T dim:I?", Cost::Inputs, |a| Ok(a.tensor(0)?.f_unbind(a.int_or(1, 0)?)?.into())),
+    Operation::new("unbind", "input:T dim:I?", Cost::Own, |a| {
+        let (input, dim) = (a.tensor(0)?, a.int_or(1, 0)?);
+        reserve_pieces(a, input, dim)?;
+        Ok(input.f_unbind(dim)?.into())
+    }),
     Operation::new("narrow", "input:T dim:I start:I length:I", Cost::Nothing, |a| {
         Ok(a.tensor(0)?.f_narrow(a.int(1)?, a.int(2)?, a.int(3)?)?.into())
     }),
@@ -207,6 +212,15 @@ const fn converted(name: &'static str, run: fn(&Arguments) -> Result<Value, Faul
 
 fn cast(a: &Arguments, kind: tch::Kind) -> Result<Value, Fault> {
     Ok(a.tensor(0)?.f_to_dtype(kind, false, false)?.into())
+}
+
+/// A dimension may fall into as many tensors as it is long, each of which takes far more memory than a value.
+fn reserve_pieces(a: &Arguments, input: &Tensor, dim: i64) -> Result<(), Fault> {
+    const VALUES_OF_A_TENSOR: u64 = 256;
+    let size = input.size();
+    let place = if dim < 0 { dim + size.len() as i64 } else { dim };
+    let pieces = usize::try_from(place).ok().and_then(|place| size.get(place)).copied().unwrap_or(1);
+    a.budget.reserve(u64::try_from(pieces).ok().and_then(|pieces| pieces.checked_mul(VALUES_OF_A_TENSOR)))
 }
 
 /// `-1` keeps a dimension as it is.

@@ -3,6 +3,7 @@
 use tch::Tensor;
 
 use super::{Cost, Operation};
+use crate::losses::custom::value::Fault;
 
 pub(super) const SORTING: &[Operation] = &[
     Operation::new("cumsum", "input:T dim:I dtype:K? out:N?", Cost::Inputs, |a| {
@@ -18,8 +19,11 @@ pub(super) const SORTING: &[Operation] = &[
     }),
     Operation::new("diff", "input:T n:I? dim:I? prepend:T? append:T?", Cost::Inputs, |a| {
         let (n, dim) = (a.int_or(1, 1)?, a.int_or(2, -1)?);
-        // Every round is a subtraction of the whole.
-        a.budget.spend((a.tensor(0)?.numel() as u64).saturating_mul(u64::try_from(n).unwrap_or(0)))?;
+        // Every round is a subtraction of the whole, and nothing is left after as many rounds as there are values.
+        let values = a.tensor(0)?.numel() as u64;
+        let rounds = u64::try_from(n).ok().filter(|rounds| *rounds <= values);
+        let rounds = rounds.ok_or_else(|| Fault::new(format!("`n` must be between 0 and {values}")))?;
+        a.budget.spend(values.saturating_mul(rounds))?;
         Ok(a.tensor(0)?.f_diff::<&Tensor>(n, dim, a.tensor_or_none(3)?, a.tensor_or_none(4)?)?.into())
     }),
     // Equal values keep their order, so that a replay finds the same.
