@@ -54,7 +54,7 @@ async fn start_up_needs_no_component() {
     assert_eq!(fixture.get("/healthz").await.ok(), json!({ "status": "ok" }));
     let config = fixture.post("/client/config", r#"{"sdk_version":"0.38.0"}"#).await.ok();
     assert_eq!(config["parallel_fwdbwd_chunks"], true);
-    assert_eq!(config["sample_use_retrieve_futures"], false);
+    assert_eq!(config["sample_use_retrieve_futures"], true);
     assert!(fixture.post("/client/dynamic_config", "{}").await.ok()["refresh_interval_sec"].is_number());
     assert_eq!(fixture.post("/telemetry", "{not json").await.ok(), json!({ "status": "accepted" }));
     let models = fixture.get("/get_server_capabilities").await.ok();
@@ -206,7 +206,8 @@ async fn weights_are_saved_under_a_name_or_into_a_sampling_session() {
 async fn inflight_sampling_sessions_of_a_model_share_its_weights() {
     let fixture = Fixture::new().await;
     for number in [2, 3] {
-        let live = json!({ "model_id": RUN, "sampling_session_seq_id": number, "seq_id": 4 + number, "kind": "inflight" });
+        let live =
+            json!({ "model_id": RUN, "sampling_session_seq_id": number, "seq_id": 4 + number, "kind": "inflight" });
         fixture.post("/save_weights_for_sampler", live.to_string()).await.ok();
     }
     let weights = SamplingSessionId::new("s:sample:inflight-0");
