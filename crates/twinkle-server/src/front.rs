@@ -5,6 +5,7 @@ use twinkle_core::component::BoxComponent;
 use twinkle_core::futures::Futures;
 
 use crate::directory::Directory;
+use crate::downloads::Downloads;
 
 /// The node as a protocol front sees it; a cheap handle.
 #[derive(Clone)]
@@ -15,6 +16,8 @@ pub struct FrontContext {
     pub directory: Directory,
     /// Answers that are not there yet.
     pub futures: Futures,
+    /// Links to files of checkpoints.
+    pub downloads: Downloads,
     /// Cancelled when the node stops: parked polls then answer "still pending" at once.
     pub stopping: CancellationToken,
 }

@@ -7,6 +7,7 @@
 
 pub mod cli;
 pub mod directory;
+pub mod downloads;
 pub mod error_response;
 pub mod front;
 pub mod keys;

@@ -24,6 +24,11 @@ impl<S: Clone + Send + Sync + 'static> Route<S> {
         Self { method: "POST", path, handler: on(MethodFilter::POST, handler) }
     }
 
+    /// A `PUT` route.
+    pub(crate) fn put<T: 'static>(path: &'static str, handler: impl Handler<T, S>) -> Self {
+        Self { method: "PUT", path, handler: on(MethodFilter::PUT, handler) }
+    }
+
     /// A `DELETE` route.
     pub(crate) fn delete<T: 'static>(path: &'static str, handler: impl Handler<T, S>) -> Self {
         Self { method: "DELETE", path, handler: on(MethodFilter::DELETE, handler) }

@@ -14,6 +14,8 @@ const WAITING: &str = "a waiting operation";
 pub(super) enum Expected {
     /// 404.
     NotFound,
+    /// 404, also for its owner: who may read is said by a signature, which this request does not have.
+    NotSigned,
     /// 410, which makes the SDK submit a sample again: samples are not kept for long, so it may have been there.
     Gone,
     /// 204, whatever is named, and nothing has happened.
@@ -78,13 +80,13 @@ impl Case {
 
     /// Whether it would do what it asks for if the objects were the caller's own.
     pub(super) fn works_for_the_owner(&self) -> bool {
-        self.expected != Expected::BadRequest && self.about != WAITING
+        !matches!(self.expected, Expected::BadRequest | Expected::NotSigned) && self.about != WAITING
     }
 
     /// Whether Bob was answered as he should be.
     pub(super) fn check(&self, about: &str, status: u16, body: &Value) {
         match self.expected {
-            Expected::NotFound => assert_eq!(status, 404, "{about}: {body}"),
+            Expected::NotFound | Expected::NotSigned => assert_eq!(status, 404, "{about}: {body}"),
             Expected::Gone => assert_eq!(status, 410, "{about}: {body}"),
             Expected::Done => assert_eq!(status, 204, "{about}: {body}"),
             Expected::BadRequest => assert_eq!(status, 400, "{about}: {body}"),
@@ -114,9 +116,10 @@ pub(super) fn cases(method: &str, path: &str, theirs: &Objects, mine: &Objects, 
     let post = |body: Value| Case::post(path, body);
     let Objects { session, run, sampler, .. } = theirs;
     let cases = match (method, route) {
-        ("GET", "healthz" | "get_server_capabilities" | "training_runs" | "checkpoints" | "processor") => {
+        ("GET", "healthz" | "get_server_capabilities" | "training_runs" | "checkpoints" | "sessions" | "processor") => {
             return nothing(Case::get(path));
         }
+        ("POST", "sessions/search") => return nothing(post(json!({}))),
         ("GET", route) if route.starts_with("model/") || route.starts_with("sampler/") => {
             return nothing(Case::get(path));
         }
@@ -139,6 +142,7 @@ pub(super) fn cases(method: &str, path: &str, theirs: &Objects, mine: &Objects, 
         ("POST", "forward_backward") => vec![
             post(training(run, "forward_backward_input")).about("a run"),
             Case::new("POST", path, Body::Protobuf(training_protobuf(run))).about("a run, in protobuf"),
+            post(training_by(mine, &theirs.custom_loss)).about("a custom loss").expecting(Expected::FailedOperation),
         ],
         ("POST", "forward") => vec![post(training(run, "forward_input")).about("a run")],
         ("POST", "optim_step") => {
@@ -150,6 +154,13 @@ pub(super) fn cases(method: &str, path: &str, theirs: &Objects, mine: &Objects, 
         ("POST", "save_weights_for_sampler") => vec![
             post(json!({ "model_id": run, "path": "copy" })).about("a run, by name"),
             post(json!({ "model_id": run, "sampling_session_seq_id": 9 })).about("a run, unnamed"),
+        ],
+        ("POST", "save_weights_external") => vec![post(json!({ "model_id": run, "path": "copy" })).about("a run")],
+        ("POST", "copy_weights") => vec![
+            post(json!({ "source_path": theirs.weights_path(), "destination_project_id": "mine" }))
+                .about("a checkpoint"),
+            post(json!({ "source_path": mine.weights_path(), "session_id": session, "model_seq_id": 30 }))
+                .about("a session"),
         ],
         ("POST", "load_weights") => load_weights(&post, theirs, mine),
         ("POST", "weights_info") => [theirs.weights_path(), theirs.sampler_weights_path()]
@@ -175,6 +186,7 @@ pub(super) fn cases(method: &str, path: &str, theirs: &Objects, mine: &Objects, 
         ("POST", "cancel_future") => [&theirs.operation, &theirs.waiting, &theirs.sample]
             .map(|request| post(json!({ "request_id": request })).about("an operation").expecting(Expected::Done))
             .into(),
+        ("POST", "create_custom_loss") => vec![post(custom_loss_of(session, 1)).about("a session")],
         ("POST", "join_sampling_session") => {
             vec![post(json!({ "sampling_session_id": sampler })).about("a sampling session")]
         }
@@ -182,15 +194,63 @@ pub(super) fn cases(method: &str, path: &str, theirs: &Objects, mine: &Objects, 
         ("GET", "training_runs/{run}/checkpoints") => {
             vec![Case::get(at(&format!("training_runs/{run}/checkpoints"))).about("a run")]
         }
-        ("DELETE", "training_runs/{run}/checkpoints/{*checkpoint}") => {
-            [format!("weights/{}", theirs.weights), format!("sampler_weights/{}", theirs.sampler_weights)]
-                .map(|id| Case::new("DELETE", at(&format!("training_runs/{run}/checkpoints/{id}")), Body::None))
-                .map(|case| case.about("a checkpoint").ending(1))
+        _ => return of_directories(method, route, theirs),
+    };
+    Some(cases)
+}
+
+/// The same for what is known of sessions, and for checkpoints and their files.
+fn of_directories(method: &str, route: &str, theirs: &Objects) -> Option<Vec<Case>> {
+    let at = |route: &str| format!("/api/v1/{route}");
+    let Objects { session, run, .. } = theirs;
+    let cases = match (method, route) {
+        ("GET", "sessions/{session}") => vec![Case::get(at(&format!("sessions/{session}"))).about("a session")],
+        ("GET", "sessions/{session}/trace_export") => {
+            vec![Case::get(at(&format!("sessions/{session}/trace_export"))).about("a session")]
+        }
+        ("PUT", "sessions/{session}/project") => {
+            let body = Body::Json(json!({ "project_id": "elsewhere" }));
+            vec![Case::new("PUT", at(&format!("sessions/{session}/project")), body).about("a session")]
+        }
+        ("DELETE", "training_runs/{run}/checkpoints/{name}") => {
+            let path = at(&format!("training_runs/{run}/checkpoints/{}", theirs.weights));
+            let case = Case::new("DELETE", path, Body::None).expecting(Expected::BadRequest);
+            vec![case.about("a checkpoint without its kind")]
+        }
+        ("DELETE", "training_runs/{run}/checkpoints/{kind}/{name}") => {
+            of_checkpoints(theirs, "DELETE", "", &Body::None).into_iter().map(|case| case.ending(1)).collect()
+        }
+        ("PUT", "training_runs/{run}/checkpoints/{kind}/{name}/ttl") => {
+            of_checkpoints(theirs, "PUT", "/ttl", &Body::Json(json!({ "ttl_seconds": 7200 })))
+        }
+        ("POST" | "DELETE", "training_runs/{run}/checkpoints/{kind}/{name}/publish") => {
+            let method = if method == "POST" { "POST" } else { "DELETE" };
+            of_checkpoints(theirs, method, "/publish", &Body::None)
+        }
+        ("GET", "training_runs/{run}/checkpoints/{kind}/{name}/archive") => {
+            of_checkpoints(theirs, "GET", "/archive", &Body::None)
+        }
+        ("GET", "training_runs/{run}/checkpoints/{kind}/{name}/external_weights_urls") => {
+            let end = format!("external_weights/{}/external_weights_urls", theirs.exported);
+            vec![Case::get(at(&format!("training_runs/{run}/checkpoints/{end}"))).about("a checkpoint")]
+        }
+        ("GET", "downloads/{run}/{kind}/{name}/{file}") => {
+            let link = format!("downloads/{run}/external_weights/{}/adapter_config.json", theirs.exported);
+            let query = format!("saved=1&expires=9999999999&signature={}", "0".repeat(64));
+            [link.clone(), format!("{link}?{query}")]
+                .map(|link| Case::get(at(&link)).about("a file").expecting(Expected::NotSigned))
                 .into()
         }
         _ => return None,
     };
     Some(cases)
+}
+
+/// One request for each kind of checkpoint.
+fn of_checkpoints(theirs: &Objects, method: &'static str, end: &str, body: &Body) -> Vec<Case> {
+    let run = &theirs.run;
+    let path = |id: String| format!("/api/v1/training_runs/{run}/checkpoints/{id}{end}");
+    theirs.checkpoint_ids().map(|id| Case::new(method, path(id), body.clone()).about("a checkpoint")).into()
 }
 
 /// Loading names a run or session, and a checkpoint.
@@ -259,6 +319,33 @@ fn training(run: &str, field: &str) -> Value {
                 },
             }],
         },
+    })
+}
+
+/// A training operation of `mine` with a loss of its session's own.
+fn training_by(mine: &Objects, loss: &str) -> Value {
+    let mut body = training(&mine.run, "forward_backward_input");
+    body["forward_backward_input"]["loss_fn"] = json!("custom");
+    body["forward_backward_input"]["loss_fn_config"] = json!({ "loss_id": loss });
+    body
+}
+
+/// A new loss: minus the sum of all logprobs.
+pub(super) fn custom_loss_of(session: &str, number: u64) -> Value {
+    let logprobs = json!({ "ref": "logprobs" });
+    json!({
+        "session_id": session,
+        "custom_loss_seq_id": number,
+        "name": "likelihood",
+        "inputs": [{ "name": "logprobs", "rank": 1 }],
+        "graph": { "format": 1, "nodes": [
+            { "op": "placeholder", "name": "logprobs", "target": "logprobs", "args": [], "kwargs": {} },
+            { "op": "call_method", "name": "sum_1", "target": "sum", "args": [logprobs], "kwargs": {} },
+            { "op": "call_function", "name": "neg", "target": "operator.neg", "args": [{ "ref": "sum_1" }], "kwargs": {} },
+            { "op": "output", "name": "output", "target": "output", "kwargs": {},
+              "args": [{ "tuple": [{ "ref": "neg" }, { "dict": { "custom/likelihood:sum": { "ref": "sum_1" } } }] }] },
+        ] },
+        "type": "create_custom_loss",
     })
 }
 

@@ -22,6 +22,10 @@ pub(super) struct Objects {
     pub(super) weights: String,
     /// The name of a checkpoint to sample from.
     pub(super) sampler_weights: String,
+    /// The name of a checkpoint to download.
+    pub(super) exported: String,
+    /// A loss of the session's own.
+    pub(super) custom_loss: String,
     /// Whose all this is, as the server shows it.
     owner: String,
 }
@@ -38,6 +42,9 @@ impl Objects {
         done(client, &client.submit("save_weights", &save).await.expect("accepted")).await;
         let save = json!({ "model_id": run, "path": sampler_weights, "seq_id": 3 });
         done(client, &client.submit("save_weights_for_sampler", &save).await.expect("accepted")).await;
+        let exported = unique("sent", &session);
+        let save = json!({ "model_id": run, "path": exported, "seq_id": 4 });
+        done(client, &client.submit("save_weights_external", &save).await.expect("accepted")).await;
         let wanted = json!({
             "session_id": session,
             "sampling_session_seq_id": 0,
@@ -47,10 +54,26 @@ impl Objects {
         let sampler = opened["sampling_session_id"].as_str().expect("its id").to_owned();
         let sample = client.submit("asample", &super::cases::sample_of(&sampler)).await.expect("accepted");
         done(client, &sample).await;
+        let wanted = super::cases::custom_loss_of(&session, 0);
+        let request = client.submit("create_custom_loss", &wanted).await.expect("accepted");
+        let created = client.result(&request).await.expect("a result");
+        let custom_loss = created["loss_id"].as_str().expect("its id").to_owned();
         let waiting = client.submit_forward_backward(&run, 100, &TOKENS).await.expect("accepted");
         let described = client.get(&format!("training_runs/{run}")).await.expect("the run");
         let owner = described["model_owner"].as_str().expect("its owner").to_owned();
-        Self { session, run, sampler, operation, waiting, sample, weights, sampler_weights, owner }
+        Self {
+            session,
+            run,
+            sampler,
+            operation,
+            waiting,
+            sample,
+            weights,
+            sampler_weights,
+            exported,
+            custom_loss,
+            owner,
+        }
     }
 
     /// Names like these with nothing behind them, as long as these to the letter.
@@ -64,22 +87,26 @@ impl Objects {
             sample: other(&self.sample),
             weights: other(&self.weights),
             sampler_weights: other(&self.sampler_weights),
+            exported: other(&self.exported),
+            custom_loss: self.custom_loss.replace(&self.session, &session),
             owner: other(&self.owner),
             session,
         }
     }
 
     /// Every name with its kind, names that contain others first.
-    pub(super) fn names(&self) -> [(&'static str, String); 9] {
+    pub(super) fn names(&self) -> [(&'static str, String); 11] {
         [
             ("<run>", self.run.clone()),
             ("<sampler>", self.sampler.clone()),
+            ("<custom loss>", self.custom_loss.clone()),
             ("<session>", self.session.clone()),
             ("<operation>", self.operation.clone()),
             ("<waiting>", self.waiting.clone()),
             ("<sample>", self.sample.clone()),
             ("<weights>", self.weights.clone()),
             ("<sampler_weights>", self.sampler_weights.clone()),
+            ("<exported>", self.exported.clone()),
             ("<owner>", self.owner.clone()),
         ]
     }
@@ -87,6 +114,15 @@ impl Objects {
     /// The path of the checkpoint to train from.
     pub(super) fn weights_path(&self) -> String {
         format!("tinker://{}/weights/{}", self.run, self.weights)
+    }
+
+    /// The ids of all its checkpoints below their run.
+    pub(super) fn checkpoint_ids(&self) -> [String; 3] {
+        [
+            format!("weights/{}", self.weights),
+            format!("sampler_weights/{}", self.sampler_weights),
+            format!("external_weights/{}", self.exported),
+        ]
     }
 
     /// The path of the checkpoint to sample from.

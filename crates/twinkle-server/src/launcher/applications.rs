@@ -27,6 +27,7 @@ use super::housekeeping::{self, TrainedModel};
 use super::model_folders::ModelFolders;
 use super::running::{Draining, drain_limit};
 use crate::directory::{Directory, ServedModel};
+use crate::downloads::{Downloads, SigningKey};
 use crate::front::FrontContext;
 use crate::native::ApplicationInformation;
 use crate::node::Mounts;
@@ -49,14 +50,17 @@ pub(super) struct NodeState {
     pub(super) snapshots: PathBuf,
     pub(super) published: PublishedAdapters,
     pub(super) stopping: CancellationToken,
+    pub(super) downloads: Downloads,
 }
 
 impl NodeState {
     /// Opens the store and the checkpoints of these folders.
-    pub(super) async fn open(folders: &Folders, stopping: CancellationToken) -> Result<Self> {
+    pub(super) async fn open(folders: &Folders, is_tls: bool, stopping: CancellationToken) -> Result<Self> {
         let store = open_store(folders).await?;
         let checkpoints = CheckpointStore::new(folders.checkpoints.clone());
         housekeeping::remove_leftovers(&checkpoints).await?;
+        let key = SigningKey::keep(&folders.download_key)?;
+        let downloads = Downloads::new(key, store.clone(), checkpoints.clone(), is_tls);
         let futures = Futures::new(store.clone(), FuturesOptions::default());
         futures.take_up().await?;
         Ok(Self {
@@ -66,6 +70,7 @@ impl NodeState {
             published: PublishedAdapters::new(folders.live.clone()),
             store,
             stopping,
+            downloads,
         })
     }
 }
@@ -267,6 +272,7 @@ impl Builder<'_> {
             server,
             directory,
             futures: self.state.futures.clone(),
+            downloads: self.state.downloads.clone(),
             stopping: self.state.stopping.clone(),
         })
     }

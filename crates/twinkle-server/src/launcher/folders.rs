@@ -11,6 +11,9 @@ use twinkle_core::state::StateLocation;
 /// Overrides where checkpoints lie.
 const SAVE_DIRECTORY_VARIABLE: &str = "TWINKLE_DEFAULT_SAVE_DIR";
 
+/// The file with the key of download links.
+const DOWNLOAD_KEY: &str = "download.key";
+
 /// The node's folders; held for as long as it runs.
 #[derive(Debug)]
 pub(super) struct Folders {
@@ -22,6 +25,8 @@ pub(super) struct Folders {
     pub(super) live: PathBuf,
     /// Checkpoints, by tenant.
     pub(super) checkpoints: PathBuf,
+    /// The key that download links are signed with.
+    pub(super) download_key: PathBuf,
     /// Removed with everything in it when the node stops.
     _temporary: Option<TempDir>,
 }
@@ -55,6 +60,7 @@ impl Folders {
             snapshots: make(&directory.join("snapshots"))?,
             live: make(&directory.join("live"))?,
             checkpoints: make(&checkpoints.unwrap_or_else(|| directory.join("checkpoints")))?,
+            download_key: directory.join(DOWNLOAD_KEY),
             _temporary: None,
         })
     }
@@ -69,6 +75,7 @@ impl Folders {
             snapshots: make(&temporary.path().join("snapshots"))?,
             live: make(&temporary.path().join("live"))?,
             checkpoints: make(&checkpoints.unwrap_or_else(|| temporary.path().join("checkpoints")))?,
+            download_key: temporary.path().join(DOWNLOAD_KEY),
             _temporary: Some(temporary),
         })
     }

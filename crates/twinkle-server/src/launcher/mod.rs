@@ -115,7 +115,7 @@ impl TwinkleServer {
         let telemetry = Telemetry::start(&Settings::new(&config.telemetry)?)?;
         let folders = Folders::open(&config.persistence)?;
         let stop = CancellationToken::new();
-        let state = NodeState::open(&folders, stop.clone()).await?;
+        let state = NodeState::open(&folders, tls.is_some(), stop.clone()).await?;
         let (authentication, key_watch) = keys::authentication(&config, &state.store).await?;
         let applications = Applications::build(&config, &state).await?;
         let health = NodeHealth::new(applications.mounted());

@@ -17,6 +17,7 @@ use twinkle_core::telemetry::spans::Attribute;
 use twinkle_core::telemetry::trace;
 
 use super::request_id::RequestTag;
+use crate::downloads::is_link;
 use crate::error_response::respond;
 use crate::keys::KeyRing;
 
@@ -59,11 +60,11 @@ impl Authentication {
     /// Whether a request may go without a credential.
     fn is_exempt(&self, request: &Request<Body>) -> bool {
         let path = request.uri().path();
-        is_probe(path) || (path == "/metrics" && (matches!(self, Self::Open) || is_from_here(request)))
+        is_probe(path) || is_link(path) || (path == "/metrics" && (matches!(self, Self::Open) || is_from_here(request)))
     }
 }
 
-/// Requires a credential on every route but the health probes and puts its [`TenantId`] into the request.
+/// Requires a credential on every route but the health probes and signed links, and puts its [`TenantId`] into the request.
 #[derive(Clone, Debug)]
 pub struct AuthenticationLayer {
     authentication: Authentication,

@@ -3,9 +3,7 @@
 use std::collections::BTreeMap;
 
 use sha2::{Digest, Sha256};
-use twinkle_core::call::{
-    CheckpointCopy, CheckpointRecord, CopyDestination, RunRecord, ServeOutcome, SessionRecord,
-};
+use twinkle_core::call::{CheckpointCopy, CheckpointRecord, CopyDestination, RunRecord, ServeOutcome, SessionRecord};
 use twinkle_core::checkpoint::CheckpointStore;
 use twinkle_core::error::{Error, ErrorCode, Result};
 use twinkle_core::ids::{CheckpointPath, RunId, SessionId, TenantId};

@@ -8,11 +8,15 @@
 //! | `session` | `healthz`, `client/config`, `client/dynamic_config`, `create_session`, `session_heartbeat`, `sessions/{id}/finish`, `telemetry`, `get_server_capabilities` |
 //! | `models` | `create_model`, `get_info`, `unload_model` |
 //! | `training` | `forward_backward`, `forward`, `optim_step` |
-//! | `weights` | `save_weights`, `save_weights_for_sampler`, `load_weights`, `weights_info` |
+//! | `custom_loss` | `create_custom_loss` |
+//! | `session_directory` | `sessions`, `sessions/search`, `sessions/{id}`, `sessions/{id}/project`, `sessions/{id}/trace_export` |
+//! | `weights` | `save_weights`, `save_weights_for_sampler`, `save_weights_external`, `load_weights`, `weights_info` |
 //! | `sampling` | `create_sampling_session`, `samplers/{id}`, `asample` |
 //! | `retrieve` | `retrieve_future` |
 //! | `completions` | `retrieve_futures`, `cancel_future`, `join_sampling_session` |
-//! | `rest` | `training_runs…`, `checkpoints` |
+//! | `rest` | `training_runs`, `training_runs/{run}`, `training_runs/{run}/checkpoints`, `checkpoints` |
+//! | `checkpoints` | `training_runs/{run}/checkpoints/{kind}/{name}…`, `copy_weights` |
+//! | `downloads` | `downloads/{run}/{kind}/{name}/{file}`, without an API key |
 //!
 //! **How requests fail.** What cannot be read at all, or names a session, model or checkpoint that is not
 //! there, is refused with a status. What is wrong in the *content* of a training or sampling request fails
@@ -20,7 +24,10 @@
 //! recorded as consumed: later operations of the run must not wait for it.
 
 mod body;
+mod checkpoints;
 mod completions;
+mod custom_loss;
+mod downloads;
 mod models;
 mod operations;
 mod reply;
@@ -28,6 +35,7 @@ mod rest;
 mod retrieve;
 mod sampling;
 mod session;
+mod session_directory;
 mod training;
 mod weights;
 
@@ -68,6 +76,11 @@ pub(crate) fn routes() -> Vec<Route<Front>> {
         Route::post("/create_session", session::create),
         Route::post("/session_heartbeat", session::heartbeat),
         Route::post("/sessions/{session}/finish", session::finish),
+        Route::get("/sessions", session_directory::list),
+        Route::post("/sessions/search", session_directory::search),
+        Route::get("/sessions/{session}", session_directory::read),
+        Route::put("/sessions/{session}/project", session_directory::assign_project),
+        Route::get("/sessions/{session}/trace_export", session_directory::trace_export),
         Route::post("/telemetry", session::telemetry),
         Route::post("/create_model", models::create),
         Route::post("/get_info", models::info),
@@ -75,8 +88,10 @@ pub(crate) fn routes() -> Vec<Route<Front>> {
         Route::post("/forward_backward", training::forward_backward),
         Route::post("/forward", training::forward),
         Route::post("/optim_step", training::optim_step),
+        Route::post("/create_custom_loss", custom_loss::create),
         Route::post("/save_weights", weights::save),
         Route::post("/save_weights_for_sampler", weights::save_for_sampler),
+        Route::post("/save_weights_external", weights::save_external),
         Route::post("/load_weights", weights::load),
         Route::post("/weights_info", weights::info),
         Route::post("/create_sampling_session", sampling::create_session),
@@ -90,7 +105,18 @@ pub(crate) fn routes() -> Vec<Route<Front>> {
         Route::get("/training_runs/{run}", rest::run),
         Route::get("/training_runs/{run}/checkpoints", rest::run_checkpoints),
         // A checkpoint's id has a slash in it: `weights/<name>`.
-        Route::delete("/training_runs/{run}/checkpoints/{*checkpoint}", rest::delete_checkpoint),
+        Route::delete("/training_runs/{run}/checkpoints/{name}", checkpoints::delete_without_kind),
+        Route::delete("/training_runs/{run}/checkpoints/{kind}/{name}", checkpoints::delete),
+        Route::put("/training_runs/{run}/checkpoints/{kind}/{name}/ttl", checkpoints::keep),
+        Route::post("/training_runs/{run}/checkpoints/{kind}/{name}/publish", checkpoints::publish),
+        Route::delete("/training_runs/{run}/checkpoints/{kind}/{name}/publish", checkpoints::unpublish),
+        Route::get("/training_runs/{run}/checkpoints/{kind}/{name}/archive", checkpoints::archive),
+        Route::get(
+            "/training_runs/{run}/checkpoints/{kind}/{name}/external_weights_urls",
+            checkpoints::external_weights_urls,
+        ),
+        Route::post("/copy_weights", checkpoints::copy),
+        Route::get("/downloads/{run}/{kind}/{name}/{file}", downloads::download),
         Route::get("/checkpoints", rest::checkpoints),
     ]
 }

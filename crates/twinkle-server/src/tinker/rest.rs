@@ -1,24 +1,26 @@
-//! Listing and deleting: training runs and checkpoints.
+//! Lists: training runs and checkpoints.
 
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use serde::Deserialize;
 use twinkle_core::call::{CheckpointRecord, RunRecord, ServeOutcome, ServeRequest};
 use twinkle_core::error::{Error, Result};
-use twinkle_core::ids::{CheckpointKind, CheckpointPath, RunId, TenantId};
+use twinkle_core::ids::{CheckpointKind, RunId, TenantId};
 use twinkle_core::wire::tinker::json::{Checkpoint, CheckpointType, Checkpoints, Cursor, TrainingRun, TrainingRuns};
 
-use super::reply::{Answer, done, ok};
+use super::reply::{Answer, ok};
 use super::session::path;
 use super::{Front, Tenant, unexpected};
 
-/// Most entries of one page.
-const MAX_PAGE: u32 = 100;
+/// Most runs of one page.
+const MAX_RUNS: u32 = 100;
+/// Most checkpoints of one page: as many as the `tinker` command asks for at once, which takes fewer for the end.
+const MAX_CHECKPOINTS: u32 = 1_000;
 /// Most checkpoints of one run in one answer: its clients ask for no pages.
 const MAX_OF_RUN: u32 = 1_000;
 
-type Captured<T> = std::result::Result<Path<T>, PathRejection>;
-type Asked = std::result::Result<Query<Page>, QueryRejection>;
+pub(super) type Captured<T> = std::result::Result<Path<T>, PathRejection>;
+pub(super) type Asked = std::result::Result<Query<Page>, QueryRejection>;
 
 /// Which part of a list. `access_scope` may come along: there is only one scope here.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -30,18 +32,15 @@ pub(super) struct Page {
 
 /// A page within bounds.
 #[derive(Clone, Copy, Debug)]
-struct Bounds {
-    limit: u32,
-    offset: u32,
+pub(super) struct Bounds {
+    pub(super) limit: u32,
+    pub(super) offset: u32,
 }
 
 impl Bounds {
-    fn of(asked: Asked, default_limit: u32, most: u32) -> Result<Self> {
+    pub(super) fn of(asked: Asked, default_limit: u32, most: u32) -> Result<Self> {
         let Query(page) =
             asked.map_err(|error| Error::invalid(format!("the query of the request is wrong: {error}")))?;
-        if page.project_id.is_some() {
-            return Err(Error::unsupported("`project_id` is not supported").hint("this server has no projects"));
-        }
         Ok(Self { limit: page.limit.unwrap_or(default_limit).min(most), offset: page.offset.unwrap_or(0) })
     }
 
@@ -52,8 +51,9 @@ impl Bounds {
 
 /// `GET training_runs`
 pub(super) async fn runs(State(front): State<Front>, Tenant(tenant): Tenant, asked: Asked) -> Answer {
-    let bounds = Bounds::of(asked, 20, MAX_PAGE)?;
-    let request = ServeRequest::ListRuns { project_id: None, limit: bounds.limit, offset: bounds.offset };
+    let project_id = asked.as_ref().ok().and_then(|Query(page)| page.project_id.clone());
+    let bounds = Bounds::of(asked, 20, MAX_RUNS)?;
+    let request = ServeRequest::ListRuns { project_id, limit: bounds.limit, offset: bounds.offset };
     let (records, total) = match front.serve(&tenant, request).await? {
         ServeOutcome::Runs { runs, total } => (runs, total),
         other => return Err(unexpected("the server component", &other).into()),
@@ -109,29 +109,10 @@ pub(super) async fn run_checkpoints(
 
 /// `GET checkpoints`
 pub(super) async fn checkpoints(State(front): State<Front>, Tenant(tenant): Tenant, asked: Asked) -> Answer {
-    let bounds = Bounds::of(asked, MAX_PAGE, MAX_PAGE)?;
+    let bounds = Bounds::of(asked, 100, MAX_CHECKPOINTS)?;
     let page = ServeRequest::ListCheckpoints { run: None, limit: bounds.limit, offset: bounds.offset };
     let (saved, total) = front.checkpoints(&tenant, page).await?;
     ok(&Checkpoints { checkpoints: saved.iter().map(checkpoint).collect(), cursor: Some(bounds.cursor(total)) })
-}
-
-/// `DELETE training_runs/{run}/checkpoints/{kind}/{name}`
-pub(super) async fn delete_checkpoint(
-    State(front): State<Front>,
-    Tenant(tenant): Tenant,
-    captured: Captured<(String, String)>,
-) -> Answer {
-    let (run, id) = path(captured)?;
-    front.serve(&tenant, ServeRequest::DeleteCheckpoint(checkpoint_path(&run, &id)?)).await?;
-    Ok(done())
-}
-
-/// The checkpoint of a run by its two-part id.
-fn checkpoint_path(run: &str, id: &str) -> Result<CheckpointPath> {
-    CheckpointPath::parse(&format!("tinker://{run}/{id}")).map_err(|_| {
-        Error::invalid(format!("`{id}` is not the id of a checkpoint"))
-            .hint("an id has two parts, `weights/<name>` or `sampler_weights/<name>`")
-    })
 }
 
 fn checkpoint(record: &CheckpointRecord) -> Checkpoint {

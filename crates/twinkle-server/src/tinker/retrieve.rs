@@ -12,10 +12,10 @@ use twinkle_core::call::{RunOutcome, SamplerTarget};
 use twinkle_core::component::BoxComponent;
 use twinkle_core::error::{Error, ErrorCode, Result};
 use twinkle_core::futures::{Outcome, Waited, unknown};
-use twinkle_core::ids::RequestId;
+use twinkle_core::ids::{CheckpointKind, RequestId};
 use twinkle_core::wire::tinker::json::{
-    CompleteMetadata, ModelCreated, ModelUnloaded, OptimStepOutput, Pending, RequestFailed, RetrieveFuture, Tag,
-    WeightsLoaded, WeightsSaved, WeightsSavedForSampler,
+    CompleteMetadata, CustomLossCreated, ModelCreated, ModelUnloaded, OptimStepOutput, Pending, RequestFailed,
+    RetrieveFuture, Tag, WeightsLoaded, WeightsSaved, WeightsSavedForSampler,
 };
 use twinkle_core::wire::tinker::{PROTOBUF, sampling, training};
 
@@ -136,6 +136,10 @@ fn result(outcome: &Outcome, form: Form) -> Result<Response> {
             Ok(protobuf(&training::outcome_to_proto(outcome)))
         }
         Outcome::Run(RunOutcome::ForwardBackward(outcome)) => json(StatusCode::OK, &training::outcome_to_json(outcome)),
+        Outcome::CustomLoss(id) => {
+            let kind = Tag::new("create_custom_loss");
+            json(StatusCode::OK, &CustomLossCreated { loss_id: id.as_str().to_owned(), kind })
+        }
         Outcome::Run(outcome) => plain(outcome, form),
     }
 }
@@ -152,7 +156,9 @@ fn plain(outcome: &RunOutcome, form: Form) -> Result<Response> {
         }
         RunOutcome::OptimStep { metrics } => json(StatusCode::OK, &OptimStepOutput { metrics: metrics.clone() }),
         RunOutcome::Saved { path } => {
-            json(StatusCode::OK, &WeightsSaved { path: path.to_string(), kind: Tag::new("save_weights") })
+            let kind =
+                if path.kind == CheckpointKind::ExternalWeights { "save_weights_external" } else { "save_weights" };
+            json(StatusCode::OK, &WeightsSaved { path: path.to_string(), kind: Tag::new(kind) })
         }
         RunOutcome::SavedForSampler { target } => {
             let (path, session) = match target {

@@ -101,6 +101,10 @@ pub(super) async fn sample(State(front): State<Front>, Tenant(tenant): Tenant, b
         return Err(Error::invalid("`sampling_session_id` is missing").hint("create a sampling session first").into());
     };
     let record = front.sampling_session(&tenant, id.clone()).await?;
+    if let SamplingSource::Shared { path, .. } = &record.source {
+        // Its owner may have taken it back meanwhile.
+        front.checkpoint(&tenant, path.clone()).await?;
+    }
     let sampler = front.context.directory.sampler(&record.base_model)?;
     let count = wanted.num_samples;
     let stream = wanted.seq_id.map(|number| stream_of(&tenant, &id, number));
@@ -184,8 +188,9 @@ fn sampled(request: &RequestId, count: u32) -> json::Future {
 fn sample_request(wanted: Sample, source: SamplingSource) -> Result<SampleRequest> {
     if wanted.record_stability_info == Some(true) {
         // Nothing would be recorded, and the one loss that reads it is not served.
-        return Err(Error::unsupported("`record_stability_info` is not supported")
-            .hint("it serves the loss `stable_reinforce`, which this server does not have; create the sampler without it"));
+        return Err(Error::unsupported("`record_stability_info` is not supported").hint(
+            "it serves the loss `stable_reinforce`, which this server does not have; create the sampler without it",
+        ));
     }
     let extras = extras(&wanted)?;
     if wanted.num_samples == 0 || wanted.num_samples > MAX_SAMPLES {

@@ -4,20 +4,24 @@ use axum::extract::State;
 use twinkle_core::call::{
     CreateRun, RunOperation, SamplerTarget, SamplingSource, ServeOutcome, ServeRequest, StartingPoint,
 };
+use twinkle_core::checkpoint::Recipients;
 use twinkle_core::error::{Error, Result};
 use twinkle_core::ids::{CheckpointKind, CheckpointPath, RunId, SamplingSessionId, SessionId, TenantId};
 use twinkle_core::wire::tinker::json::{
-    LoadWeights, SaveWeights, SaveWeightsForSampler, WeightsInfo, WeightsInfoRequest,
+    LoadWeights, SaveWeights, SaveWeightsExternal, SaveWeightsForSampler, WeightsInfo, WeightsInfoRequest,
 };
 
 use super::body::RawBody;
+use super::checkpoints::no_access_tokens;
 use super::models::{adamw, check_optimizer, creation};
 use super::operations::Place;
 use super::reply::{Answer, ok};
 use super::session::notes;
 use super::{Front, Tenant};
 
-/// Longest lifetime of a checkpoint that has one: ten years, in seconds.
+/// Shortest lifetime of a checkpoint that has one: an hour, in seconds.
+const MIN_TTL_SECONDS: u64 = 3_600;
+/// Longest lifetime: ten years.
 const MAX_TTL_SECONDS: u64 = 10 * 365 * 24 * 3600;
 
 /// `POST save_weights`
@@ -27,7 +31,7 @@ pub(super) async fn save(State(front): State<Front>, Tenant(tenant): Tenant, bod
     let path = wanted
         .path
         .as_deref()
-        .ok_or_else(|| Error::invalid("`path` is missing").hint("give the checkpoint a name"))
+        .ok_or_else(no_name)
         .and_then(|name| CheckpointPath::new(place.run.clone(), CheckpointKind::Weights, name));
     let operation = path.and_then(|path| {
         Ok(RunOperation::SaveState {
@@ -119,13 +123,39 @@ impl Front {
     }
 }
 
-fn lifetime(ttl_seconds: Option<u64>) -> Result<Option<u64>> {
+/// A lifetime within bounds; `None` is forever.
+pub(super) fn lifetime(ttl_seconds: Option<u64>) -> Result<Option<u64>> {
     match ttl_seconds {
-        Some(seconds) if seconds == 0 || seconds > MAX_TTL_SECONDS => {
-            Err(Error::invalid(format!("`ttl_seconds` {seconds} is not between 1 and {MAX_TTL_SECONDS}")))
-        }
+        Some(seconds) if !(MIN_TTL_SECONDS..=MAX_TTL_SECONDS).contains(&seconds) => Err(Error::invalid(format!(
+            "`ttl_seconds` {seconds} is not between {MIN_TTL_SECONDS} and {MAX_TTL_SECONDS}"
+        ))),
         other => Ok(other),
     }
+}
+
+/// `POST save_weights_external`: files that users download.
+pub(super) async fn save_external(State(front): State<Front>, Tenant(tenant): Tenant, body: RawBody) -> Answer {
+    let wanted: SaveWeightsExternal = front.parse(&tenant, &body).await?;
+    let place = Place::new(wanted.model_id.clone(), wanted.seq_id);
+    let operation = export(&place.run, wanted);
+    ok(&front.submit(&tenant, place, operation).await?)
+}
+
+fn export(run: &RunId, wanted: SaveWeightsExternal) -> Result<RunOperation> {
+    let name = wanted.path.as_deref().ok_or_else(no_name)?;
+    let recipients = wanted.age_encryption_recipients;
+    if let Some(recipients) = &recipients {
+        Recipients::parse(recipients)?;
+    }
+    Ok(RunOperation::SaveExternal {
+        path: CheckpointPath::new(run.clone(), CheckpointKind::ExternalWeights, name)?,
+        ttl_seconds: lifetime(wanted.ttl_seconds)?,
+        recipients: recipients.unwrap_or_default(),
+    })
+}
+
+fn no_name() -> Error {
+    Error::invalid("`path` is missing").hint("give the checkpoint a name")
 }
 
 /// `POST load_weights`: makes a model out of a checkpoint, or loads one into a model.
@@ -156,7 +186,11 @@ async fn create(front: &Front, tenant: &TenantId, session: String, number: u64, 
     let operation = RunOperation::Create(CreateRun {
         base_model: checkpoint.base_model.clone(),
         lora: checkpoint.lora,
-        from: Some(StartingPoint { path, with_optimizer: wanted.optimizer, owner: foreign(tenant, &checkpoint.tenant) }),
+        from: Some(StartingPoint {
+            path,
+            with_optimizer: wanted.optimizer,
+            owner: foreign(tenant, &checkpoint.tenant),
+        }),
         user_metadata: notes(wanted.user_metadata),
     });
     let place = creation(RunId::of_session(&session, number));
@@ -182,12 +216,11 @@ fn foreign(tenant: &TenantId, owner: &TenantId) -> Option<TenantId> {
 fn training_path(wanted: &LoadWeights) -> Result<CheckpointPath> {
     check_optimizer(wanted.optimizer_config.as_ref())?;
     if wanted.weights_access_token.is_some() {
-        return Err(Error::unsupported("`weights_access_token` is not supported")
-            .hint("checkpoints of other accounts cannot be loaded here"));
+        return Err(no_access_tokens());
     }
     let path = CheckpointPath::parse(&wanted.path)?;
     if path.kind != CheckpointKind::Weights {
-        return Err(Error::invalid(format!("`{path}` is for sampling only"))
+        return Err(Error::invalid(format!("`{path}` holds no state to train from"))
             .hint("load a checkpoint of kind `weights`, as `save_state` writes"));
     }
     Ok(path)

@@ -5,6 +5,7 @@
 mod journal;
 mod keeping;
 mod records;
+mod weights;
 
 use futures::future::LocalBoxFuture;
 
@@ -46,6 +47,11 @@ promises! {
     records::silent_sessions_end_and_their_runs_are_due,
     records::api_keys_are_kept_in_order_and_forgotten,
     records::odd_texts_are_kept_or_refused_alone,
+    weights::a_public_checkpoint_is_read_by_all_and_changed_by_its_owner,
+    weights::a_lifetime_can_be_set_and_taken_away_until_it_is_over,
+    weights::a_copy_comes_with_its_run_and_session_or_not_at_all,
+    weights::sessions_are_listed_newest_first_with_what_belongs_to_them,
+    weights::a_session_keeps_its_project_and_its_clients_last_word,
     journal::a_run_is_made_once,
     journal::many_writers_share_commits_and_each_gets_its_own_answer,
     journal::a_result_is_stored_once_and_a_later_one_is_ignored,

@@ -1,6 +1,7 @@
 //! The front against recording components: what a request asks of them, and what is answered.
 
 mod order;
+mod polls;
 mod refusals;
 mod requests;
 mod results;
@@ -24,6 +25,7 @@ use twinkle_core::call::{
     Call, CheckpointRecord, LoraSpec, Operation, Reply, RunCall, RunRecord, SampleOutcome, SampledSequence,
     SamplingSessionRecord, SamplingSource, ServeOutcome, ServeRequest, SessionRecord, StopReason,
 };
+use twinkle_core::checkpoint::CheckpointStore;
 use twinkle_core::component::{Component, ComponentKind, Health, Lifecycle};
 use twinkle_core::error::{Error, Result};
 use twinkle_core::futures::{Futures, FuturesOptions};
@@ -32,6 +34,7 @@ use twinkle_core::state::StateStore;
 
 use super::router;
 use crate::directory::{Directory, ServedModel};
+use crate::downloads::{Downloads, SigningKey};
 use crate::front::FrontContext;
 
 const MODEL: &str = "tiny/model";
@@ -125,10 +128,13 @@ impl Fixture {
             journal: None,
             sampler: Some(Component::boxed(sampler.clone())),
         };
+        let store = StateStore::open_in_memory().await.unwrap();
+        let checkpoints = CheckpointStore::new(PathBuf::from("nowhere"));
         let context = FrontContext {
             server: Component::boxed(server.clone()),
             directory: Directory::new(vec![model]),
-            futures: Futures::new(StateStore::open_in_memory().await.unwrap(), FuturesOptions::default()),
+            futures: Futures::new(store.clone(), FuturesOptions::default()),
+            downloads: Downloads::new(SigningKey::fresh(), store, checkpoints, false),
             stopping: CancellationToken::new(),
         };
         Self { router: router(context.clone()), context, trainer, sampler, server }

@@ -5,6 +5,8 @@
 //! ignored. A field that the protocol knows and this server does not support is listed all the same:
 //! the front refuses it by name instead of ignoring it.
 
+mod custom_loss;
+mod directory;
 mod futures;
 mod input;
 mod rest;
@@ -18,6 +20,11 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+pub use custom_loss::{CreateCustomLoss, CustomLossCreated, CustomLossGraph, CustomLossNode};
+pub use directory::{
+    AssignProject, SearchOwner, SessionContents, SessionCursor, SessionNames, SessionSearchRequest,
+    SessionSearchResponse, SessionStatus, SessionStatusQuery, SessionSummary, TraceExport,
+};
 pub use futures::{
     CancelFuture, CompleteMetadata, FutureCompletion, FuturesRetrieved, FuturesTarget, JoinSamplingSession,
     RetrieveFutures, SamplingSessionJoined,
@@ -41,7 +48,8 @@ pub use training::{
     OptimStepOutput, OptimizerConfig, Pending, RequestFailed, RetrieveFuture,
 };
 pub use weights::{
-    LoadWeights, SaveWeights, SaveWeightsForSampler, WeightsInfo, WeightsInfoRequest, WeightsLoaded, WeightsSaved,
+    CheckpointLifetime, CopyWeights, ExternalWeightsUrls, LoadWeights, SaveWeights, SaveWeightsExternal,
+    SaveWeightsForSampler, WeightsCopied, WeightsInfo, WeightsInfoRequest, WeightsLoaded, WeightsSaved,
     WeightsSavedForSampler,
 };
 

@@ -155,3 +155,68 @@ pub struct WeightsInfo {
     #[serde(default)]
     pub optimizer_config: Option<OptimizerConfig>,
 }
+
+/// `POST save_weights_external`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SaveWeightsExternal {
+    /// The model.
+    pub model_id: String,
+    /// The checkpoint's name.
+    #[serde(default)]
+    pub path: Option<String>,
+    /// Its number in the model's order.
+    #[serde(default)]
+    pub seq_id: Option<u64>,
+    /// Seconds until it is removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_seconds: Option<u64>,
+    /// Whom every file is encrypted for; absent: nobody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub age_encryption_recipients: Option<Vec<String>>,
+}
+
+/// The answer to `GET …/external_weights_urls`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExternalWeightsUrls {
+    /// Where each file can be fetched, by its name.
+    pub urls: BTreeMap<String, String>,
+    /// Until when, RFC 3339.
+    pub expires: jiff::Timestamp,
+}
+
+/// `PUT …/ttl`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointLifetime {
+    /// Seconds from now until it is removed; null: never.
+    #[serde(default)]
+    pub ttl_seconds: Option<u64>,
+}
+
+/// `POST copy_weights`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CopyWeights {
+    /// The checkpoint's full path.
+    pub source_path: String,
+    /// The project that is to own the copy,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destination_project_id: Option<String>,
+    /// or the session
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_id: Option<String>,
+    /// and the number of a run in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model_seq_id: Option<u64>,
+    /// Seconds until the copy is removed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_seconds: Option<u64>,
+    /// The secret of another account's checkpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weights_access_token: Option<String>,
+}
+
+/// The answer to [`CopyWeights`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WeightsCopied {
+    /// The copy's full path.
+    pub tinker_path: String,
+}
