@@ -8,7 +8,7 @@ use super::arguments::Arguments;
 use super::limits::Budget;
 use super::operations::Cost;
 use super::program::{Expression, Program, Step};
-use super::value::{Fault, Value, broadcast_volume, is_floating};
+use super::value::{Fault, Value, broadcast_volume, copied, is_floating};
 
 /// What a loss makes of one datum.
 #[derive(Clone, Debug, PartialEq)]
@@ -147,19 +147,34 @@ fn run_step(step: &Step, values: &[Value], budget: &Budget) -> Result<Value, Fau
         Cost::Inputs => budget.reserve(Some(read))?,
         Cost::Nothing | Cost::Own => {}
     }
-    let arguments = Arguments { values: arguments, parameters: &step.found.entry.parameters, budget };
-    let result = (operation.run)(&arguments)?;
+    let compute = |values| {
+        let arguments = Arguments { values, parameters: &step.found.entry.parameters, budget };
+        (operation.run)(&arguments)
+    };
     if !step.found.in_place {
-        return Ok(result);
+        return compute(arguments);
     }
-    let (Value::Tensor(result), Value::Tensor(target)) = (result, arguments.value(0)) else {
+    let Some(Value::Tensor(target)) = arguments.first().cloned() else {
         return Err(Fault::new("only a tensor can be changed in place"));
     };
+    // The derivative needs the values that were there before: the operation gets a copy of them.
+    let mut arguments = arguments;
+    arguments[0] = Value::Tensor(copied(&target)?);
+    let Value::Tensor(result) = compute(arguments)? else {
+        return Err(Fault::new("only a tensor can be put in a tensor's place"));
+    };
+    write(target, &result)
+}
+
+/// Writes into a tensor, which keeps its shape and dtype.
+fn write(mut target: Tensor, result: &Tensor) -> Result<Value, Fault> {
     if is_floating(result.kind()) && !is_floating(target.kind()) {
         return Err(Fault::new("a tensor of whole numbers cannot hold the result"));
     }
-    let mut target = target.shallow_clone();
-    target.f_copy_(&result)?;
+    if result.size() != target.size() {
+        return Err(Fault::new(format!("a result of shape {:?} has no place in {:?}", result.size(), target.size())));
+    }
+    target.f_copy_(result)?;
     Ok(Value::Tensor(target))
 }
 

@@ -161,6 +161,13 @@ pub(super) fn whole_scalar(value: i64, kind: Kind) -> Result<Tensor, Fault> {
     Ok(Tensor::f_from_slice(&[value])?.f_reshape([0_i64; 0])?.f_to_dtype(kind, false, false)?)
 }
 
+/// The same values in memory of their own.
+pub(super) fn copied(tensor: &Tensor) -> Result<Tensor, Fault> {
+    let mut copy = tensor.f_zeros_like()?;
+    copy.f_copy_(tensor)?;
+    Ok(copy)
+}
+
 /// A number of Python beside a tensor: torch gives it the tensor's kind, unless that would lose its fraction.
 pub(super) fn beside(value: &Value, like: Kind) -> Result<Tensor, Fault> {
     match value {

@@ -239,12 +239,13 @@ pub(super) const OTHERS: &[Operation] = &[
         let below = input.f_mul_scalar(a.number_or(1, 0.01)?)?;
         Ok(input.f_where_self(&input.f_gt(0)?, &below)?.into())
     }),
-    Operation::new("elu celu", "input:T alpha:F? inplace:N?", Cost::Broadcast, |a| {
-        let input = a.tensor(0)?;
+    Operation::new("elu", "input:T alpha:F? inplace:N?", Cost::Broadcast, |a| {
         let alpha = a.number_or(1, 1.0)?;
-        // `exp` sees no positive number, so that its overflow cannot reach the gradient.
-        let below = input.f_clamp_max(0)?.f_expm1()?.f_mul_scalar(alpha)?;
-        Ok(input.f_where_self(&input.f_gt(0)?, &below)?.into())
+        exponential_below(a.tensor(0)?, alpha, 1.0)
+    }),
+    Operation::new("celu", "input:T alpha:F? inplace:N?", Cost::Broadcast, |a| {
+        let alpha = a.number_or(1, 1.0)?;
+        exponential_below(a.tensor(0)?, alpha, alpha)
     }),
     Operation::new("softplus", "input:T beta:F? threshold:F?", Cost::Broadcast, |a| {
         let input = a.tensor(0)?;
@@ -293,6 +294,13 @@ fn scaled_pair(a: &Arguments) -> Result<(Tensor, Tensor), Fault> {
         Some(alpha) => Ok((input, other.f_mul(&alpha)?)),
         None => Ok((input, other)),
     }
+}
+
+/// `x` above 0 and `alpha (exp(x / scale) - 1)` below. `exp` sees no positive number, so that its overflow cannot reach
+/// the gradient.
+fn exponential_below(input: &Tensor, alpha: f64, scale: f64) -> Result<Value, Fault> {
+    let below = input.f_clamp_max(0)?.f_div_scalar(scale)?.f_expm1()?.f_mul_scalar(alpha)?;
+    Ok(input.f_where_self(&input.f_gt(0)?, &below)?.into())
 }
 
 /// The processor stops a program that divides the least whole number by -1.

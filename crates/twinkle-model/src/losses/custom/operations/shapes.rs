@@ -4,7 +4,7 @@ use tch::Tensor;
 
 use super::{Cost, Operation};
 use crate::losses::custom::arguments::Arguments;
-use crate::losses::custom::value::{Fault, Value, broadcast_volume, volume};
+use crate::losses::custom::value::{Fault, Value, broadcast_volume, copied, volume};
 
 /// Functions, and methods of the same name.
 pub(super) const SHAPES: &[Operation] = &[
@@ -117,7 +117,7 @@ pub(super) const SHAPES: &[Operation] = &[
     Operation::new("triu", "input:T diagonal:I?", Cost::Inputs, |a| Ok(a.tensor(0)?.f_triu(a.int_or(1, 0)?)?.into())),
     Operation::new("atleast_1d", "input:T", Cost::Nothing, |a| Ok(a.tensor(0)?.f_atleast_1d()?.into())),
     Operation::new("atleast_2d", "input:T", Cost::Nothing, |a| Ok(a.tensor(0)?.f_atleast_2d()?.into())),
-    Operation::new("clone", "input:T memory_format:P?", Cost::Inputs, |a| Ok(a.tensor(0)?.f_mul_scalar(1)?.into())),
+    Operation::new("clone", "input:T memory_format:P?", Cost::Inputs, |a| Ok(copied(a.tensor(0)?)?.into())),
     Operation::new("detach", "input:T", Cost::Nothing, |a| Ok(a.tensor(0)?.f_detach()?.into())),
     Operation::new("is_floating_point", "input:T", Cost::Nothing, |a| {
         Ok(Value::Bool(crate::losses::custom::value::is_floating(a.tensor(0)?.kind())))
