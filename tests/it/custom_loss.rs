@@ -1,7 +1,7 @@
 //! Losses that clients write, run by the server: requests as the SDK's tracer made them (`tests/golden/custom_losses.py`).
 
 use serde_json::{Value, json};
-use twinkle_tests::TinkerHttp;
+use twinkle_tests::{TinkerHttp, run_with_torch};
 
 use crate::fixture_node;
 
@@ -164,7 +164,7 @@ async fn a_loss_that_cannot_be_run_says_why_and_leaves_the_run_alone() {
     let error = text(&train(&client, &run, number, "custom", &config, &missing).await);
     assert!(error.contains("there is no `w`"), "{error}");
     let mut flat = inputs(&before);
-    flat["w"] = tensor(&[1.0]);
+    flat["w"] = tensor(&[1.0, 2.0]);
     let error = text(&train(&client, &run, number + 1, "custom", &config, &flat).await);
     assert!(error.contains("`w` has rank 1") && error.contains("rank 0"), "{error}");
 
@@ -203,4 +203,13 @@ async fn a_run_is_rebuilt_without_the_list_of_losses() {
     assert_eq!(logprobs(&again), logprobs(&seen));
     assert_eq!(again["metrics"], seen["metrics"]);
     assert_eq!(create(&client, &creation(&session, 0, "clipped_ppo")).await, created);
+}
+
+#[tokio::test]
+async fn the_sdk_gets_from_the_server_what_it_would_compute_itself() {
+    let node = fixture_node("qwen3").await;
+    let arguments = ["--base-url", &node.base_url(), "--model", node.model()];
+    if let Err(failure) = run_with_torch("custom_losses.py", &arguments).await {
+        panic!("{failure:#}\n--- server log ---\n{}", node.log());
+    }
 }

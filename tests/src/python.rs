@@ -57,10 +57,19 @@ impl SdkVersion {
 
 /// Runs `tests/python/<script>` with the SDK; its output is part of the error when it fails.
 pub async fn run_script(version: SdkVersion, script: &str, arguments: &[&str]) -> Result<()> {
+    run_in(version.environment(), "--python", script, arguments).await
+}
+
+/// Runs `tests/python/<script>` with the newest SDK and torch, which the cookbook's environment has.
+pub async fn run_with_torch(script: &str, arguments: &[&str]) -> Result<()> {
+    run_in("cookbook-0.6.1", "--cookbook", script, arguments).await
+}
+
+async fn run_in(environment: &str, made_by: &str, script: &str, arguments: &[&str]) -> Result<()> {
     let root = workspace_root();
-    let python = root.join(".venvs").join(version.environment()).join("bin/python");
+    let python = root.join(".venvs").join(environment).join("bin/python");
     if !python.exists() {
-        bail!("`{}` is missing: run `cargo xtask setup --python`", python.display());
+        bail!("`{}` is missing: run `cargo xtask setup {made_by}`", python.display());
     }
     let run = tokio::process::Command::new(python)
         .arg(root.join("tests/python").join(script))
@@ -74,8 +83,7 @@ pub async fn run_script(version: SdkVersion, script: &str, arguments: &[&str]) -
         .with_context(|| format!("{script} did not finish within five minutes"))??;
     if !output.status.success() {
         bail!(
-            "{script} with {} failed with {}:\n{}\n{}",
-            version.environment(),
+            "{script} with {environment} failed with {}:\n{}\n{}",
             output.status,
             String::from_utf8_lossy(&output.stdout),
             String::from_utf8_lossy(&output.stderr)

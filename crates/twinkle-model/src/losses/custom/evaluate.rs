@@ -50,8 +50,8 @@ impl Program {
         let given = Tensor::f_from_slice(logprobs).and_then(|it| it.f_reshape(shape)).map_err(internal)?;
         let logprobs = given.f_set_requires_grad(true).map_err(internal)?;
         let mut values = vec![Value::Tensor(logprobs.shallow_clone())];
-        for input in inputs {
-            values.push(Value::Tensor(tensor_of(input).map_err(internal)?));
+        for (input, declared) in inputs.iter().zip(self.inputs.iter().skip(1)) {
+            values.push(Value::Tensor(tensor_of(input, declared.rank).map_err(internal)?));
         }
         for step in &self.steps {
             let value = run_step(step, &values, budget).map_err(|fault| {
@@ -126,8 +126,10 @@ fn first_line(text: &str) -> &str {
     text.lines().next().unwrap_or_default()
 }
 
-fn tensor_of(data: &TensorData) -> Result<Tensor, tch::TchError> {
-    let shape: Vec<i64> = data.shape.iter().map(|size| *size as i64).collect();
+/// An input of rank 0 is one number, whether or not it came as a vector of one.
+fn tensor_of(data: &TensorData, rank: u8) -> Result<Tensor, tch::TchError> {
+    let sizes = if rank == 0 { &[] } else { data.shape.as_slice() };
+    let shape: Vec<i64> = sizes.iter().map(|size| *size as i64).collect();
     let flat = match &data.values {
         TensorValues::Float32(values) => Tensor::f_from_slice(values)?,
         TensorValues::Int64(values) => Tensor::f_from_slice(values)?,

@@ -72,6 +72,10 @@ impl Loss for Custom {
             let Some(tensor) = example.sent.get(sent) else {
                 return Err(Error::invalid(format!("there is no `{sent}`, which custom loss `{name}` reads")));
             };
+            // Protobuf cannot tell one number without dimensions from a vector of one.
+            if input.rank == 0 && tensor.len() == 1 {
+                continue;
+            }
             let rank = tensor.shape.len();
             if rank != usize::from(input.rank) {
                 return Err(Error::invalid(format!(
