@@ -54,9 +54,18 @@ pub(super) fn check_optimizer(config: Option<&OptimizerConfig>) -> Result<()> {
     match config {
         None => Ok(()),
         Some(config) if config.kind == "adamw" => Ok(()),
-        Some(config) => Err(Error::unsupported(format!("optimizer `{}` is not supported", config.kind))
-            .hint("known optimizers: `adamw`")),
+        Some(config) => Err(unknown_optimizer(&config.kind)),
     }
+}
+
+/// Says why an optimizer is not here, and which one is.
+pub(super) fn unknown_optimizer(kind: &str) -> Error {
+    let why = match kind {
+        // Its client's texts name a preconditioner, a matrix sign and a rank correction, and call the constants internal.
+        "dimuon" => " because its update was never published: two servers would train differently under one name",
+        _ => "",
+    };
+    Error::unsupported(format!("optimizer `{kind}` is not supported{why}")).hint("known optimizers: `adamw`")
 }
 
 fn lora_spec(config: Option<LoraConfig>, model: &ServedModel, run: &RunId) -> Result<LoraSpec> {

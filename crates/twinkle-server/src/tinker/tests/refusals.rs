@@ -55,7 +55,8 @@ async fn models_that_cannot_be_made_are_refused_at_once() {
             StatusCode::BAD_REQUEST,
             "trains nothing",
         ),
-        (json!({ "optimizer_config": { "type": "dimuon", "version": 1 } }), StatusCode::BAD_REQUEST, "`dimuon`"),
+        (json!({ "optimizer_config": { "type": "dimuon", "version": 1 } }), StatusCode::BAD_REQUEST, "never published"),
+        (json!({ "optimizer_config": { "type": "sgd" } }), StatusCode::BAD_REQUEST, "known optimizers: `adamw`"),
         (json!({ "session_id": "other" }), StatusCode::NOT_FOUND, "other"),
         (json!({ "session_id": "over" }), StatusCode::BAD_REQUEST, "finished"),
     ];
