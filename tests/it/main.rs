@@ -1,6 +1,7 @@
 //! Whole-node tests: a real server process, real clients, real files.
 #![forbid(unsafe_code)]
 
+mod client;
 mod cookbook;
 mod crash;
 mod custom_loss;

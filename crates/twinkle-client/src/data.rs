@@ -13,16 +13,50 @@ use crate::error::{Error, Result};
 pub struct Loss(pub(crate) LossSpec);
 
 impl Loss {
-    /// `-Σ weight · logprob(target)`; needs the inputs `target_tokens` and `weights`.
+    /// `-Σ weight · logprob(target)`; needs the input `target_tokens`, and `weights` of the same shape unless all are 1. Both
+    /// may be `[positions, candidates]`: then every cell is a target of its own, as in distillation.
     #[must_use]
     pub fn cross_entropy() -> Self {
         Self::named("cross_entropy")
     }
 
+    /// `-Σ ratio · advantage` with `ratio = exp(logprob(target) - logprobs)` (REINFORCE corrected for the sampler's policy);
+    /// needs the inputs `target_tokens`, `logprobs` (of the sampler) and `advantages`.
+    #[must_use]
+    pub fn importance_sampling() -> Self {
+        Self::named("importance_sampling")
+    }
+
+    /// PPO's clipped ratio (Schulman et al. 2017): `-Σ min(ratio · advantage, clip(ratio) · advantage)`; the same inputs as
+    /// [`Self::importance_sampling`]. `clip_low_threshold` (0.8) and `clip_high_threshold` (1.2) are bounds of the ratio.
+    #[must_use]
+    pub fn ppo() -> Self {
+        Self::named("ppo")
+    }
+
+    /// REINFORCE with a clipped ratio as a constant weight (`MiniMax` 2025); inputs and settings as [`Self::ppo`].
+    #[must_use]
+    pub fn cispo() -> Self {
+        Self::named("cispo")
+    }
+
+    /// `-Σ (logprob · advantage - ½ β (logprob - logprobs)²)` (Richemond et al. 2024); inputs as [`Self::ppo`].
+    #[must_use]
+    pub fn dro(beta: f64) -> Self {
+        Self::named("dro").with("beta", beta)
+    }
+
+    /// PPO over the ratio of a whole sequence (Zheng et al. 2025); inputs as [`Self::ppo`] and `sequence_ratio_mask`, which
+    /// says with anything but 0 which positions make up the sequence.
+    #[must_use]
+    pub fn gspo() -> Self {
+        Self::named("gspo")
+    }
+
     /// Any loss of the server.
     #[must_use]
     pub fn named(name: &str) -> Self {
-        Self(LossSpec { name: name.to_owned(), config: BTreeMap::new() })
+        Self(LossSpec { name: name.to_owned(), config: BTreeMap::new(), graph: None })
     }
 
     /// Adds a setting such as `clip_low_threshold`.

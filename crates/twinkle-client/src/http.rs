@@ -58,6 +58,15 @@ impl Request {
         Self { method: Method::GET, path, content_type: None, body, accept: None, limit: ATTEMPT_LIMIT }
     }
 
+    pub(crate) fn delete(path: impl Into<String>) -> Self {
+        Self { method: Method::DELETE, ..Self::get(path) }
+    }
+
+    /// The same request by PUT.
+    pub(crate) fn put(self) -> Self {
+        Self { method: Method::PUT, ..self }
+    }
+
     pub(crate) fn json(path: impl Into<String>, body: &impl Serialize) -> Result<Self> {
         let path = path.into();
         let body = serde_json::to_vec(body).map_err(|error| Error::InvalidArgument(error.to_string()))?;

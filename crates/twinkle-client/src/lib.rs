@@ -36,6 +36,7 @@
 
 mod chunking;
 mod data;
+mod directory;
 mod error;
 mod http;
 mod pending;
@@ -47,6 +48,7 @@ mod session;
 mod training;
 
 pub use data::{Loss, supervised_datum};
+pub use directory::DirectoryClient;
 pub use error::{Error, Result};
 pub use pending::Pending;
 pub use processor::ProcessorClient;
@@ -56,9 +58,11 @@ pub use service::{ConnectOptions, LoraOptions, ServiceClient};
 pub use training::{SaveOptions, TrainingClient};
 
 pub use twinkle_core::call::{
-    AdamParams, ChatMessage, ForwardBackwardOutcome, Logprobs, SampleOutcome, SampledSequence, SamplingParams, Stop,
-    StopReason,
+    AdamParams, AltTokens, CellLayout, ChatMessage, ForwardBackwardOutcome, Logprobs, SampleExtras, SampleOutcome,
+    SampledSequence, SamplingParams, SparseLayout, Stop, StopReason, TargetLogprobs, TargetTokens, TopLogprobs,
 };
 pub use twinkle_core::data::{Datum, TensorData, TensorValues, TokenIds};
 pub use twinkle_core::wire::native::Encoded;
-pub use twinkle_core::wire::tinker::json::{ModelInfo, SupportedModel};
+pub use twinkle_core::wire::tinker::json::{
+    Checkpoint, CheckpointType, Checkpoints, ModelInfo, SupportedModel, TrainingRun, TrainingRuns, WeightsInfo,
+};

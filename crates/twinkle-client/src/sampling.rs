@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tracing::warn;
-use twinkle_core::call::{SampleOutcome, SamplingParams};
+use twinkle_core::call::{SampleExtras, SampleOutcome, SamplingParams, TargetTokens};
 use twinkle_core::data::TokenIds;
-use twinkle_core::wire::tinker::json::{Future, ModelInput, Sample};
+use twinkle_core::wire::tinker::json::{CancelFuture, Future, ModelInput, Sample, TensorData, TensorNumbers};
 use twinkle_core::wire::tinker::sampling::{outcome_from_proto, params_to_json};
 use twinkle_core::wire::tinker::{PROTOBUF, proto};
 
@@ -44,13 +44,34 @@ impl SamplingClient {
         num_samples: u32,
         params: SamplingParams,
     ) -> Result<Pending<SampleOutcome>> {
-        self.submit(prompt, num_samples, &params, false).await
+        self.submit(prompt, num_samples, &params, false, SampleExtras::default()).await
+    }
+
+    /// [`Self::sample`] that also scores the prompt: `prompt_logprobs` for each of its own tokens, and what `extras` names.
+    pub async fn sample_and_score(
+        &self,
+        prompt: TokenIds,
+        num_samples: u32,
+        params: SamplingParams,
+        prompt_logprobs: bool,
+        extras: SampleExtras,
+    ) -> Result<Pending<SampleOutcome>> {
+        self.submit(prompt, num_samples, &params, prompt_logprobs, extras).await
+    }
+
+    /// Gives a sample up: the server stops working on it within one turn, and awaiting it fails.
+    pub async fn cancel(&self, pending: &Pending<SampleOutcome>) -> Result<()> {
+        for request_id in pending.request_ids() {
+            let body = CancelFuture { request_id: request_id.clone() };
+            self.session.http.send(&Request::json("/api/v1/cancel_future", &body)?).await?;
+        }
+        Ok(())
     }
 
     /// Per token of `prompt` its logprob given the tokens before it; the first has none.
     pub async fn compute_logprobs(&self, prompt: TokenIds) -> Result<Vec<Option<f32>>> {
         let one_token = SamplingParams::greedy(1);
-        let outcome = self.submit(prompt, 1, &one_token, true).await?.await?;
+        let outcome = self.submit(prompt, 1, &one_token, true, SampleExtras::default()).await?.await?;
         outcome.prompt_logprobs.ok_or_else(|| Error::malformed(ROUTE, &"no prompt logprobs"))
     }
 
@@ -60,7 +81,9 @@ impl SamplingClient {
         num_samples: u32,
         params: &SamplingParams,
         prompt_logprobs: bool,
+        extras: SampleExtras,
     ) -> Result<Pending<SampleOutcome>> {
+        let wanted = |count: u32| (count > 0).then_some(count);
         let body = Sample {
             sampling_session_id: Some(self.id.clone()),
             seq_id: Some(self.next_sequence.fetch_add(1, Ordering::Relaxed)),
@@ -68,11 +91,11 @@ impl SamplingClient {
             prompt: ModelInput::text(prompt),
             sampling_params: params_to_json(params),
             prompt_logprobs: Some(prompt_logprobs),
-            topk_prompt_logprobs: None,
-            topk_sample_logprobs: None,
-            target_prompt_logprobs: None,
-            prompt_alt_tokens_k: None,
-            prompt_logprobs_last_n: None,
+            topk_prompt_logprobs: wanted(extras.topk_prompt_logprobs),
+            topk_sample_logprobs: wanted(extras.topk_sample_logprobs),
+            target_prompt_logprobs: extras.target_prompt_logprobs.map(cells),
+            prompt_alt_tokens_k: wanted(extras.prompt_alt_tokens_k),
+            prompt_logprobs_last_n: extras.prompt_logprobs_last_n,
             record_stability_info: None,
         };
         let request = Request::json(ROUTE, &body)?;
@@ -96,5 +119,19 @@ impl SamplingClient {
                 request_id = http.send(&request).await?.decode::<Future>(ROUTE)?.request_id;
             }
         }))
+    }
+}
+
+/// Target tokens on the wire: a matrix in which -1 is skipped.
+fn cells(targets: TargetTokens) -> TensorData {
+    let TargetTokens { layout, cells } = targets;
+    let numbers =
+        |places: Vec<usize>| places.into_iter().map(|place| i64::try_from(place).unwrap_or(i64::MAX)).collect();
+    let (rows, columns) = layout.sparse.map(|sparse| (sparse.row_starts, sparse.columns)).unzip();
+    TensorData {
+        data: TensorNumbers::Int64(cells.into_iter().map(|cell| cell.map_or(-1, i64::from)).collect()),
+        shape: Some(numbers(vec![layout.rows, layout.columns])),
+        sparse_crow_indices: rows.map(numbers),
+        sparse_col_indices: columns.map(numbers),
     }
 }

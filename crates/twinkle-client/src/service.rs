@@ -10,6 +10,7 @@ use twinkle_core::wire::tinker::json::{
     LoraConfig, OptimizerConfig, SamplingSessionCreated, Seed, ServerCapabilities, SessionCreated, SupportedModel,
 };
 
+use crate::directory::DirectoryClient;
 use crate::error::{Error, Result};
 use crate::http::{Http, Request};
 use crate::pending;
@@ -177,6 +178,12 @@ impl ServiceClient {
     #[must_use]
     pub fn processor(&self, route_prefix: &str, model: &str) -> ProcessorClient {
         ProcessorClient::new(self.session.clone(), route_prefix, model)
+    }
+
+    /// A client for the lists of runs and checkpoints.
+    #[must_use]
+    pub fn directory(&self) -> DirectoryClient {
+        DirectoryClient::new(self.session.clone())
     }
 
     /// Ends the session: the server frees its runs, and checkpoints stay.

@@ -1,12 +1,12 @@
-//! Direct preference optimization: a model that learns to prefer answers in a pirate's voice.
+//! Direct preference optimization: a model that learns to answer straight.
 //!
 //! ```text
 //! cargo run -p twinkle-server -- --config configs/quickstart.yaml
 //! cargo run -p twinkle-client --example dpo
 //! ```
 //!
-//! The data set is made here: every fact is told plainly (rejected) and as a pirate would (chosen). Some facts are kept
-//! back, so that the margin of pairs it never learned from can be watched too.
+//! The data set is made here: every fact is told straight (chosen) and with a lot of hesitation (rejected). Some facts are
+//! kept back, so that the margin of pairs it never learned from can be watched too.
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "an example talks to the person who runs it")]
 
@@ -19,7 +19,7 @@ use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::json;
-use twinkle_client::{ChatMessage, LoraOptions, ProcessorClient, SamplingClient, SamplingParams, ServiceClient};
+use twinkle_client::{LoraOptions, ServiceClient};
 
 use recipe::{Pair, Preference, Step};
 
@@ -27,8 +27,6 @@ use recipe::{Pair, Preference, Step};
 const FACTS: &str = include_str!("../data/facts.jsonl");
 /// Facts that are kept back.
 const HELD_OUT: usize = 8;
-/// What was never asked while it learned.
-const QUESTION: &str = "What do bakers make?";
 
 /// Teach a model to prefer one kind of answer over another.
 #[derive(Parser)]
@@ -46,16 +44,16 @@ struct Arguments {
     #[arg(long, default_value = "/api/v1/processor")]
     processor: String,
     /// Steps, each over one batch.
-    #[arg(long, default_value_t = 24)]
+    #[arg(long, default_value_t = 20)]
     steps: usize,
     /// Pairs in a batch.
     #[arg(long, default_value_t = 6)]
     batch_size: usize,
     /// How strongly a change of logprob counts.
-    #[arg(long, default_value_t = 0.1)]
+    #[arg(long, default_value_t = 0.2)]
     beta: f64,
     /// The optimizer's step size.
-    #[arg(long, default_value_t = 2e-4)]
+    #[arg(long, default_value_t = 4e-5)]
     learning_rate: f64,
     /// The adapter's rank.
     #[arg(long, default_value_t = 8)]
@@ -75,6 +73,8 @@ struct Row {
     step: Step,
     held_out_margin: f64,
     held_out_accuracy: f64,
+    held_out_chosen: f64,
+    held_out_rejected: f64,
 }
 
 #[tokio::main]
@@ -85,8 +85,6 @@ async fn main() -> Result<()> {
         .with_context(|| format!("no server at {} (start one: cargo xtask quickstart)", arguments.url))?;
     let processor = service.processor(&arguments.processor, &arguments.model);
     let base = service.create_sampling_client(&arguments.model).await?;
-    let before = answer(&base, &processor).await?;
-
     let preferences = preferences()?;
     let pairs = recipe::pairs(&processor, &base, &preferences).await?;
     let (learned, held_out) = pairs.split_at(pairs.len().saturating_sub(HELD_OUT));
@@ -113,13 +111,16 @@ async fn main() -> Result<()> {
         if bar.is_hidden() && number.is_multiple_of(5) {
             println!("step {number}: loss {:.3}, margin {:.2}", step.loss, step.margin);
         }
-        curve.push(Row { step, held_out_margin: kept_back.margin, held_out_accuracy: kept_back.accuracy });
+        curve.push(Row {
+            step,
+            held_out_margin: kept_back.margin,
+            held_out_accuracy: kept_back.accuracy,
+            held_out_chosen: kept_back.chosen,
+            held_out_rejected: kept_back.rejected,
+        });
     }
     bar.finish_and_clear();
 
-    let tuned = training.save_weights_and_get_sampling_client().await?;
-    let after = answer(&tuned, &processor).await?;
-    println!("\n  {QUESTION}\n    before: {before}\n    after:  {after}");
     if let Some(last) = curve.last() {
         println!(
             "\nMargin {:.2} on learned pairs, {:.2} on pairs that were kept back ({:.0} % ordered rightly)",
@@ -127,18 +128,20 @@ async fn main() -> Result<()> {
             last.held_out_margin,
             100.0 * last.held_out_accuracy
         );
+        println!(
+            "Of the pairs that were kept back the logprob of the chosen answer moved by {:+.2}, of the rejected one by {:+.2}",
+            last.held_out_chosen, last.held_out_rejected
+        );
     }
     if let Some(path) = &arguments.curve {
-        let content = json!({
-            "beta": arguments.beta, "question": QUESTION, "before": before, "after": after, "steps": curve,
-        });
+        let content = json!({ "beta": arguments.beta, "steps": curve });
         std::fs::write(path, format!("{content:#}\n")).with_context(|| format!("cannot write `{}`", path.display()))?;
     }
     service.close().await?;
     Ok(())
 }
 
-/// The data set: each fact plainly, and in a pirate's voice.
+/// The data set: each fact told straight, and with hesitation.
 fn preferences() -> Result<Vec<Preference>> {
     FACTS
         .lines()
@@ -147,7 +150,8 @@ fn preferences() -> Result<Vec<Preference>> {
             let mut letters = fact.answer.trim_end_matches('.').chars();
             let lowered: String =
                 letters.next().map(|first| first.to_ascii_lowercase()).into_iter().chain(letters).collect();
-            Ok(Preference { question: fact.question, chosen: format!("Arr, {lowered}, matey!"), rejected: fact.answer })
+            let rejected = format!("Well, that is hard to say, but perhaps {lowered}.");
+            Ok(Preference { question: fact.question, chosen: fact.answer, rejected })
         })
         .collect()
 }
@@ -157,14 +161,4 @@ fn preferences() -> Result<Vec<Preference>> {
 struct Fact {
     question: String,
     answer: String,
-}
-
-/// The most likely answer, on one line.
-async fn answer(sampler: &SamplingClient, processor: &ProcessorClient) -> Result<String> {
-    let prompt =
-        processor.encode_chat(vec![vec![ChatMessage::user(QUESTION)]], true).await?.pop().context("no prompt")?;
-    let sampled = sampler.sample(prompt.tokens, 1, SamplingParams::greedy(24)).await?.await?;
-    let tokens = sampled.sequences.into_iter().map(|sequence| sequence.tokens).collect();
-    let text = processor.decode(tokens).await?.pop().context("no text")?;
-    Ok(text.split_whitespace().collect::<Vec<_>>().join(" "))
 }

@@ -24,8 +24,8 @@ pub(crate) struct Preference {
 pub(crate) struct Pair {
     chosen: Datum,
     rejected: Datum,
-    /// `log p(chosen) - log p(rejected)` of the base model.
-    reference: f64,
+    /// `log p` of the chosen and of the rejected answer by the base model.
+    reference: [f64; 2],
 }
 
 /// What one step saw, before its update.
@@ -47,6 +47,10 @@ pub(crate) struct Measured {
     pub(crate) loss: f64,
     pub(crate) margin: f64,
     pub(crate) accuracy: f64,
+    /// How far the logprob of a chosen answer has moved from the base model's.
+    pub(crate) chosen: f64,
+    /// The same of a rejected answer.
+    pub(crate) rejected: f64,
 }
 
 /// Tokenizes the preferences and asks the frozen base model for its logprobs.
@@ -65,14 +69,14 @@ pub(crate) async fn pairs(
     let rejected = processor.encode_chat(answered(|one| &one.rejected), false).await?;
     let mut pairs = Vec::new();
     for (chosen, rejected) in chosen.iter().zip(&rejected) {
-        let of_base = reference.compute_logprobs(chosen.tokens.clone()).await?;
-        let of_other = reference.compute_logprobs(rejected.tokens.clone()).await?;
+        let of_chosen = reference.compute_logprobs(chosen.tokens.clone()).await?;
+        let of_rejected = reference.compute_logprobs(rejected.tokens.clone()).await?;
         let (chosen, rejected) = (supervised_datum(chosen)?, supervised_datum(rejected)?);
         // The first token of a sequence has no logprob, and is nobody's target.
         let of = |datum: &Datum, logprobs: Vec<Option<f32>>| {
             answer_logprob(datum, &Logprobs::flat(logprobs.into_iter().skip(1).map(|one| one.unwrap_or(0.0)).collect()))
         };
-        let reference = of(&chosen, of_base) - of(&rejected, of_other);
+        let reference = [of(&chosen, of_chosen), of(&rejected, of_rejected)];
         pairs.push(Pair { chosen, rejected, reference });
     }
     Ok(pairs)
@@ -121,20 +125,30 @@ fn data(pairs: &[&Pair]) -> Vec<Datum> {
 }
 
 fn measure(pairs: &[&Pair], logprobs: &[Logprobs], beta: f64) -> Measured {
-    let margins: Vec<f64> =
-        pairs.iter().zip(logprobs.chunks(2)).map(|(pair, logprobs)| margin(pair, logprobs, beta)).collect();
-    let count = margins.len().max(1) as f64;
+    let moved: Vec<[f64; 2]> =
+        pairs.iter().zip(logprobs.chunks(2)).map(|(pair, logprobs)| moved(pair, logprobs)).collect();
+    let mean = |of: &dyn Fn(&[f64; 2]) -> f64| moved.iter().map(of).sum::<f64>() / moved.len().max(1) as f64;
+    let margin = |[chosen, rejected]: &[f64; 2]| beta * (chosen - rejected);
     Measured {
-        loss: margins.iter().map(|margin| (-margin).exp().ln_1p()).sum::<f64>() / count,
-        margin: margins.iter().sum::<f64>() / count,
-        accuracy: margins.iter().filter(|margin| **margin > 0.0).count() as f64 / count,
+        loss: mean(&|moved| (-margin(moved)).exp().ln_1p()),
+        margin: mean(&margin),
+        accuracy: mean(&|moved| f64::from(u8::from(margin(moved) > 0.0))),
+        chosen: mean(&|[chosen, _]| *chosen),
+        rejected: mean(&|[_, rejected]| *rejected),
     }
 }
 
 /// `β Δ` of a pair.
 fn margin(pair: &Pair, logprobs: &[Logprobs], beta: f64) -> f64 {
-    let [chosen, rejected] = logprobs else { return 0.0 };
-    beta * (answer_logprob(&pair.chosen, chosen) - answer_logprob(&pair.rejected, rejected) - pair.reference)
+    let [chosen, rejected] = moved(pair, logprobs);
+    beta * (chosen - rejected)
+}
+
+/// How far the logprobs of the chosen and of the rejected answer have moved from the reference.
+fn moved(pair: &Pair, logprobs: &[Logprobs]) -> [f64; 2] {
+    let [chosen, rejected] = logprobs else { return [0.0; 2] };
+    let [of_chosen, of_rejected] = pair.reference;
+    [answer_logprob(&pair.chosen, chosen) - of_chosen, answer_logprob(&pair.rejected, rejected) - of_rejected]
 }
 
 /// The logprob of the answer's tokens together.

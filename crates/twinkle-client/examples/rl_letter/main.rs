@@ -22,12 +22,7 @@ use twinkle_client::{LoraOptions, ProcessorClient, SamplingClient, SamplingParam
 use recipe::{Settings, Step, count_letter};
 
 /// What is asked while it learns.
-const QUESTIONS: [&str; 4] = [
-    "Tell me about the sea.",
-    "How do I bake bread?",
-    "What is a good name for a cat?",
-    "Describe a forest in winter.",
-];
+const QUESTIONS: [&str; 3] = ["Tell me about the sea.", "How do I bake bread?", "Describe a forest in winter."];
 /// What was never asked while it learned.
 const HELD_OUT: &str = "What do you see in the night sky?";
 
@@ -50,13 +45,13 @@ struct Arguments {
     #[arg(long, default_value_t = 'e')]
     letter: char,
     /// Steps; each samples, scores and learns once.
-    #[arg(long, default_value_t = 30)]
+    #[arg(long, default_value_t = 28)]
     steps: usize,
     /// Answers per question.
     #[arg(long, default_value_t = 8)]
     group: u32,
     /// Tokens per answer.
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 16)]
     max_tokens: u32,
     /// The optimizer's step size.
     #[arg(long, default_value_t = 5e-4)]

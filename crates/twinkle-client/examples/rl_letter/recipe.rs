@@ -37,8 +37,10 @@ pub(crate) struct Step {
     pub(crate) best: f64,
     /// Mean logprob of a sampled token: near 0 when the policy has stopped exploring.
     pub(crate) logprob: f64,
-    /// Largest difference between a sampled token's logprob at the sampler and at the trainer.
+    /// Mean absolute difference between a sampled token's logprob at the sampler and at the trainer.
     pub(crate) sampler_gap: f64,
+    /// The largest of these differences.
+    pub(crate) largest_gap: f64,
 }
 
 /// Samples, scores and learns once. `number` counts the steps from 1.
@@ -74,10 +76,10 @@ pub(crate) async fn step(
         // The answer's tokens are the last ones of its datum.
         logprobs.values.iter().skip(logprobs.values.len() - answer.tokens.len()).copied()
     });
-    let sampler_gap =
-        sampled.iter().zip(trained).map(|(one, other)| f64::from((one - other).abs())).fold(0.0, f64::max);
+    let gaps: Vec<f64> = sampled.iter().zip(trained).map(|(one, other)| f64::from((one - other).abs())).collect();
     let logprob = mean(&sampled.iter().copied().map(f64::from).collect::<Vec<_>>());
-    Ok(Step { step: number, reward: mean(&rewards), best, logprob, sampler_gap })
+    let largest_gap = gaps.iter().copied().fold(0.0, f64::max);
+    Ok(Step { step: number, reward: mean(&rewards), best, logprob, sampler_gap: mean(&gaps), largest_gap })
 }
 
 /// A group of answers for each prompt, from the run as it is now.
