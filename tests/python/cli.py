@@ -10,12 +10,14 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import uuid
 
 import blackbox
 from blackbox import SDK, TIMEOUT, expect
 from click.testing import CliRunner
 
-KEY = "tml-test-cli-" + blackbox.tinker.__version__
+# A tenant of its own: the command lists everything that is a tenant's.
+KEY = f"tml-test-cli-{uuid.uuid4()}"
 
 
 def main():
@@ -117,10 +119,13 @@ def traces(run):
 
 
 def deletes(run_id, state, sampler):
-    answer = told("checkpoint", "delete", "--yes", sampler)
+    # In 0.16.1 paths are not taken: the command's own `list` is in the way of Python's.
+    one = [sampler] if SDK >= (0, 18) else ["--run-id", run_id, "--type", "sampler_weights"]
+    answer = told("checkpoint", "delete", "--yes", *one)
     expect(answer["deleted_count"] == 1, f"`tinker checkpoint delete` says {answer}")
-    answer = told("checkpoint", "delete", "--yes", sampler)
-    expect(answer["deleted_count"] == 0 and "does not exist" in answer["failed"][0]["error"], f"{answer}")
+    if SDK >= (0, 18):
+        answer = told("checkpoint", "delete", "--yes", sampler)
+        expect(answer["deleted_count"] == 0 and "does not exist" in answer["failed"][0]["error"], f"{answer}")
     told("checkpoint", "delete", "--yes", "--run-id", run_id)
     left = told("checkpoint", "list", "--run-id", run_id)["checkpoints"]
     expect(left == [], f"after deleting everything there is {left}")

@@ -33,10 +33,16 @@ pub(super) async fn delete(State(front): State<Front>, Tenant(tenant): Tenant, n
     Ok(done())
 }
 
-/// `DELETE training_runs/{run}/checkpoints/{name}`: names no kind.
-pub(super) async fn delete_without_kind(named: Captured<(String, String)>) -> Answer {
-    let (_, id) = path(named)?;
-    Err(no_id(&id).into())
+/// `DELETE training_runs/{run}/checkpoints/{id}`, the slash in the id sent as `%2F`; without one it names no kind.
+pub(super) async fn delete_by_id(
+    State(front): State<Front>,
+    Tenant(tenant): Tenant,
+    named: Captured<(String, String)>,
+) -> Answer {
+    let (run, id) = path(named)?;
+    let path = CheckpointPath::parse(&format!("tinker://{run}/{id}")).map_err(|_| no_id(&id))?;
+    front.serve(&tenant, ServeRequest::DeleteCheckpoint(path)).await?;
+    Ok(done())
 }
 
 /// `PUT training_runs/{run}/checkpoints/{kind}/{name}/ttl`

@@ -105,7 +105,7 @@ pub(crate) fn routes() -> Vec<Route<Front>> {
         Route::get("/training_runs/{run}", rest::run),
         Route::get("/training_runs/{run}/checkpoints", rest::run_checkpoints),
         // A checkpoint's id has a slash in it: `weights/<name>`.
-        Route::delete("/training_runs/{run}/checkpoints/{name}", checkpoints::delete_without_kind),
+        Route::delete("/training_runs/{run}/checkpoints/{name}", checkpoints::delete_by_id),
         Route::delete("/training_runs/{run}/checkpoints/{kind}/{name}", checkpoints::delete),
         Route::put("/training_runs/{run}/checkpoints/{kind}/{name}/ttl", checkpoints::keep),
         Route::post("/training_runs/{run}/checkpoints/{kind}/{name}/publish", checkpoints::publish),

@@ -5,6 +5,7 @@ mod polls;
 mod refusals;
 mod requests;
 mod results;
+mod weights;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -287,7 +288,15 @@ fn serve(call: Call) -> Result<Reply> {
         ServeRequest::DescribeCheckpoint(path) if path.to_string() == CHECKPOINT => {
             ServeOutcome::Checkpoint(checkpoint(CHECKPOINT))
         }
-        ServeRequest::DeleteCheckpoint(path) if path.to_string() == CHECKPOINT => ServeOutcome::Done,
+        ServeRequest::DeleteCheckpoint(path)
+        | ServeRequest::KeepCheckpoint { path, .. }
+        | ServeRequest::PublishCheckpoint { path, .. }
+            if path.to_string() == CHECKPOINT =>
+        {
+            ServeOutcome::Done
+        }
+        ServeRequest::CopyCheckpoint(_) => ServeOutcome::Checkpoint(checkpoint("tinker://copy:train:0/weights/final")),
+        ServeRequest::SearchSessions(_) => ServeOutcome::FoundSessions { sessions: Vec::new(), next: None },
         ServeRequest::CreateSamplingSession { session, number, source, .. } => {
             ServeOutcome::SamplingSession(sampling_session(SamplingSessionId::of_session(&session, number), source))
         }

@@ -12,13 +12,13 @@ use super::*;
 #[tokio::test]
 async fn a_missing_route_is_named() {
     let fixture = Fixture::new().await;
-    let detail = fixture.post("/save_weights_external", "{}").await.refused(StatusCode::NOT_FOUND);
-    assert!(detail.contains("`POST /save_weights_external`"), "{detail}");
+    let detail = fixture.post("/billing/usage", "{}").await.refused(StatusCode::NOT_FOUND);
+    assert!(detail.contains("`POST /billing/usage`"), "{detail}");
     let detail = fixture.get("/create_session").await.refused(StatusCode::NOT_FOUND);
     assert!(detail.contains("`GET /create_session`"), "{detail}");
-    let publish = "/training_runs/s:train:0/checkpoints/weights/final/publish";
-    let detail = fixture.post(publish, "").await.refused(StatusCode::NOT_FOUND);
-    assert!(detail.contains("publish"), "{detail}");
+    let promote = "/training_runs/s:train:0/checkpoints/weights/final/promote";
+    let detail = fixture.post(promote, "").await.refused(StatusCode::NOT_FOUND);
+    assert!(detail.contains("promote"), "{detail}");
 }
 
 #[tokio::test]

@@ -72,10 +72,12 @@ async fn sessions_open_live_and_end() {
     });
     let created = fixture.post("/create_session", body.to_string()).await.ok();
     assert_eq!((&created["type"], &created["session_id"]), (&json!("create_session"), &json!("s")));
-    assert!(created["warning_message"].as_str().unwrap().contains("`display_name`"));
-    let [ServeRequest::CreateSession { tags, user_metadata, sdk_version, .. }] = &asked(&fixture.server)[..] else {
+    let [ServeRequest::CreateSession { tags, user_metadata, sdk_version, project_id: None, display_name }] =
+        &asked(&fixture.server)[..]
+    else {
         panic!("not one session");
     };
+    assert_eq!(display_name.as_deref(), Some("d"));
     assert_eq!((&tags[..], sdk_version.as_deref()), (&["a".to_owned()][..], Some("0.38.0")));
     assert_eq!((user_metadata["n"].as_str(), user_metadata["t"].as_str()), ("1", "x"));
 
