@@ -169,8 +169,8 @@ async fn cancelled_samples_give_their_memory_back_and_a_neighbour_goes_on() {
         endless.push(alice.submit("asample", &sample(&hers, number, ENDLESS)).await.expect("accepted"));
     }
     let deadline = Instant::now() + SOON;
-    while engine(&node).await["cache_bytes"].as_u64().unwrap_or_default() == 0 {
-        assert!(Instant::now() < deadline, "the samples run");
+    while engine(&node).await["requests_in_memory"] != 3 {
+        assert!(Instant::now() < deadline, "the engine has them");
         sleep(Duration::from_millis(20)).await;
     }
     let small = bob.submit("asample", &sample(&his, 0, (1, 64))).await.expect("accepted");
@@ -179,7 +179,11 @@ async fn cancelled_samples_give_their_memory_back_and_a_neighbour_goes_on() {
         let unwanted = json!({ "request_id": request });
         assert_eq!(bob.post("cancel_future", &unwanted).await.expect("an answer").0, 204, "he is told nothing");
     }
-    assert!(engine(&node).await["requests_in_memory"].as_u64() >= Some(3), "they are not his to cancel");
+    let small_is_done = timeout(Duration::from_secs(1), bob.result(&small)).await.is_ok();
+    let holds = engine(&node).await;
+    assert!(holds["requests_in_memory"].as_u64() >= Some(3), "they are not his to cancel: {holds}");
+    assert!(holds["cache_bytes"].as_u64() > Some(0) && holds["samples_waiting"].as_u64() > Some(0), "{holds}");
+    assert!(!small_is_done, "all seats are taken");
     let began = Instant::now();
     for request in &endless {
         let unwanted = json!({ "request_id": request });

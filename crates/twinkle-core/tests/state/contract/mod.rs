@@ -5,6 +5,7 @@
 mod journal;
 mod keeping;
 mod records;
+mod samples;
 mod weights;
 
 use futures::future::LocalBoxFuture;
@@ -52,6 +53,8 @@ promises! {
     weights::a_copy_comes_with_its_run_and_session_or_not_at_all,
     weights::sessions_are_listed_newest_first_with_what_belongs_to_them,
     weights::a_session_keeps_its_project_and_its_clients_last_word,
+    samples::awaited_samples_are_known_until_they_are_forgotten_or_old,
+    samples::every_client_that_joins_has_a_number_of_its_own,
     journal::a_run_is_made_once,
     journal::many_writers_share_commits_and_each_gets_its_own_answer,
     journal::a_result_is_stored_once_and_a_later_one_is_ignored,
