@@ -4,7 +4,7 @@
 //! into gradients without ever holding a `[tokens × vocabulary]` tensor. All losses are **sums** over
 //! tokens and datums: no averaging anywhere. What a loss must see before it knows a derivative is its
 //! [`Scope`]: one token, a datum, or the whole batch. To add one, write its page and name it in
-//! [`registry`].
+//! `registry.rs`.
 
 mod cispo;
 mod cross_entropy;
