@@ -23,8 +23,6 @@ use leftovers::{LiveAdapters, Snapshots};
 
 use super::applications::NodeState;
 
-/// The time between two looks for expired checkpoints, whose lifetime users choose by the second.
-const CHECKPOINTS_EVERY: Duration = Duration::from_mins(1);
 /// The shortest and the longest time between two looks at sessions and runs.
 const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_hours(1);
@@ -36,19 +34,7 @@ pub(super) fn start(state: &NodeState, config: &ServerConfig, models: Vec<Traine
     let every = pause(&args, silence, &models);
     let mut tasks = JoinSet::new();
     tasks.spawn(state.store.clone().sweep_periodically(retention(silence)));
-    tasks.spawn({
-        let (store, checkpoints) = (state.store.clone(), state.checkpoints.clone());
-        async move {
-            let mut ticks = ticks(CHECKPOINTS_EVERY);
-            loop {
-                ticks.tick().await;
-                let deleted = checkpoints::delete_expired(&store, &checkpoints, Timestamp::now()).await;
-                if is_over(deleted, "expired checkpoints could not be deleted") {
-                    return;
-                }
-            }
-        }
-    });
+    tasks.spawn(checkpoints::delete_periodically(state.store.clone(), state.checkpoints.clone()));
     let household = Household {
         sessions: SilentSessions::new(state.store.clone(), silence, Instant::now()),
         runs: models.into_iter().map(|model| EndingRuns::new(state.store.clone(), model, silence)).collect(),
