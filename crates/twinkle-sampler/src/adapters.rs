@@ -61,9 +61,9 @@ pub struct Weights {
 
 impl Weights {
     /// An adapter that this operation of its run saved or published.
-    fn of(adapter: Arc<Adapter>, operation: u64, optimizer_steps: Option<u64>) -> Self {
+    fn of(adapter: Arc<Adapter>, operation: Option<u64>, optimizer_steps: Option<u64>) -> Self {
         let hash = hex(&adapter.content_hash()[..8]);
-        let version = WeightVersion { adapter: Some(hash), operation: Some(operation), optimizer_steps };
+        let version = WeightVersion { adapter: Some(hash), operation, optimizer_steps };
         Self { adapter: Some(adapter), version }
     }
 }
@@ -136,8 +136,10 @@ impl Adapters {
     /// A live adapter: usually in memory, else read back from where the trainer saved it.
     async fn live(&self, session: &SamplingSessionId) -> Result<Weights> {
         let weights = |live: Published| {
-            let Publication { position, optimizer_steps } = live.publication;
-            Weights::of(live.adapter, position.after, Some(optimizer_steps))
+            // One that an earlier version of this program saved does not tell which it is.
+            let known = Some(live.publication).filter(|publication| *publication != Publication::default());
+            let operation = known.map(|publication| publication.position.after);
+            Weights::of(live.adapter, operation, known.map(|publication| publication.optimizer_steps))
         };
         if let Some(live) = self.0.published.get(session) {
             return Ok(weights(live));
@@ -202,7 +204,7 @@ impl Adapters {
 
 impl Cached {
     fn weights(&self) -> Weights {
-        Weights::of(Arc::clone(&self.adapter), self.operation, None)
+        Weights::of(Arc::clone(&self.adapter), Some(self.operation), None)
     }
 }
 

@@ -392,3 +392,7 @@ impl<R: Runner> Engine<R> {
 #[cfg(test)]
 #[path = "engine_tests.rs"]
 pub(crate) mod tests;
+
+#[cfg(test)]
+#[path = "engine_turns_tests.rs"]
+mod turns;
