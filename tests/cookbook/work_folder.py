@@ -100,8 +100,9 @@ def essay(dice: random.Random) -> list[dict]:
 
 
 def word_sum(dice: random.Random) -> dict:
-    """A question of grade school whose answer is 2, 3 or 4."""
-    one, other = dice.randint(1, 2), dice.randint(1, 2)
+    """A question of grade school. The answer is always 3, so that a model that knows no sums is right at times."""
+    one = dice.randint(1, 2)
+    other = 3 - one
     name, things = dice.choice(PEOPLE), dice.choice(THINGS)
     return {
         "question": f"{name} has {one} {things} and finds {other} more. How many {things} does {name} have?",
@@ -130,14 +131,13 @@ def chosen_element(dice: random.Random) -> dict:
 
 
 def drills(dice: random.Random, sums: list[dict]) -> list[list[dict]]:
-    """What the recipes with rewards ask, answered in the form they want, though seldom right."""
+    """What the recipes with rewards ask, answered in the form they want, and right at times."""
     chats = []
-    for row in sums:
-        chats.append([
-            *chat("How many r's are in strawberry?" + BOXED, STRAWBERRY),
-            *chat(row["question"] + BOXED, f"\\boxed{{{dice.randint(2, 4)}}}"),
-            *chat(row["question"] + BOXED, f"\\boxed{{{dice.randint(2, 4)}}}"),
-        ])
+    for index, row in enumerate(sums):
+        if index % 8 == 0:
+            chats.append(chat("How many r's are in strawberry?" + BOXED, STRAWBERRY))
+        for _ in range(2):
+            chats.append(chat(row["question"] + BOXED, f"\\boxed{{{dice.choice('23333334')}}}"))
     for _ in range(400):
         one, other = dice.randint(0, 100), dice.randint(0, 100)
         chats.append([*chat("What is 4 + 5?", "9"), *chat(f"What is {one} + {other}?", str(dice.randint(1, 200)))])
