@@ -4,6 +4,7 @@
 mod bench;
 mod child;
 mod clock;
+mod compat;
 mod cookbook;
 mod learn;
 mod quickstart;
@@ -41,6 +42,7 @@ enum Command {
     Quickstart(quickstart::Options),
     Test(test::Options),
     Bench(bench::Options),
+    Compat(compat::Options),
     Learn(learn::Options),
     Cookbook(cookbook::Options),
 }
@@ -63,6 +65,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Test(options) => test::run(&workspace, &options),
         Command::Bench(options) => bench::run(&workspace, &options).map(|()| ExitCode::SUCCESS),
         Command::Cookbook(options) => cookbook::run(&workspace, &options),
+        Command::Compat(options) => compat::run(&workspace, &options),
         Command::Learn(options) => learn::run(&workspace, &options).map(|()| ExitCode::SUCCESS),
     }
 }

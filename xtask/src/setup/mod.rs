@@ -12,7 +12,7 @@ use anyhow::Result;
 
 pub(crate) use demo_model::DEMO_MODEL;
 pub(crate) use libtorch::{libraries as libtorch_libraries, library_path};
-pub(crate) use python::Environments;
+pub(crate) use python::{Environments, interpreter as python_interpreter, made as made_environments, site_packages};
 
 use crate::workspace::Workspace;
 

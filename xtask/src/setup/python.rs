@@ -75,8 +75,14 @@ fn names(workspace: &Workspace, which: Environments) -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// The environments of a step: their names, such as `tinker-0.38.0`, and their folders.
+pub(crate) fn made(workspace: &Workspace, which: Environments) -> Result<Vec<(String, PathBuf)>> {
+    fetch(workspace, which)?;
+    Ok(names(workspace, which)?.into_iter().map(|name| (name.clone(), folder_of(workspace, &name))).collect())
+}
+
 /// The Python of the environment in `folder`.
-fn interpreter(folder: &Path) -> PathBuf {
+pub(crate) fn interpreter(folder: &Path) -> PathBuf {
     let (folder_of_programs, program) = if cfg!(windows) { ("Scripts", "python.exe") } else { ("bin", "python") };
     folder.join(folder_of_programs).join(program)
 }
@@ -147,7 +153,7 @@ impl Environment {
         stand_ins::make(&site_packages(&self.folder)?)?;
         if !self.beneath.is_empty() {
             let folders = self.beneath.iter().map(|folder| site_packages(folder)).collect::<Result<Vec<_>>>()?;
-            let lines: String = folders.iter().map(|folder| format!("{}\n", folder.display())).collect();
+            let lines = folders.iter().fold(String::new(), |lines, folder| lines + &folder.to_string_lossy() + "\n");
             write(&site_packages(&self.folder)?.join("beneath.pth"), &lines)?;
         }
         write(&self.stamp_file(), &self.stamp)
@@ -208,7 +214,7 @@ fn write(path: &Path, text: &str) -> Result<()> {
 }
 
 /// Where an environment's packages lie: `lib/python3.11/site-packages`.
-fn site_packages(environment: &Path) -> Result<PathBuf> {
+pub(crate) fn site_packages(environment: &Path) -> Result<PathBuf> {
     let libraries = environment.join("lib");
     let missing = || format!("no Python packages below `{}`", libraries.display());
     for entry in fs::read_dir(&libraries).with_context(missing)? {
