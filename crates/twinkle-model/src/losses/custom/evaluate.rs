@@ -1,5 +1,7 @@
 //! Runs a program on one datum, forward and back.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use tch::{Kind, Tensor};
 use twinkle_core::data::{TensorData, TensorValues};
 use twinkle_core::{Error, Result};
@@ -137,7 +139,7 @@ fn tensor_of(data: &TensorData, rank: u8) -> Result<Tensor, tch::TchError> {
     flat.f_reshape(shape)
 }
 
-fn run_step(step: &Step, values: &[Value], budget: &Budget) -> Result<Value, Fault> {
+pub(super) fn run_step(step: &Step, values: &[Value], budget: &Budget) -> Result<Value, Fault> {
     let arguments: Vec<Value> = step.arguments.iter().map(|it| evaluate(it, values)).collect::<Result<_, _>>()?;
     let mut shapes = Vec::new();
     arguments.iter().for_each(|argument| argument.each_tensor(&mut |tensor| shapes.push(tensor.size())));
@@ -151,7 +153,7 @@ fn run_step(step: &Step, values: &[Value], budget: &Budget) -> Result<Value, Fau
     }
     let compute = |values| {
         let arguments = Arguments { values, parameters: &step.found.entry.parameters, budget };
-        (operation.run)(&arguments)
+        caught(|| (operation.run)(&arguments))
     };
     if !step.found.in_place {
         return compute(arguments);
@@ -166,6 +168,16 @@ fn run_step(step: &Step, values: &[Value], budget: &Budget) -> Result<Value, Fau
         return Err(Fault::new("only a tensor can be put in a tensor's place"));
     };
     write(target, &result)
+}
+
+/// tch gives numbers to libtorch in objects that panic when they are dropped after an operation has failed: that is the
+/// operation's error.
+fn caught(compute: impl FnOnce() -> Result<Value, Fault>) -> Result<Value, Fault> {
+    catch_unwind(AssertUnwindSafe(compute)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map_or("", String::as_str);
+        let reason = text.split_once("Torch(\"").map_or("it cannot be computed with these values", |(_, rest)| rest);
+        Err(Fault::new(reason.split(['\n', '\\', '"']).next().unwrap_or_default()))
+    })
 }
 
 /// Writes into a tensor, which keeps its shape and dtype.

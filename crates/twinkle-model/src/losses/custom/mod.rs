@@ -11,6 +11,8 @@ mod limits;
 mod operations;
 mod program;
 #[cfg(test)]
+mod robustness_tests;
+#[cfg(test)]
 mod tests;
 mod value;
 

@@ -190,6 +190,12 @@ pub(super) fn nearest(kind: NodeKind, target: &str) -> Vec<String> {
     near.into_iter().map(full).collect()
 }
 
+/// Every operation.
+#[cfg(test)]
+pub(super) fn all() -> impl Iterator<Item = &'static Entry> {
+    ENTRIES.iter().map(|(_, entry)| entry)
+}
+
 /// Every target that is supported, by its usual home, for the documentation.
 #[must_use]
 pub fn supported() -> Vec<String> {

@@ -43,6 +43,7 @@ macro_rules! spread {
     ($name:literal, $method:ident) => {
         Operation::new($name, "input:T dim:A? unbiased:B? keepdim:B? correction:F? out:N?", Cost::Inputs, |a| {
             let (dims, correction) = spread_arguments(a)?;
+            a.check_dims(a.tensor(0)?, dims.as_deref().unwrap_or_default())?;
             Ok(a.tensor(0)?.$method(dims.as_deref(), correction, a.bool_or(3, false)?)?.into())
         })
     };
@@ -197,5 +198,6 @@ fn norm(a: &Arguments, order: &Value) -> Result<Value, Fault> {
         Some(dims) => dims,
         None => (0..input.dim() as i64).collect(),
     };
+    a.check_dims(input, &dims)?;
     Ok(input.f_norm_scalaropt_dim(order, dims, a.bool_or(3, false)?)?.into())
 }
