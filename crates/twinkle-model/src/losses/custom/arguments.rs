@@ -234,18 +234,18 @@ impl Arguments<'_> {
         if self.given(place) { self.ints(place).map(Some) } else { Ok(None) }
     }
 
-    /// Refuses dimensions that a tensor does not have.
-    pub(super) fn check_dims(&self, tensor: &Tensor, dims: &[i64]) -> Result<(), Fault> {
-        let rank = (tensor.dim() as i64).max(1);
-        match dims.iter().find(|dim| !(-rank..rank).contains(*dim)) {
-            None => Ok(()),
-            Some(dim) => Err(Fault::new(format!("there is no dimension {dim} in shape {:?}", tensor.size()))),
-        }
-    }
-
     /// Accounts for a result of this shape.
     pub(super) fn reserve(&self, shape: &[i64]) -> Result<(), Fault> {
         self.budget.reserve(super::value::volume(shape))
+    }
+}
+
+/// Refuses dimensions that a tensor does not have.
+pub(super) fn check_dims(tensor: &Tensor, dims: &[i64]) -> Result<(), Fault> {
+    let rank = (tensor.dim() as i64).max(1);
+    match dims.iter().find(|dim| !(-rank..rank).contains(*dim)) {
+        None => Ok(()),
+        Some(dim) => Err(Fault::new(format!("there is no dimension {dim} in shape {:?}", tensor.size()))),
     }
 }
 

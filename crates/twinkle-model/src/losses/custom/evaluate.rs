@@ -142,7 +142,9 @@ fn tensor_of(data: &TensorData, rank: u8) -> Result<Tensor, tch::TchError> {
 pub(super) fn run_step(step: &Step, values: &[Value], budget: &Budget) -> Result<Value, Fault> {
     let arguments: Vec<Value> = step.arguments.iter().map(|it| evaluate(it, values)).collect::<Result<_, _>>()?;
     let mut shapes = Vec::new();
-    arguments.iter().for_each(|argument| argument.each_tensor(&mut |tensor| shapes.push(tensor.size())));
+    for argument in &arguments {
+        argument.each_tensor(&mut |tensor| shapes.push(tensor.size()));
+    }
     let read = shapes.iter().filter_map(|shape| super::value::volume(shape)).fold(0_u64, u64::saturating_add);
     budget.begin(read)?;
     let operation = step.found.entry.operation;
@@ -204,8 +206,8 @@ fn evaluate(expression: &Expression, values: &[Value]) -> Result<Value, Fault> {
         Expression::List(items) => Value::List(all(items)?),
         Expression::Tuple(items) => Value::Tuple(all(items)?),
         Expression::Slice(bounds) => {
-            let [start, stop, step] = bounds.as_ref();
-            Value::Slice(Box::new([evaluate(start, values)?, evaluate(stop, values)?, evaluate(step, values)?]))
+            let [start, end, step] = bounds.as_ref();
+            Value::Slice(Box::new([evaluate(start, values)?, evaluate(end, values)?, evaluate(step, values)?]))
         }
         Expression::Ellipsis => Value::Ellipsis,
         Expression::Kind(kind) => Value::Kind(*kind),

@@ -317,14 +317,17 @@ fn unknown(node: &GraphNode) -> Error {
 fn accepts(parameter: &Parameter, expression: &Expression) -> bool {
     use Expression as E;
     match (parameter.kinds, expression) {
-        (_, E::Value(_)) | (Kinds::Any, _) => true,
-        (_, E::None) => parameter.optional,
-        (Kinds::Nothing, E::Bool(false)) | (Kinds::Text, E::Text(_)) | (Kinds::Dtype, E::Kind(_)) => true,
-        (Kinds::Operand | Kinds::Number, E::Bool(_) | E::Int(_) | E::Float(_)) => true,
-        (Kinds::Int | Kinds::Bool, E::Bool(_) | E::Int(_)) => true,
-        (Kinds::Place, E::Place) => true,
+        (_, E::None) if parameter.kinds != Kinds::Any => parameter.optional,
+        (_, E::Value(_))
+        | (Kinds::Any, _)
+        | (Kinds::Nothing, E::Bool(false))
+        | (Kinds::Text, E::Text(_))
+        | (Kinds::Dtype, E::Kind(_))
+        | (Kinds::Operand | Kinds::Number, E::Bool(_) | E::Int(_) | E::Float(_))
+        | (Kinds::Int | Kinds::Bool, E::Bool(_) | E::Int(_))
+        | (Kinds::Dims, E::Int(_))
+        | (Kinds::Place, E::Place) => true,
         (Kinds::Place, E::Text(device)) => device == "cpu",
-        (Kinds::Dims, E::Int(_)) => true,
         (Kinds::Dims, E::List(items) | E::Tuple(items)) => {
             items.iter().all(|item| matches!(item, E::Int(_) | E::Bool(_) | E::Value(_)))
         }

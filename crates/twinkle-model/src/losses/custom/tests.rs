@@ -65,7 +65,7 @@ fn fixture() -> Fixture {
 /// Relative to the largest of the numbers compared, or to 1.
 fn far(found: &[f64], expected: &[f64]) -> Option<f64> {
     let scale = expected.iter().fold(1.0_f64, |scale, value| scale.max(value.abs()));
-    let distances = found.iter().zip(expected).map(|(a, b)| if a == b { 0.0 } else { (a - b).abs() / scale });
+    let distances = found.iter().zip(expected).map(|(a, b)| (a - b).abs() / scale);
     let worst =
         distances.fold(0.0, |worst: f64, distance| if distance.is_nan() { f64::INFINITY } else { worst.max(distance) });
     (found.len() != expected.len() || worst > 1e-5).then_some(worst)
@@ -118,12 +118,12 @@ fn every_traced_loss_has_the_value_gradient_and_metrics_of_torch() {
 }
 
 /// A graph of one input with these nodes between it and the output, which returns the last of them.
-fn graph(nodes: Json) -> Result<LossGraph> {
+fn graph(nodes: &Json) -> Result<LossGraph> {
     let last = nodes.as_array().and_then(|nodes| nodes.last()).map_or(json!("logprobs"), |node| node["name"].clone());
     graph_returning(nodes, &json!([{"tuple": [{"ref": last}, {"dict": {}}]}]))
 }
 
-fn graph_returning(nodes: Json, output: &Json) -> Result<LossGraph> {
+fn graph_returning(nodes: &Json, output: &Json) -> Result<LossGraph> {
     let mut all = vec![json!({"op": "placeholder", "name": "logprobs", "target": "logprobs"})];
     all.extend(nodes.as_array().unwrap().iter().cloned());
     all.push(json!({"op": "output", "name": "output", "target": "output", "args": output}));
@@ -131,16 +131,16 @@ fn graph_returning(nodes: Json, output: &Json) -> Result<LossGraph> {
     graph.into_graph("loss".into(), vec![GraphInput { name: "logprobs".into(), rank: 1 }])
 }
 
-fn function(name: &str, target: &str, args: Json) -> Json {
+fn function(name: &str, target: &str, args: &Json) -> Json {
     json!({"op": "call_function", "name": name, "target": target, "args": args})
 }
 
 fn of_logprobs(target: &str) -> Json {
-    function("r", target, json!([{"ref": "logprobs"}]))
+    function("r", target, &json!([{"ref": "logprobs"}]))
 }
 
 /// The text of the error that compiling or running the graph ends with.
-fn refusal(nodes: Json, logprobs: &[f32]) -> String {
+fn refusal(nodes: &Json, logprobs: &[f32]) -> String {
     let program = graph(nodes).and_then(|graph| compile(&graph));
     let run = program.and_then(|program| program.run(logprobs, &[logprobs.len() as i64], &[], &Budget::new()));
     let error = run.unwrap_err();
@@ -168,7 +168,7 @@ fn an_operation_that_is_not_supported_is_named_with_the_nearest_that_are() {
         (json!({"op": "call_module", "name": "r", "target": "layer"}), "module `layer`"),
     ];
     for (node, expected) in cases {
-        let error = compile(&graph(json!([node])).unwrap()).err().unwrap();
+        let error = compile(&graph(&json!([node])).unwrap()).err().unwrap();
         assert_eq!(error.code, ErrorCode::Unsupported, "{error}");
         assert!(error.to_string().contains(expected), "`{error}` lacks `{expected}`");
     }
@@ -178,14 +178,14 @@ fn an_operation_that_is_not_supported_is_named_with_the_nearest_that_are() {
 fn wrong_arguments_are_found_when_the_loss_is_created() {
     let logprobs = json!({"ref": "logprobs"});
     let cases = [
-        (function("r", "torch.exp", json!([])), "argument `input` of `torch.exp` is missing"),
-        (function("r", "torch.exp", json!([1.5])), "argument `input` of `torch.exp` must be a tensor"),
-        (function("r", "torch.exp", json!([logprobs, 1, 2, 3])), "takes at most 3 arguments, not 4"),
-        (function("r", "torch.exp", json!([{"ref": "nobody"}])), "there is no node `nobody` before it"),
-        (function("r", "torch.sum", json!([logprobs, "all"])), "argument `dim` of `torch.sum` must be an int"),
-        (function("r", "torch.exp", json!([{"device": "cuda:0"}])), "device `cuda:0` is not supported"),
-        (function("r", "torch.sum", json!([{"dtype": "complex64"}])), "dtype `complex64` is not supported"),
-        (function("logprobs", "torch.exp", json!([logprobs])), "two nodes are named `logprobs`"),
+        (function("r", "torch.exp", &json!([])), "argument `input` of `torch.exp` is missing"),
+        (function("r", "torch.exp", &json!([1.5])), "argument `input` of `torch.exp` must be a tensor"),
+        (function("r", "torch.exp", &json!([logprobs, 1, 2, 3])), "takes at most 3 arguments, not 4"),
+        (function("r", "torch.exp", &json!([{"ref": "nobody"}])), "there is no node `nobody` before it"),
+        (function("r", "torch.sum", &json!([logprobs, "all"])), "argument `dim` of `torch.sum` must be an int"),
+        (function("r", "torch.exp", &json!([{"device": "cuda:0"}])), "device `cuda:0` is not supported"),
+        (function("r", "torch.sum", &json!([{"dtype": "complex64"}])), "dtype `complex64` is not supported"),
+        (function("logprobs", "torch.exp", &json!([logprobs])), "two nodes are named `logprobs`"),
         (
             json!({"op": "call_function", "name": "r", "target": "torch.sum", "args": [logprobs], "kwargs": {"dims": 0}}),
             "argument `dims` of `torch.sum` is not supported",
@@ -196,17 +196,17 @@ fn wrong_arguments_are_found_when_the_loss_is_created() {
         ),
     ];
     for (node, expected) in cases {
-        let error = compile(&graph(json!([node])).unwrap()).err().unwrap().to_string();
+        let error = compile(&graph(&json!([node])).unwrap()).err().unwrap().to_string();
         assert!(error.contains(expected), "`{error}` lacks `{expected}`");
     }
     for output in [json!([]), json!([logprobs]), json!([{"tuple": [logprobs, {"dict": {"loss:sum": logprobs}}]}])] {
-        assert!(compile(&graph_returning(json!([]), &output).unwrap()).is_err(), "{output}");
+        assert!(compile(&graph_returning(&json!([]), &output).unwrap()).is_err(), "{output}");
     }
 }
 
 #[test]
 fn a_graph_must_begin_with_its_inputs_and_end_with_its_output() {
-    let whole = graph(json!([of_logprobs("torch.sum")])).unwrap();
+    let whole = graph(&json!([of_logprobs("torch.sum")])).unwrap();
     assert!(compile(&whole).is_ok());
     let without = |place: usize| {
         let mut graph = whole.clone();
@@ -232,14 +232,14 @@ fn a_graph_has_a_largest_size() {
     let chain = |count: usize| {
         let node = |place: usize| {
             let from = if place == 0 { "logprobs".to_owned() } else { format!("n{}", place - 1) };
-            function(&format!("n{place}"), "torch.sum", json!([{"ref": from}]))
+            function(&format!("n{place}"), "torch.sum", &json!([{"ref": from}]))
         };
-        compile(&graph((0..count).map(node).collect()).unwrap())
+        compile(&graph(&(0..count).map(node).collect()).unwrap())
     };
     assert!(chain(300).is_ok());
     assert!(chain(super::MAX_NODES).err().unwrap().message.contains("more than 1024"));
-    let text = function("r", "torch.sum", json!(["a".repeat(200_000)]));
-    assert!(compile(&graph(json!([text])).unwrap()).err().unwrap().message.contains("bytes"));
+    let text = function("r", "torch.sum", &json!(["a".repeat(200_000)]));
+    assert!(compile(&graph(&json!([text])).unwrap()).err().unwrap().message.contains("bytes"));
 }
 
 #[test]
@@ -252,24 +252,24 @@ fn what_would_need_too_much_is_refused_before_it_is_done() {
         method("repeat", json!([logprobs, huge])),
         method("new_zeros", json!([logprobs, huge, huge])),
         method("repeat_interleave", json!([logprobs, huge])),
-        json!([function("r", "torch.arange", json!([huge]))]),
-        json!([function("r", "torch.linspace", json!([0, 1, huge]))]),
-        json!([function("r", "torch.eye", json!([huge]))]),
-        json!([function("r", "torch.nn.functional.pad", json!([logprobs, [0, huge]]))]),
-        json!([function("r", "torch._C._nn.one_hot", json!([logprobs, huge]))]),
-        json!([function("r", "torch.diag", json!([logprobs, huge]))]),
-        json!([function("r", "torch.full", json!([[huge], 1.0]))]),
+        json!([function("r", "torch.arange", &json!([huge]))]),
+        json!([function("r", "torch.linspace", &json!([0, 1, huge]))]),
+        json!([function("r", "torch.eye", &json!([huge]))]),
+        json!([function("r", "torch.nn.functional.pad", &json!([logprobs, [0, huge]]))]),
+        json!([function("r", "torch._C._nn.one_hot", &json!([logprobs, huge]))]),
+        json!([function("r", "torch.diag", &json!([logprobs, huge]))]),
+        json!([function("r", "torch.full", &json!([[huge], 1.0]))]),
     ];
     for nodes in cases {
-        let error = refusal(nodes.clone(), &[-1.0, -2.0]);
+        let error = refusal(&nodes, &[-1.0, -2.0]);
         assert!(error.contains(&MAX_VALUES.to_string()), "{nodes}: {error}");
     }
     // Each step doubles what there is.
     let doubled = |place: usize| {
         let from = if place == 0 { "logprobs".to_owned() } else { format!("n{}", place - 1) };
-        function(&format!("n{place}"), "torch.cat", json!([[{"ref": from}, {"ref": from}]]))
+        function(&format!("n{place}"), "torch.cat", &json!([[{"ref": from}, {"ref": from}]]))
     };
-    let error = refusal((0..60).map(doubled).collect(), &[-1.0]);
+    let error = refusal(&(0..60).map(doubled).collect(), &[-1.0]);
     assert!(error.contains("node `n2"), "{error}");
 }
 
@@ -279,7 +279,7 @@ fn work_is_bounded_for_a_request_and_not_for_a_datum() {
         {"op": "call_method", "name": "wide", "target": "expand", "args": [{"ref": "logprobs"}, 1 << 22, 1]},
         {"op": "call_function", "name": "r", "target": "torch.sum", "args": [{"ref": "wide"}]},
     ]);
-    let program = compile(&graph(nodes).unwrap()).unwrap();
+    let program = compile(&graph(&nodes).unwrap()).unwrap();
     let budget = Budget::new();
     let mut refused = None;
     for round in 0..2000 {
@@ -298,27 +298,27 @@ fn a_loss_must_be_a_finite_scalar_that_depends_on_the_logprobs() {
     let cases = [
         (json!([of_logprobs("torch.exp")]), "must be a scalar"),
         (json!([of_logprobs("torch.argmax")]), "must be a scalar of floats"),
-        (json!([of_logprobs("torch.detach"), function("s", "torch.sum", json!([{"ref": "r"}]))]), "does not depend"),
-        (json!([function("r", "operator.add", json!([1, 2]))]), "is not a tensor"),
+        (json!([of_logprobs("torch.detach"), function("s", "torch.sum", &json!([{"ref": "r"}]))]), "does not depend"),
+        (json!([function("r", "operator.add", &json!([1, 2]))]), "is not a tensor"),
         (
             json!([
-                function("r", "operator.mul", json!([logprobs, {"float": "inf"}])),
-                function("s", "torch.sum", json!([{"ref": "r"}]))
+                function("r", "operator.mul", &json!([logprobs, {"float": "inf"}])),
+                function("s", "torch.sum", &json!([{"ref": "r"}]))
             ]),
             "is -inf",
         ),
-        (json!([of_logprobs("torch.log"), function("s", "torch.sum", json!([{"ref": "r"}]))]), "is NaN"),
+        (json!([of_logprobs("torch.log"), function("s", "torch.sum", &json!([{"ref": "r"}]))]), "is NaN"),
         (
             json!([
-                function("m", "operator.mul", json!([logprobs, 0.0])),
-                function("r", "torch.sqrt", json!([{"ref": "m"}])),
-                function("s", "torch.sum", json!([{"ref": "r"}]))
+                function("m", "operator.mul", &json!([logprobs, 0.0])),
+                function("r", "torch.sqrt", &json!([{"ref": "m"}])),
+                function("s", "torch.sum", &json!([{"ref": "r"}]))
             ]),
             "derivative",
         ),
     ];
     for (nodes, expected) in cases {
-        let error = refusal(nodes, &[-1.0, -2.0]);
+        let error = refusal(&nodes, &[-1.0, -2.0]);
         assert!(error.contains(expected), "`{error}` lacks `{expected}`");
     }
 }
@@ -326,16 +326,16 @@ fn a_loss_must_be_a_finite_scalar_that_depends_on_the_logprobs() {
 #[test]
 fn errors_of_libtorch_name_the_node_and_nothing_of_its_sources() {
     let nodes =
-        json!([function("oops", "torch.nn.functional.nll_loss", json!([{"ref": "logprobs"}, {"ref": "logprobs"}]))]);
-    let error = refusal(nodes, &[-1.0, -2.0]);
+        json!([function("oops", "torch.nn.functional.nll_loss", &json!([{"ref": "logprobs"}, {"ref": "logprobs"}]))]);
+    let error = refusal(&nodes, &[-1.0, -2.0]);
     assert!(error.contains("node `oops` (`torch.nn.functional.nll_loss`)"), "{error}");
     assert!(!error.contains(".cpp") && !error.contains('\n'), "{error}");
     // The processor would stop the program here.
     let nodes = json!([
         {"op": "call_method", "name": "whole", "target": "long", "args": [{"ref": "logprobs"}]},
-        function("r", "torch.floor_divide", json!([{"ref": "whole"}, -1])),
+        function("r", "torch.floor_divide", &json!([{"ref": "whole"}, -1])),
     ]);
-    assert!(refusal(nodes, &[-1.0]).contains("divided by -1"));
+    assert!(refusal(&nodes, &[-1.0]).contains("divided by -1"));
 }
 
 #[test]

@@ -8,10 +8,10 @@ use crate::losses::custom::value::{Fault, Value, scalar, whole_scalar};
 
 pub(super) const CREATION: &[Operation] = &[
     Operation::new("zeros", "size:D* dtype:K? device:P? requires_grad:N? out:N? layout:P?", Cost::Own, |a| {
-        filled(a, a.ints(0)?, Value::Int(0), a.kind_or_none(1)?.unwrap_or(Kind::Float))
+        filled(a, &a.ints(0)?, &Value::Int(0), a.kind_or_none(1)?.unwrap_or(Kind::Float))
     }),
     Operation::new("ones", "size:D* dtype:K? device:P? requires_grad:N? out:N? layout:P?", Cost::Own, |a| {
-        filled(a, a.ints(0)?, Value::Int(1), a.kind_or_none(1)?.unwrap_or(Kind::Float))
+        filled(a, &a.ints(0)?, &Value::Int(1), a.kind_or_none(1)?.unwrap_or(Kind::Float))
     }),
     Operation::new(
         "full",
@@ -19,7 +19,7 @@ pub(super) const CREATION: &[Operation] = &[
         Cost::Own,
         |a| {
             let kind = a.kind_or_none(2)?.unwrap_or_else(|| natural_kind(a.value(1)));
-            filled(a, a.ints(0)?, a.value(1).clone(), kind)
+            filled(a, &a.ints(0)?, a.value(1), kind)
         },
     ),
     Operation::new("zeros_like", LIKE, Cost::Inputs, |a| {
@@ -94,11 +94,11 @@ const LIKE: &str = "input:T dtype:K? device:P? layout:P? memory_format:P? requir
 pub(super) const METHODS: &[Operation] = &[
     Operation::new("new_zeros", "input:T size:D* dtype:K? device:P? requires_grad:N? layout:P?", Cost::Own, |a| {
         let kind = a.kind_or_none(2)?.unwrap_or(a.tensor(0)?.kind());
-        filled(a, a.ints(1)?, Value::Int(0), kind)
+        filled(a, &a.ints(1)?, &Value::Int(0), kind)
     }),
     Operation::new("new_ones", "input:T size:D* dtype:K? device:P? requires_grad:N? layout:P?", Cost::Own, |a| {
         let kind = a.kind_or_none(2)?.unwrap_or(a.tensor(0)?.kind());
-        filled(a, a.ints(1)?, Value::Int(1), kind)
+        filled(a, &a.ints(1)?, &Value::Int(1), kind)
     }),
     Operation::new(
         "new_full",
@@ -106,7 +106,7 @@ pub(super) const METHODS: &[Operation] = &[
         Cost::Own,
         |a| {
             let kind = a.kind_or_none(3)?.unwrap_or(a.tensor(0)?.kind());
-            filled(a, a.ints(1)?, a.value(2).clone(), kind)
+            filled(a, &a.ints(1)?, a.value(2), kind)
         },
     ),
     Operation::new("new_tensor", "input:T data:F dtype:K? device:P? requires_grad:N?", Cost::Inputs, |a| {
@@ -132,9 +132,9 @@ fn natural_kind(value: &Value) -> Kind {
     }
 }
 
-fn filled(a: &Arguments, shape: Vec<i64>, value: Value, kind: Kind) -> Result<Value, Fault> {
-    a.reserve(&shape)?;
-    fill(&shape, &value, kind)
+fn filled(a: &Arguments, shape: &[i64], value: &Value, kind: Kind) -> Result<Value, Fault> {
+    a.reserve(shape)?;
+    fill(shape, value, kind)
 }
 
 fn fill(shape: &[i64], value: &Value, kind: Kind) -> Result<Value, Fault> {

@@ -182,14 +182,13 @@ pub(super) const OTHERS: &[Operation] = &[
         Ok(a.tensor(0)?.f_clamp(a.number_or(1, -1.0)?, a.number_or(2, 1.0)?)?.into())
     }),
     Operation::new("where", "condition:T input:O other:O out:N?", Cost::Broadcast, |a| {
-        let (input, other) = match a.pair(1, 2) {
-            Ok(pair) => pair,
+        let (input, other) = if let Ok(pair) = a.pair(1, 2) {
+            pair
+        } else {
             // Two numbers: torch makes float32 of them, or int64 if both are whole.
-            Err(_) => {
-                let whole = matches!((a.value(1), a.value(2)), (Value::Int(_), Value::Int(_)));
-                let kind = if whole { Kind::Int64 } else { Kind::Float };
-                (a.operand(1, kind)?, a.operand(2, kind)?)
-            }
+            let whole = matches!((a.value(1), a.value(2)), (Value::Int(_), Value::Int(_)));
+            let kind = if whole { Kind::Int64 } else { Kind::Float };
+            (a.operand(1, kind)?, a.operand(2, kind)?)
         };
         Ok(input.f_where_self(a.tensor(0)?, &other)?.into())
     }),

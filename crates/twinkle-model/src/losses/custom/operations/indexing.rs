@@ -76,7 +76,7 @@ pub(super) fn get_item(a: &Arguments) -> Result<Value, Fault> {
     }
 }
 
-fn slice_of(items: &[Value], [start, stop, step]: &[Value; 3]) -> Result<Vec<Value>, Fault> {
+fn slice_of(items: &[Value], [start, end, step]: &[Value; 3]) -> Result<Vec<Value>, Fault> {
     if !matches!(step, Value::None | Value::Int(1)) {
         return Err(Fault::new("a slice of a tuple with a step is not supported"));
     }
@@ -88,8 +88,8 @@ fn slice_of(items: &[Value], [start, stop, step]: &[Value; 3]) -> Result<Vec<Val
             Ok((if place < 0 { place + length } else { place }).clamp(0, length))
         }
     };
-    let (start, stop) = (bound(start, 0)?, bound(stop, length)?);
-    Ok(items.iter().skip(start as usize).take((stop - start).max(0) as usize).cloned().collect())
+    let (start, end) = (bound(start, 0)?, bound(end, length)?);
+    Ok(items.iter().skip(start as usize).take((end - start).max(0) as usize).cloned().collect())
 }
 
 /// Applies each part of an index to its dimension, tensors last and all at once.
@@ -114,8 +114,8 @@ fn pick(tensor: &Tensor, index: &Value, budget: &Budget) -> Result<Tensor, Fault
                     Value::None => Ok(None),
                     value => whole(value).map(Some).ok_or_else(|| Fault::new("a bound of a slice is no int")),
                 };
-                let [start, stop, step] = bounds.as_ref();
-                result = result.f_slice(dim, bound(start)?, bound(stop)?, bound(step)?.unwrap_or(1))?;
+                let [start, end, step] = bounds.as_ref();
+                result = result.f_slice(dim, bound(start)?, bound(end)?, bound(step)?.unwrap_or(1))?;
                 dim += 1;
             }
             Value::Tensor(place) if place.dim() == 0 && place.kind() != Kind::Bool => {

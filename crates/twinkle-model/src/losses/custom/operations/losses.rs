@@ -3,7 +3,7 @@
 use tch::{Reduction, Tensor};
 
 use super::{Cost, Operation};
-use crate::losses::custom::arguments::Arguments;
+use crate::losses::custom::arguments::{Arguments, check_dims};
 use crate::losses::custom::value::{Fault, Value};
 
 pub(super) const LOSSES: &[Operation] = &[
@@ -114,7 +114,7 @@ pub(super) const LOSSES: &[Operation] = &[
     Operation::new("normalize", "input:T p:F? dim:D? eps:F? out:N?", Cost::Inputs, |a| {
         let input = a.tensor(0)?;
         let dims = a.ints_or_none(2)?.unwrap_or_else(|| vec![1]);
-        a.check_dims(input, &dims)?;
+        check_dims(input, &dims)?;
         let length = input.f_norm_scalaropt_dim(a.number_or(1, 2.0)?, dims, true)?;
         Ok(input.f_div(&length.f_clamp_min(a.number_or(3, 1e-12)?)?)?.into())
     }),

@@ -200,6 +200,7 @@ fn compare(a: &Value, b: &Value, holds: fn(f64, f64) -> bool) -> Result<Value, F
     Ok(Value::Bool(holds(number_of(a)?, number_of(b)?)))
 }
 
+#[expect(clippy::float_cmp, reason = "Python compares numbers as they are")]
 fn equal(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::None, Value::None) | (Value::Place, Value::Place) => true,

@@ -3,7 +3,7 @@
 use tch::{Kind, Scalar, Tensor};
 
 use super::{Cost, Operation};
-use crate::losses::custom::arguments::Arguments;
+use crate::losses::custom::arguments::{Arguments, check_dims};
 use crate::losses::custom::value::{Fault, Value};
 
 /// The two extremes that differ in nothing but their direction.
@@ -43,7 +43,7 @@ macro_rules! spread {
     ($name:literal, $method:ident) => {
         Operation::new($name, "input:T dim:A? unbiased:B? keepdim:B? correction:F? out:N?", Cost::Inputs, |a| {
             let (dims, correction) = spread_arguments(a)?;
-            a.check_dims(a.tensor(0)?, dims.as_deref().unwrap_or_default())?;
+            check_dims(a.tensor(0)?, dims.as_deref().unwrap_or_default())?;
             Ok(a.tensor(0)?.$method(dims.as_deref(), correction, a.bool_or(3, false)?)?.into())
         })
     };
@@ -111,10 +111,10 @@ pub(super) const REDUCTIONS: &[Operation] = &[
         Ok(a.tensor(0)?.f_mode(a.int_or(1, -1)?, a.bool_or(2, false)?)?.into())
     }),
     Operation::new("quantile", "input:T q:O dim:I? keepdim:B? interpolation:S? out:N?", Cost::Own, |a| {
-        quantile(a, |input, q, dim, keep, method| input.f_quantile(q, dim, keep, method))
+        quantile(a, Tensor::f_quantile)
     }),
     Operation::new("nanquantile", "input:T q:O dim:I? keepdim:B? interpolation:S? out:N?", Cost::Own, |a| {
-        quantile(a, |input, q, dim, keep, method| input.f_nanquantile(q, dim, keep, method))
+        quantile(a, Tensor::f_nanquantile)
     }),
     Operation::new("logsumexp", "input:T dim:D keepdim:B? out:N?", Cost::Inputs, |a| {
         Ok(a.tensor(0)?.f_logsumexp(a.ints(1)?, a.bool_or(2, false)?)?.into())
@@ -173,10 +173,9 @@ fn trailing_kind(a: &Arguments) -> Result<Option<Kind>, Fault> {
     }
 }
 
-fn quantile(
-    a: &Arguments,
-    compute: fn(&Tensor, &Tensor, Option<i64>, bool, &str) -> Result<Tensor, tch::TchError>,
-) -> Result<Value, Fault> {
+type Quantile = fn(&Tensor, &Tensor, Option<i64>, bool, &str) -> Result<Tensor, tch::TchError>;
+
+fn quantile(a: &Arguments, compute: Quantile) -> Result<Value, Fault> {
     let input = a.tensor(0)?;
     let wanted = a.operand(1, input.kind())?;
     let each = wanted.numel().max(1) as u64;
@@ -198,6 +197,6 @@ fn norm(a: &Arguments, order: &Value) -> Result<Value, Fault> {
         Some(dims) => dims,
         None => (0..input.dim() as i64).collect(),
     };
-    a.check_dims(input, &dims)?;
+    check_dims(input, &dims)?;
     Ok(input.f_norm_scalaropt_dim(order, dims, a.bool_or(3, false)?)?.into())
 }
