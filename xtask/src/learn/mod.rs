@@ -43,7 +43,7 @@ pub(crate) struct Options {
 enum Recipe {
     /// Reinforcement learning: the letter `e`.
     RlLetter,
-    /// Direct preference optimization: a pirate's voice.
+    /// Direct preference optimization: straight answers.
     Dpo,
 }
 
@@ -96,7 +96,8 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
         run_example(workspace, &example, &format!("http://{address}"), &output)?;
         let curve = Curve::read(&output)?;
         recipe.check(&curve)?;
-        learned.push((recipe, curve, watch.seconds()));
+        eprintln!("{} learned in {:.0} s", recipe.example(), watch.seconds());
+        learned.push((recipe, curve));
     }
     server.stop()?;
     if !options.only.is_empty() {
@@ -132,10 +133,10 @@ fn run_example(workspace: &Workspace, program: &Path, url: &str, output: &Path) 
 }
 
 /// Writes the report, its pictures and its numbers.
-fn write(workspace: &Workspace, learned: &[(Recipe, Curve, f64)]) -> Result<()> {
+fn write(workspace: &Workspace, learned: &[(Recipe, Curve)]) -> Result<()> {
     let folder = workspace.path(FOLDER);
     fs::create_dir_all(&folder).with_context(|| format!("cannot create `{}`", folder.display()))?;
-    for (recipe, curve, _) in learned {
+    for (recipe, curve) in learned {
         let path = |extension: &str| folder.join(recipe.example()).with_extension(extension);
         fs::write(path("csv"), curve.csv())?;
         picture::draw(&path("svg"), &report::picture_of(*recipe), curve)?;
