@@ -43,18 +43,18 @@ fn render(
     let area = SVGBackend::new(path, SIZE).into_drawing_area();
     area.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&area)
-        .caption(picture.title, (FONT, 20).into_font().color(&BLACK))
+        .caption(picture.title, (FONT, 25).into_font().color(&BLACK))
         .margin(14)
-        .x_label_area_size(46)
-        .y_label_area_size(60)
+        .x_label_area_size(50)
+        .y_label_area_size(66)
         .build_cartesian_2d(1.0..steps.max(2.0), (if low < 0.0 { low - room } else { 0.0 })..high + room)?;
     chart
         .configure_mesh()
         .x_desc("step")
         .y_desc(picture.unit)
         .x_label_formatter(&|step| format!("{step:.0}"))
-        .axis_desc_style((FONT, 16))
-        .label_style((FONT, 14))
+        .axis_desc_style((FONT, 19))
+        .label_style((FONT, 17))
         .bold_line_style(BLACK.mix(0.15))
         .light_line_style(TRANSPARENT)
         .draw()?;
@@ -69,7 +69,7 @@ fn render(
         .position(SeriesLabelPosition::LowerRight)
         .background_style(WHITE.mix(0.85))
         .border_style(BLACK.mix(0.3))
-        .label_font((FONT, 14))
+        .label_font((FONT, 17))
         .draw()?;
     area.present()?;
     Ok(())
