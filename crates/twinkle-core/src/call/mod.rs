@@ -20,8 +20,9 @@ pub use sample::{
     SparseLayout, Stop, StopReason, TargetLogprobs, TargetTokens, TopLogprobs, WeightVersion,
 };
 pub use serve::{
-    CheckpointCopy, CheckpointRecord, ClientEnd, CopyDestination, DEFAULT_PROJECT, FoundSession, RunRecord, SamplingSessionRecord,
-    ServeOutcome, ServeRequest, SessionContents, SessionPlace, SessionRecord, SessionSearch, SessionState,
+    CheckpointCopy, CheckpointRecord, ClientEnd, CopyDestination, DEFAULT_PROJECT, FoundSession, RunRecord,
+    SamplingSessionRecord, ServeOutcome, ServeRequest, SessionContents, SessionPlace, SessionRecord, SessionSearch,
+    SessionState,
 };
 
 use crate::ids::{RequestId, TenantId};
