@@ -68,7 +68,7 @@ pub(super) async fn trace_export(
 ) -> Answer {
     front.serve(&tenant, ServeRequest::ReadSession(SessionId::new(path(session)?))).await?;
     let error = "this server keeps no timelines of sessions; it sends traces of requests to an OpenTelemetry \
-                 collector, see docs/telemetry.md";
+                 collector, see docs/observability.md";
     ok(&TraceExport { status: "failed".to_owned(), url: None, error: Some(error.to_owned()) })
 }
 
