@@ -12,6 +12,9 @@ use crate::fixture_node;
 
 const TOKENS: [u32; 9] = [5, 9, 31, 7, 120, 44, 3, 250, 18];
 
+/// Further inputs of a loss.
+type Inputs<'a> = &'a [(&'a str, TensorData)];
+
 async fn connect(node: &Node) -> ServiceClient {
     ServiceClient::connect(&node.base_url(), "tml-client").await.expect("a session")
 }
@@ -22,7 +25,7 @@ async fn fresh_run(service: &ServiceClient, model: &str) -> TrainingClient {
 }
 
 /// Each of `TOKENS` predicts the next, with further inputs.
-fn datum(inputs: &[(&str, TensorData)]) -> Datum {
+fn datum(inputs: Inputs<'_>) -> Datum {
     let targets = TOKENS[1..].iter().map(|token| i64::from(*token)).collect();
     let mut loss_inputs = BTreeMap::from([("target_tokens".to_owned(), TensorData::ints(targets))]);
     loss_inputs.extend(inputs.iter().map(|(name, tensor)| ((*name).to_owned(), tensor.clone())));
@@ -44,7 +47,7 @@ async fn every_loss_trains_and_returns_the_logprobs_it_used() {
 
     let policy = [("logprobs", TensorData::floats(logprobs.clone())), ("advantages", TensorData::floats(vec![0.5; 8]))];
     let sequence = [policy.as_slice(), &[("sequence_ratio_mask", TensorData::floats(vec![1.0; 8]))]].concat();
-    let losses: [(Loss, &[(&str, TensorData)], f64); 5] = [
+    let losses: [(Loss, Inputs<'_>, f64); 5] = [
         (Loss::importance_sampling(), &policy, -4.0),
         (Loss::ppo().with("clip_low_threshold", 0.9), &policy, -4.0),
         (Loss::cispo(), &policy, -0.5 * logprobs.iter().map(|one| f64::from(*one)).sum::<f64>()),

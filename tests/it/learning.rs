@@ -37,7 +37,7 @@ async fn a_letter_that_is_rewarded_is_written_more_often() {
     for number in 1..=8 {
         let reward = |text: &str| rl_letter::count_letter(text, 'e');
         let step = rl_letter::step(&training, &processor, &prompts, reward, &settings, number).await.expect("a step");
-        assert_eq!(step.step, number);
+        assert_eq!(step.number, number);
         assert!(step.best >= step.reward && step.logprob <= 0.0, "{step:?}");
         assert!(step.largest_gap < 1e-4, "sampler and trainer differ in fp32: {step:?}");
         assert!(step.sampler_gap <= step.largest_gap, "{step:?}");

@@ -32,7 +32,8 @@ pub(crate) struct Pair {
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Step {
     /// Counted from 1.
-    pub(crate) step: usize,
+    #[serde(rename = "step")]
+    pub(crate) number: usize,
     /// Mean of `softplus(-margin)`; log 2 at the start.
     pub(crate) loss: f64,
     /// Mean of `β Δ`; 0 at the start.
@@ -110,7 +111,7 @@ pub(crate) async fn step(
         "the backward pass had other logprobs than the forward pass its derivatives were computed from"
     );
     stepped.await?;
-    Ok(Step { step: number, loss: measured.loss, margin: measured.margin, accuracy: measured.accuracy })
+    Ok(Step { number, loss: measured.loss, margin: measured.margin, accuracy: measured.accuracy })
 }
 
 /// Loss, margin and accuracy of pairs the run does not learn from.
@@ -161,7 +162,9 @@ fn answer_logprob(datum: &Datum, logprobs: &Logprobs) -> f64 {
 
 fn scale_weights(datum: &mut Datum, factor: f32) {
     if let Some(TensorData { values: TensorValues::Float32(weights), .. }) = datum.loss_inputs.get_mut("weights") {
-        weights.iter_mut().for_each(|weight| *weight *= factor);
+        for weight in weights {
+            *weight *= factor;
+        }
     }
 }
 

@@ -135,8 +135,8 @@ async fn answer(
     prompt: &TokenIds,
     max_tokens: u32,
 ) -> Result<String> {
-    let sampled = sampler.sample(prompt.clone(), 1, SamplingParams::greedy(max_tokens)).await?.await?;
-    let tokens = sampled.sequences.into_iter().map(|sequence| sequence.tokens).collect();
+    let answer = sampler.sample(prompt.clone(), 1, SamplingParams::greedy(max_tokens)).await?.await?;
+    let tokens = answer.sequences.into_iter().map(|sequence| sequence.tokens).collect();
     let text = processor.decode(tokens).await?.pop().context("no text")?;
     Ok(text.split_whitespace().collect::<Vec<_>>().join(" "))
 }

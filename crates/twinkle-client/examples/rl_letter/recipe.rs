@@ -30,7 +30,8 @@ pub(crate) struct Settings {
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Step {
     /// Counted from 1.
-    pub(crate) step: usize,
+    #[serde(rename = "step")]
+    pub(crate) number: usize,
     /// Mean reward of all answers.
     pub(crate) reward: f64,
     /// Mean reward of the best answer of each group.
@@ -79,7 +80,7 @@ pub(crate) async fn step(
     let gaps: Vec<f64> = sampled.iter().zip(trained).map(|(one, other)| f64::from((one - other).abs())).collect();
     let logprob = mean(&sampled.iter().copied().map(f64::from).collect::<Vec<_>>());
     let largest_gap = gaps.iter().copied().fold(0.0, f64::max);
-    Ok(Step { step: number, reward: mean(&rewards), best, logprob, sampler_gap: mean(&gaps), largest_gap })
+    Ok(Step { number, reward: mean(&rewards), best, logprob, sampler_gap: mean(&gaps), largest_gap })
 }
 
 /// A group of answers for each prompt, from the run as it is now.
