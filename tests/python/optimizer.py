@@ -16,7 +16,7 @@ import struct
 import numpy
 
 import blackbox
-from blackbox import TIMEOUT, expect
+from blackbox import SDK, TIMEOUT, expect
 
 try:
     import torch
@@ -84,6 +84,10 @@ def main():
         close(f"step {number}: exp_avg_sq", files.moments(path)[1], second, arguments.tolerance)
         if reference:
             close(f"step {number}: torch", files.parameters(path), reference.step(gradient, settings), arguments.tolerance)
+    if SDK >= (0, 38):
+        kinds = client.create_rest_client().get_weights_info_by_tinker_path(path).result(), run.get_info()
+        for info in kinds:
+            expect(info.optimizer_config.type == "adamw", f"{type(info).__name__} names {info.optimizer_config}")
     judge = "torch's AdamW and the formula" if torch else "the formula"
     print(f"{len(STEPS)} steps are those of {judge}", flush=True)
 
