@@ -197,10 +197,10 @@ async fn cancelled_samples_give_their_memory_back_and_a_neighbour_goes_on() {
         assert!(began.elapsed() < SOON, "cancelled samples still hold memory: {holds}");
         sleep(Duration::from_millis(20)).await;
     }
+    assert_eq!(Poller::new(&alice, &hers, 0).collect(3).await.len(), 3, "nobody waits for them in vain");
     let late = alice.result(&endless[0]).await.expect("an answer");
     assert_eq!(late["category"], "user", "a late poll is not told to submit it again: {late}");
     assert!(late["error"].as_str().is_some_and(|text| text.contains("was cancelled")), "{late}");
-    assert_eq!(Poller::new(&alice, &hers, 0).collect(3).await.len(), 3, "nobody waits for them in vain");
 }
 
 #[tokio::test]
