@@ -47,7 +47,7 @@ pub(super) struct Bounds {
 #[derive(Debug)]
 pub(super) struct Streams {
     bounds: Bounds,
-    streams: HashMap<Arc<StreamKey>, Stream>,
+    by_key: HashMap<Arc<StreamKey>, Stream>,
     samples: HashMap<RequestId, Place>,
     /// The completions of each tenant, the oldest first.
     finished: HashMap<TenantId, BTreeMap<u64, RequestId>>,
@@ -76,7 +76,7 @@ impl Streams {
     pub(super) fn new(bounds: Bounds) -> Self {
         Self {
             bounds,
-            streams: HashMap::new(),
+            by_key: HashMap::new(),
             samples: HashMap::new(),
             finished: HashMap::new(),
             in_all: 0,
@@ -87,7 +87,7 @@ impl Streams {
     /// A sample is under way.
     pub(super) fn expect(&mut self, request: &RequestId, stream: StreamKey) {
         let stream = Arc::new(stream);
-        self.streams.entry(Arc::clone(&stream)).or_default().expected += 1;
+        self.by_key.entry(Arc::clone(&stream)).or_default().expected += 1;
         self.samples.insert(request.clone(), Place { stream, position: None });
     }
 
@@ -101,7 +101,7 @@ impl Streams {
         let position = self.last_position;
         place.position = Some(position);
         let key = Arc::clone(&place.stream);
-        let stream = self.streams.entry(Arc::clone(&key)).or_default();
+        let stream = self.by_key.entry(Arc::clone(&key)).or_default();
         stream.expected = stream.expected.saturating_sub(1);
         self.finished.entry(key.tenant.clone()).or_default().insert(position, completion.request.clone());
         stream.completions.insert(position, completion);
@@ -121,7 +121,7 @@ impl Streams {
 
     /// The client has seen everything up to `cursor`: what is forgotten by that.
     pub(super) fn acknowledge(&mut self, key: &StreamKey, cursor: u64) -> Vec<RequestId> {
-        let Some((key, stream)) = self.streams.get_key_value(key) else { return Vec::new() };
+        let Some((key, stream)) = self.by_key.get_key_value(key) else { return Vec::new() };
         let seen: Vec<u64> = stream.completions.range(..=cursor).map(|(position, _)| *position).collect();
         // A cursor of the future is not one of ours: the clock was set back between two starts of the server.
         if cursor > self.last_position {
@@ -134,7 +134,7 @@ impl Streams {
     /// Completions after `cursor`, `most` of them, and the cursor behind the last one.
     pub(super) fn after(&self, key: &StreamKey, cursor: u64, most: usize) -> (Vec<Completion>, u64) {
         let from = if cursor > self.last_position { Bound::Unbounded } else { Bound::Excluded(cursor) };
-        let Some(stream) = self.streams.get(key) else { return (Vec::new(), cursor) };
+        let Some(stream) = self.by_key.get(key) else { return (Vec::new(), cursor) };
         let found: Vec<_> = stream.completions.range((from, Bound::Unbounded)).take(most).collect();
         let cursor = found.last().map_or(cursor, |(position, _)| **position);
         (found.into_iter().map(|(_, completion)| completion.clone()).collect(), cursor)
@@ -142,14 +142,14 @@ impl Streams {
 
     /// A poll begins to look at the stream: what tells it of changes.
     pub(super) fn look(&mut self, key: &StreamKey) -> Arc<Notify> {
-        let stream = self.streams.entry(Arc::new(key.clone())).or_default();
+        let stream = self.by_key.entry(Arc::new(key.clone())).or_default();
         stream.polls += 1;
         Arc::clone(&stream.changed)
     }
 
     /// A poll has ended.
     pub(super) fn look_away(&mut self, key: &StreamKey) {
-        if let Some(stream) = self.streams.get_mut(key) {
+        if let Some(stream) = self.by_key.get_mut(key) {
             stream.polls = stream.polls.saturating_sub(1);
         }
         self.tidy(key);
@@ -158,7 +158,7 @@ impl Streams {
     /// Streams and completions that are kept.
     #[cfg(test)]
     pub(super) fn held(&self) -> (usize, usize) {
-        (self.streams.len(), self.in_all)
+        (self.by_key.len(), self.in_all)
     }
 
     /// Forgets completions that are too old or too many, the oldest first, of whoever has the most.
@@ -195,7 +195,7 @@ impl Streams {
     }
 
     fn remove(&mut self, key: &StreamKey, position: u64) -> Option<RequestId> {
-        let request = self.streams.get_mut(key)?.completions.remove(&position)?.request;
+        let request = self.by_key.get_mut(key)?.completions.remove(&position)?.request;
         self.samples.remove(&request);
         self.in_all -= 1;
         if let Some(finished) = self.finished.get_mut(&key.tenant) {
@@ -211,8 +211,8 @@ impl Streams {
     /// Forgets a stream that nobody looks at and in which nothing is or will be.
     fn tidy(&mut self, key: &StreamKey) {
         let is_over = |stream: &Stream| stream.polls == 0 && stream.expected == 0 && stream.completions.is_empty();
-        if self.streams.get(key).is_some_and(is_over) {
-            self.streams.remove(key);
+        if self.by_key.get(key).is_some_and(is_over) {
+            self.by_key.remove(key);
         }
     }
 }
