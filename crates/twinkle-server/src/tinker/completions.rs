@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use axum::extract::State;
-use axum::response::Response;
 use twinkle_core::call::{ServeOutcome, ServeRequest};
 use twinkle_core::error::{Error, Result};
 use twinkle_core::futures::{Completion, StreamKey};
@@ -67,11 +66,7 @@ fn completion(Completion { request, bytes }: Completion) -> FutureCompletion {
 ///
 /// The work on a sample is dropped, whether it runs or waits. An accepted training operation has its place in its run's
 /// order and is executed.
-pub(super) async fn cancel(
-    State(front): State<Front>,
-    Tenant(tenant): Tenant,
-    body: RawBody,
-) -> std::result::Result<Response, crate::error_response::ErrorResponse> {
+pub(super) async fn cancel(State(front): State<Front>, Tenant(tenant): Tenant, body: RawBody) -> Answer {
     let unwanted: CancelFuture = body.json().await?;
     let request = RequestId::new(unwanted.request_id);
     if front.context.futures.cancel(&tenant, &request) {
