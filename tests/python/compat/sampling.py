@@ -96,8 +96,9 @@ def create(trial):
 
 @scenario("SamplingClient.create(sampling_session_id)")
 def create_from_session(trial):
+    """A session has one client in a process: two would give their samples the same numbers."""
     world = trial.world
-    session = world.sampler._sampling_session_id
+    session = resolve(world.service.create_sampling_client, model_path=world.weights)._sampling_session_id
     sampler = resolve(tinker.SamplingClient.create, world.service.holder, sampling_session_id=session)
     expect(resolve(sampler.compute_logprobs, world.prompt)[1:], "no logprobs")
 
