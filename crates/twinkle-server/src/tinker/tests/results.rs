@@ -47,8 +47,7 @@ async fn a_sample_is_protobuf_for_those_who_take_it() {
     assert_eq!(sampling::outcome_from_proto(&response).unwrap(), sample_outcome());
     let answer = fixture.retrieve(request, JSON).await.ok();
     let spans = json!([{ "length": 2, "adapter": null, "operation": null, "optimizer_steps": null }]);
-    let sequence =
-        json!({ "stop_reason": "stop", "tokens": [7, 2], "logprobs": [-0.5, -0.25], "weight_spans": spans });
+    let sequence = json!({ "stop_reason": "stop", "tokens": [7, 2], "logprobs": [-0.5, -0.25], "weight_spans": spans });
     assert_eq!(answer["sequences"], json!([sequence]));
 }
 
