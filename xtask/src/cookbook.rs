@@ -1,7 +1,8 @@
 //! `cargo xtask cookbook`: every recipe of the cookbook, and the table of what came out.
 
-use std::fmt::Write;
+use std::fmt::Write as _;
 use std::fs;
+use std::io::{self, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -45,7 +46,8 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> 
     let counts = test::cookbook(workspace, results.path())?;
     let outcomes = read(results.path())?;
     let table = table(&outcomes);
-    println!("{table}\n{} passed, {} failed", counts.passed, counts.failed);
+    let summary = format!("{table}\n{} passed, {} failed\n", counts.passed, counts.failed);
+    io::stdout().write_all(summary.as_bytes())?;
     if counts.failed > 0 {
         return Ok(ExitCode::FAILURE);
     }
