@@ -188,7 +188,12 @@ async fn a_published_checkpoint_can_be_read_by_everybody_and_changed_by_nobody_e
     let again = done(&bob, "load_weights", load).await;
     let again = again["model_id"].as_str().expect("its id");
     assert_eq!(bob.forward(again, 1, &TOKENS).await.expect("logprobs")["loss_fn_outputs"], expected);
-    let trained = bob.post("optim_step", &json!({ "model_id": format!("{session}:train:7"), "adam_params": { "learning_rate": 0.0 } })).await;
+    let trained = bob
+        .post(
+            "optim_step",
+            &json!({ "model_id": format!("{session}:train:7"), "adam_params": { "learning_rate": 0.0 } }),
+        )
+        .await;
     let (status, answer) = trained.expect("an answer");
     assert!(status == 404 && answer["detail"].to_string().contains("copy"), "{status} {answer}");
 }

@@ -143,8 +143,7 @@ fn compare(line: &Line, journaled: &JournaledOperation, again: &Result<RunOutcom
 /// A live adapter is in memory only, so publishing it is done again; a saved checkpoint is still there.
 fn has_its_effect_on_disk(operation: &RunOperation) -> bool {
     match operation {
-        RunOperation::SaveState { .. } => true,
-        RunOperation::SaveExternal { .. } => true,
+        RunOperation::SaveState { .. } | RunOperation::SaveExternal { .. } => true,
         RunOperation::SaveForSampler { target, .. } => matches!(target, SamplerTarget::Checkpoint(_)),
         _ => false,
     }
