@@ -18,8 +18,10 @@ const SOON: Duration = Duration::from_secs(10);
 
 /// A node without quotas, whose bursts are the test's.
 async fn node() -> Node {
-    let mut options = NodeOptions::fixture(env!("CARGO_BIN_EXE_node"), "qwen3");
-    options.settings = "task_queue: {rps_limit: 0, tps_limit: 0}".to_owned();
+    let options = NodeOptions {
+        settings: "task_queue: {rps_limit: 0, tps_limit: 0}".to_owned(),
+        ..NodeOptions::fixture(env!("CARGO_BIN_EXE_node"), "qwen3")
+    };
     Node::start(options).await.expect("the server starts")
 }
 
@@ -113,7 +115,7 @@ async fn a_client_hears_of_its_samples_in_bulk_and_fetches_each() {
     requests.sort();
     assert_eq!(ids(&finished), requests);
     assert!(finished.iter().all(|it| it["response_payload_uncompressed_size"].as_u64() > Some(0)), "{finished:?}");
-    assert_eq!(ids(&failed), [broken.clone()]);
+    assert_eq!(ids(&failed), std::slice::from_ref(&broken));
     assert_eq!(ids(&Poller::new(&client, &session, 7).collect(1).await), [clones]);
 
     for request in &requests {
@@ -154,7 +156,7 @@ async fn samples_lost_with_a_server_are_told_as_failed_and_can_be_submitted_agai
         assert_eq!(status, 410, "the SDK submits a sample again on 410: {body}");
     }
     let again = client.submit("asample", &sample(&session, 4, (1, 2))).await.expect("accepted");
-    assert_eq!(ids(&poller.collect(1).await), [again.clone()]);
+    assert_eq!(ids(&poller.collect(1).await), std::slice::from_ref(&again));
     client.result(&again).await.expect("a result");
 }
 

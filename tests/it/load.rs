@@ -113,8 +113,10 @@ async fn signs_of_life(url: String, mut enough: tokio::sync::oneshot::Receiver<(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn two_thousand_polls_and_512_samples_at_once_cost_no_thread_and_no_error() {
-    let mut options = NodeOptions::fixture(env!("CARGO_BIN_EXE_node"), "llama3");
-    options.settings = "task_queue: {rps_limit: 0, tps_limit: 0}".to_owned();
+    let options = NodeOptions {
+        settings: "task_queue: {rps_limit: 0, tps_limit: 0}".to_owned(),
+        ..NodeOptions::fixture(env!("CARGO_BIN_EXE_node"), "llama3")
+    };
     let node = Node::start(options).await.expect("the server starts");
     let client = Arc::new(TinkerHttp::new(&node.base_url(), "tml-load"));
     let requests = waiting(&client, node.model()).await;

@@ -150,12 +150,13 @@ pub(super) fn cases(method: &str, path: &str, theirs: &Objects, mine: &Objects, 
             let broken = step(json!("fast")).expecting(Expected::BadRequest);
             vec![step(json!(0.0)).about("a run"), broken.about("a run and a broken number")]
         }
-        ("POST", "save_weights") => vec![post(json!({ "model_id": run, "path": "copy" })).about("a run")],
+        ("POST", "save_weights" | "save_weights_external") => {
+            vec![post(json!({ "model_id": run, "path": "copy" })).about("a run")]
+        }
         ("POST", "save_weights_for_sampler") => vec![
             post(json!({ "model_id": run, "path": "copy" })).about("a run, by name"),
             post(json!({ "model_id": run, "sampling_session_seq_id": 9 })).about("a run, unnamed"),
         ],
-        ("POST", "save_weights_external") => vec![post(json!({ "model_id": run, "path": "copy" })).about("a run")],
         ("POST", "copy_weights") => vec![
             post(json!({ "source_path": theirs.weights_path(), "destination_project_id": "mine" }))
                 .about("a checkpoint"),
