@@ -62,14 +62,10 @@ pub struct Weights {
 impl Weights {
     /// An adapter that this operation of its run saved or published.
     fn of(adapter: Arc<Adapter>, operation: Option<u64>, optimizer_steps: Option<u64>) -> Self {
-        let hash = hex(&adapter.content_hash()[..8]);
+        let hash = hex::encode(&adapter.content_hash()[..8]);
         let version = WeightVersion { adapter: Some(hash), operation, optimizer_steps };
         Self { adapter: Some(adapter), version }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[derive(Clone)]

@@ -68,7 +68,7 @@ impl PromptWants {
             if let Some(own) = self.own(prompt, row) {
                 picks.push(Pick { row: index, token: own });
             }
-            let targets = self.targets.iter().flat_map(|targets| targets.cells.get(targets.layout.row(row)));
+            let targets = self.targets.iter().filter_map(|targets| targets.cells.get(targets.layout.row(row)));
             picks.extend(targets.flatten().flatten().map(|token| Pick { row: index, token: *token }));
         }
         TileWants { whole: self.wants_whole(&rows), rows, picks }

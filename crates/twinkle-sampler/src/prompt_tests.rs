@@ -120,13 +120,13 @@ proptest! {
         for index in 0..length - 1 {
             for place in targets.layout.row(index) {
                 let expected = targets.cells[place].map_or(0.0, |token| row(index)[token as usize]);
-                prop_assert_eq!(found.logprobs[place], expected);
+                prop_assert_eq!(found.logprobs[place].to_bits(), expected.to_bits());
             }
         }
         if let Some(drawn) = outcome.prompt_alt_tokens {
             prop_assert_eq!(drawn.tokens.len(), alternatives * (length - 1));
             for (place, (token, logprob)) in drawn.tokens.iter().zip(&drawn.logprobs).enumerate() {
-                prop_assert_eq!(*logprob, row(place / alternatives)[*token as usize]);
+                prop_assert_eq!(logprob.to_bits(), row(place / alternatives)[*token as usize].to_bits());
             }
         }
         if let Some(top) = outcome.topk_prompt_logprobs {

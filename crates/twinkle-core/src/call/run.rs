@@ -204,8 +204,9 @@ pub struct LossSpec {
 }
 
 /// `AdamW` settings of one step (Loshchilov & Hutter 2019); every field may change from step to step.
+/// A setting that is not here would change the step: it is refused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct AdamParams {
     /// Learning rate, at least 0.
     pub learning_rate: f64,

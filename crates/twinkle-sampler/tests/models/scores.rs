@@ -292,8 +292,8 @@ async fn requests_wait_for_room_for_what_they_want_and_give_it_back() {
     assert!(futures::poll!(&mut waiting).is_pending());
     drop(cancelled);
     let others = futures::future::join_all((0..6).map(|_| wanted()));
-    let (waited, others) = futures::join!(waiting, others);
-    assert!(waited.is_ok() && others.iter().all(Result::is_ok));
+    let (queued, others) = futures::join!(waiting, others);
+    assert!(queued.is_ok() && others.iter().all(Result::is_ok));
 }
 
 #[tokio::test]

@@ -5,30 +5,30 @@ use super::*;
 use crate::call::{SampleOutcome, SampledSequence, StopReason};
 use crate::wire::tinker::sampling::{outcome_from_proto, outcome_to_json, outcome_to_proto};
 
-fn read(fields: Value) -> Result<SampleExtras> {
+fn read(fields: &Value) -> Result<SampleExtras> {
     let mut request = json!({"prompt": {"chunks": [{"tokens": [1, 2, 3]}]}});
     request.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
     extras(&serde_json::from_value(request).unwrap())
 }
 
-fn targets(tensor: Value) -> Result<TargetTokens> {
-    read(json!({ "target_prompt_logprobs": tensor })).map(|extras| extras.target_prompt_logprobs.unwrap())
+fn targets(tensor: &Value) -> Result<TargetTokens> {
+    read(&json!({ "target_prompt_logprobs": tensor })).map(|extras| extras.target_prompt_logprobs.unwrap())
 }
 
 #[test]
 fn nothing_is_wanted_unless_it_is_asked_for() {
-    assert_eq!(read(json!({})).unwrap(), SampleExtras::default());
+    assert_eq!(read(&json!({})).unwrap(), SampleExtras::default());
     let explicit = json!({"topk_prompt_logprobs": 0, "topk_sample_logprobs": null, "prompt_alt_tokens_k": 0});
-    assert_eq!(read(explicit).unwrap(), SampleExtras::default());
+    assert_eq!(read(&explicit).unwrap(), SampleExtras::default());
 }
 
 #[test]
 fn targets_are_read_in_both_layouts() {
-    let dense = targets(json!({"data": [4, -1, 5, 6], "dtype": "int64", "shape": [2, 2]})).unwrap();
+    let dense = targets(&json!({"data": [4, -1, 5, 6], "dtype": "int64", "shape": [2, 2]})).unwrap();
     assert_eq!(dense.cells, [Some(4), None, Some(5), Some(6)]);
     assert_eq!((dense.layout.row(0), dense.layout.row(1)), (0..2, 2..4));
 
-    let sparse = targets(json!({
+    let sparse = targets(&json!({
         "data": [7, -1, 9], "dtype": "int64", "shape": [3, 100],
         "sparse_crow_indices": [0, 0, 2, 3], "sparse_col_indices": [0, 99, 5],
     }));
@@ -60,7 +60,7 @@ fn targets_that_contradict_themselves_are_refused() {
         sparse(json!([0, 1, 2]), Value::Null),
         sparse(json!([]), json!([])),
     ] {
-        let error = targets(tensor.clone()).expect_err(&tensor.to_string());
+        let error = targets(&tensor).expect_err(&tensor.to_string());
         assert!(error.message.contains("`target_prompt_logprobs`"), "{error}");
     }
 }

@@ -35,7 +35,7 @@ pub use rest::{
 };
 pub use sampling::{
     CreateSamplingSession, PromptAltTokens, Sample, SampleResponse, SampledSequence, Sampler, SamplingParams,
-    SamplingSessionCreated, Seed, Stop, StopReason, WeightSpan,
+    SamplingSessionCreated, Seed, Stop, StopReason, TopkLogprobs, WeightSpan,
 };
 pub use session::{
     ClientConfig, ClientConfigRequest, CreateSession, DynamicConfig, FinishReason, FinishSession, Health, Heartbeat,

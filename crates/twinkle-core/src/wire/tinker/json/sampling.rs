@@ -90,9 +90,9 @@ const fn one() -> u32 {
     1
 }
 
-/// How tokens are drawn.
+/// How tokens are drawn. A setting that is not here would change what is drawn: it is refused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct SamplingParams {
     /// Most new tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -177,6 +177,9 @@ impl<'de> Deserialize<'de> for Seed {
     }
 }
 
+/// Per position the likeliest tokens and their logprobs, likeliest first; null where there are none.
+pub type TopkLogprobs = Vec<Option<Vec<(u32, f32)>>>;
+
 /// The result of a sampling request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SampleResponse {
@@ -188,9 +191,9 @@ pub struct SampleResponse {
     /// One per prompt token, null where there is none.
     #[serde(default)]
     pub prompt_logprobs: Option<Vec<Option<f32>>>,
-    /// Per prompt token the likeliest tokens and their logprobs, null where there are none.
+    /// Per prompt token the likeliest ones in its place.
     #[serde(default)]
-    pub topk_prompt_logprobs: Option<Vec<Option<Vec<(u32, f32)>>>>,
+    pub topk_prompt_logprobs: Option<TopkLogprobs>,
     /// The logprobs of the candidates, in their layout.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_prompt_logprobs: Option<TensorData>,
@@ -220,7 +223,7 @@ pub struct SampledSequence {
     pub logprobs: Option<Vec<f32>>,
     /// Per token the likeliest ones in its place.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub topk_logprobs: Option<Vec<Option<Vec<(u32, f32)>>>>,
+    pub topk_logprobs: Option<TopkLogprobs>,
     /// The weights that produced the tokens, in order; an extension of this server.
     #[serde(default)]
     pub weight_spans: Vec<WeightSpan>,

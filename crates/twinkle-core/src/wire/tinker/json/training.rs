@@ -28,8 +28,9 @@ pub struct CreateModel {
     pub optimizer_config: Option<OptimizerConfig>,
 }
 
-/// The shape of an adapter.
+/// The shape of an adapter. A setting that is not here would change the adapter: it is refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct LoraConfig {
     /// Its rank.
     pub rank: u32,
