@@ -31,7 +31,7 @@ pub(super) fn page(learned: &[(Recipe, Curve)]) -> Result<String> {
         "# Learning\n\n\
          Written by `cargo xtask learn`, which fails if a curve does not rise. SmolLM2-135M-Instruct, bf16, LoRA rank 8, on \
          {}, server and client on the same cores. Seeds are fixed and the server is deterministic: the same machine draws the \
-         same curves. It takes less than ten minutes on two idle cores.\n",
+         same curves. On two cores that also built other things it took 14 minutes.\n",
         machine()
     );
     for (recipe, curve) in learned {
