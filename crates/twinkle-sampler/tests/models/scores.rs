@@ -276,18 +276,21 @@ proptest! {
 async fn requests_wait_for_room_for_what_they_want_and_give_it_back() {
     let house = House::open("qwen3").await;
     let first = house.ask(greedy(&prompt(20, 1))).await.unwrap().sequences[0].tokens[0];
-    // Room for 40 samples of 100 tokens, though each ends with its first: four of these fill it.
-    let wanted = || {
+    // Room for 40 samples of 100 tokens: four of these fill it.
+    let wanted = |stop| {
         let mut wanted = SampleRequest { num_samples: 40, ..greedy(&prompt(20, 1)) };
         wanted.params.max_tokens = Some(100);
-        wanted.params.stop = Stop::Tokens(vec![first]);
+        wanted.params.stop = stop;
         wanted.extras.topk_sample_logprobs = 1024;
         house.ask(wanted)
     };
-    let mut cancelled: Vec<_> = (0..4).map(|_| wanted()).collect();
+    // These would draw 16,000 tokens, so they are still at it when the next one asks.
+    let mut cancelled: Vec<_> = (0..4).map(|_| wanted(Stop::Tokens(Vec::new()))).collect();
     for each in &mut cancelled {
         assert!(futures::poll!(each).is_pending());
     }
+    // These end with their first token.
+    let wanted = || wanted(Stop::Tokens(vec![first]));
     let mut waiting = wanted();
     assert!(futures::poll!(&mut waiting).is_pending());
     drop(cancelled);
