@@ -24,14 +24,17 @@ import tokenizers
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import GenerationConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
+import formats  # noqa: E402
 import losses  # noqa: E402
+import models  # noqa: E402
 import oracle  # noqa: E402
 import sampling  # noqa: E402
-import tokenizer  # noqa: E402
-from variants import SHARDED, VARIANTS, random_weights  # noqa: E402
+from models import load, logits_of  # noqa: E402
+from mutations import mutations  # noqa: E402
+from variants import VARIANTS, WHOLE  # noqa: E402
 
 PINNED = {
     torch: "2.11.0", transformers: "5.23.0", peft: "0.21.0", safetensors: "0.8.0", tokenizers: "0.23.3", numpy: "2.4.6",
@@ -42,9 +45,16 @@ ADAPTER_SEQUENCES = [1, 4]
 DATUM_LENGTHS = [5, 64, 17]
 GENERATED = 16
 SMALLEST_MARGIN = 5e-3
-# Two computations of one fp32 value must agree this well before it is written.
+# The logits of these are kept for the smaller fixtures, and the residual stream of this one for all.
+KEPT_SEQUENCES = [0, 1, 4]
+HIDDEN_SEQUENCES = [4]
+# Two computations of one fp32 value must agree this well before it is written; a recurrence over a sequence adds noise.
 AGREEMENT_LOGITS = 5e-5
 AGREEMENT_GRADIENT = 2e-5
+AGREEMENT_LOGITS_DELTA = 4e-4
+AGREEMENT_GRADIENT_DELTA = 1e-4
+# Of the router's logits, between the last expert chosen and the next.
+ROUTER_GAP = 4e-4
 
 
 def main():
@@ -86,20 +96,20 @@ def write_all(out, names, seed):
     for name in names:
         directory = out / name
         directory.mkdir(exist_ok=True)
-        write_variant(name, directory, seed + sorted(VARIANTS).index(name))
+        write_variant(name, directory, seed + list(VARIANTS).index(name))
         size = sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
         print(f"{name}: {size / 1e6:.2f} MB", flush=True)
 
 
 def write_variant(name, directory, seed):
     generator = torch.Generator().manual_seed(seed)
-    special = write_model(name, directory, generator)
+    special = models.write(name, directory, generator)
     model = load(directory)
     vocabulary = model.config.vocab_size
     tensors, facts = {}, {"seed": seed, "vocabulary": vocabulary, "special_tokens": special}
 
-    sequences = [torch.randint(0, vocabulary, (length,), generator=generator) for length in LENGTHS]
-    facts["noise"] = base_logits(model, load(directory, torch.bfloat16), sequences, tensors)
+    sequences = [routed_clearly(model, length, generator) for length in LENGTHS]
+    facts["noise"] = base_logits(name, model, load(directory, torch.bfloat16), sequences, tensors)
     facts["mutations"] = mutations(directory, sequences, tensors)
     datums = [random_datum(vocabulary, length, generator) for length in DATUM_LENGTHS]
     for index, datum in enumerate(datums):
@@ -107,20 +117,26 @@ def write_variant(name, directory, seed):
 
     facts["generations"] = generations(model, generator, special, None)
     facts["adapters"] = {}
-    for adapter in oracle.ADAPTERS:
-        adapter_model = load(directory)
-        wrapped = oracle.attach(adapter_model, adapter, generator)
-        save_adapter(wrapped, directory / adapter, name)
+    adapters = list(oracle.ADAPTERS) if name in WHOLE else ["attn_mlp"]
+    for adapter in adapters:
+        lora = oracle.Adapter(load(directory), model, adapter, generator)
+        while min(models.router_gap(lora.merged(), datum["tokens"]) for datum in datums) < ROUTER_GAP:
+            lora = oracle.Adapter(load(directory), model, adapter, generator)
+        formats.save(lora, directory / adapter, name)
         if adapter == "attn_mlp":
-            facts["generations"] += generations(wrapped, generator, special, adapter)
+            generated = lora.merged() if lora.has_experts else lora.wrapped
+            facts["generations"] += generations(generated, generator, special, adapter)
         if losses.FIXTURES.get(name) == adapter:
-            write_losses(model, wrapped, adapter, directory, seed)
-        facts["adapters"][adapter] = adapter_values(model, wrapped, adapter, sequences, datums, tensors)
+            losses.write(directory, lora.logits, lora.logits_again, lora.parameters, vocabulary, seed, AGREEMENT_GRADIENT)
+        facts["adapters"][adapter] = adapter_values(name, lora, sequences, datums, tensors)
 
-    scored = [(None, f"tokens.{i}", f"logits.{i}") for i in ADAPTER_SEQUENCES]
-    scored += [(name, f"tokens.{i}", f"{name}.logits.{i}") for name in oracle.ADAPTERS for i in ADAPTER_SEQUENCES]
-    cases = [(adapter, tensors[tokens].numpy(), tensors[logits].numpy()) for adapter, tokens, logits in scored]
-    sampling.write_scores(directory / "scores.json", cases, seed)
+    if name in WHOLE:
+        scored = [(None, f"tokens.{i}", f"logits.{i}") for i in ADAPTER_SEQUENCES]
+        scored += [(name, f"tokens.{i}", f"{name}.logits.{i}") for name in adapters for i in ADAPTER_SEQUENCES]
+        cases = [(adapter, tensors[tokens].numpy(), tensors[logits].numpy()) for adapter, tokens, logits in scored]
+        sampling.write_scores(directory / "scores.json", cases, seed)
+    hidden = {f"hidden.{i}": models.hidden_states(model, sequences[i]).contiguous() for i in HIDDEN_SEQUENCES}
+    save_file(hidden, directory / "hidden.safetensors")
     facts["adam"] = oracle.ADAM
     facts["losses"] = oracle.LOSSES
     facts["versions"] = {module.__name__: version for module, version in PINNED.items()}
@@ -129,84 +145,44 @@ def write_variant(name, directory, seed):
     (directory / "golden.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
+def routed_clearly(model, length, generator):
+    """Random tokens for which no rounding can change which experts they go to."""
+    while True:
+        tokens = torch.randint(0, model.config.vocab_size, (length,), generator=generator)
+        if models.router_gap(model, tokens) >= ROUTER_GAP:
+            return tokens
+
+
 def small_integers(tensor):
     return tensor.to(torch.int32) if tensor.dtype == torch.int64 else tensor
 
 
-# === the model ===
+# === the base model ===
 
-def write_model(name, directory, generator):
-    """config.json exactly as written in variants.py, so that older spellings of keys stay; random weights; a tokenizer."""
-    config = dict(VARIANTS[name])
-    special = tokenizer.write(directory, "llama" if config["model_type"] == "llama" else "qwen")
-    assert special["size"] <= config["vocab_size"]
-    if special["bos"] is not None:
-        config["bos_token_id"] = special["bos"]
-    config["eos_token_id"] = special["eos"]
-    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    generation = {"eos_token_id": special["stops"]}
-    (directory / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
-
-    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory), attn_implementation="eager")
-    random_weights(model, generator)
-    weights = dict(model.named_parameters())
-    weights = {key: value.detach().contiguous() for key, value in weights.items()}
-    if name not in SHARDED:
-        save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-        return special
-    shards = [{}, {}]
-    for index, key in enumerate(sorted(weights)):
-        shards[index % 2][key] = weights[key]
-    weight_map = {}
-    for index, shard in enumerate(shards):
-        file = f"model-{index + 1:05}-of-{len(shards):05}.safetensors"
-        save_file(shard, directory / file, metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(shard, file))
-    index = {
-        "metadata": {"total_size": sum(value.numel() * 4 for value in weights.values())},
-        "weight_map": dict(sorted(weight_map.items())),
-    }
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
-    return special
-
-
-def load(directory, dtype=torch.float32, **changes):
-    config = AutoConfig.from_pretrained(directory)
-    for key, value in changes.items():
-        setattr(config, key, value)
-    model, report = AutoModelForCausalLM.from_pretrained(
-        directory, config=config, dtype=dtype, attn_implementation="eager", output_loading_info=True,
-    )
-    assert not report["missing_keys"] and not report["unexpected_keys"], report
-    return model.eval().requires_grad_(False)
-
-
-def logits_of(model):
-    return lambda tokens: model(input_ids=tokens[None], use_cache=False).logits[0]
-
-
-def base_logits(model, rounded, sequences, tensors):
+def base_logits(name, model, rounded, sequences, tensors):
     """Logits and logprobs in fp32, logits in bf16; returns how far fp64 and the cached decode are away."""
     noise = {"float64_max_abs": 0.0, "bfloat16_max_abs": 0.0, "bfloat16_mean_kl": 0.0, "sdpa_max_abs": 0.0}
-    double = AutoModelForCausalLM.from_config(model.config, attn_implementation="eager").double().eval()
-    double.load_state_dict(model.state_dict())
-    sdpa = AutoModelForCausalLM.from_config(model.config, attn_implementation="sdpa").eval()
-    sdpa.load_state_dict(model.state_dict())
+    double = models.another(model, "eager").double()
+    sdpa = models.another(model, "sdpa")
     for index, tokens in enumerate(sequences):
         with torch.no_grad():
             logits = logits_of(model)(tokens)
             bf16 = logits_of(rounded)(tokens)
             noise["float64_max_abs"] = max(noise["float64_max_abs"], max_abs(logits_of(double)(tokens), logits))
             noise["sdpa_max_abs"] = max(noise["sdpa_max_abs"], max_abs(logits_of(sdpa)(tokens), logits))
+        tensors[f"tokens.{index}"] = tokens
+        tensors[f"logprobs.{index}"] = oracle.token_logprobs(logits[:-1], tokens[1:])
+        if name not in WHOLE and index not in KEPT_SEQUENCES:
+            continue
         exact = torch.log_softmax(logits.double(), -1)
         kl = (exact.exp() * (exact - torch.log_softmax(bf16.double(), -1))).sum(-1).mean().item()
         noise["bfloat16_max_abs"] = max(noise["bfloat16_max_abs"], max_abs(bf16, logits))
         noise["bfloat16_mean_kl"] = max(noise["bfloat16_mean_kl"], kl)
-        tensors[f"tokens.{index}"] = tokens
         tensors[f"logits.{index}"] = logits
-        tensors[f"logits_bf16.{index}"] = bf16
-        tensors[f"logprobs.{index}"] = oracle.token_logprobs(logits[:-1], tokens[1:])
-    assert noise["float64_max_abs"] < AGREEMENT_LOGITS and noise["sdpa_max_abs"] < AGREEMENT_LOGITS, noise
+        if name in WHOLE:
+            tensors[f"logits_bf16.{index}"] = bf16
+    limit = AGREEMENT_LOGITS_DELTA if models.has_delta(model) else AGREEMENT_LOGITS
+    assert noise["float64_max_abs"] < limit and noise["sdpa_max_abs"] < limit, noise
     return noise
 
 
@@ -216,60 +192,38 @@ def max_abs(left, right):
 
 # === adapters ===
 
-def save_adapter(wrapped, directory, name):
-    wrapped.peft_config["default"].base_model_name_or_path = name
-    # PEFT would add the whole head to the file of an adapter on it.
-    wrapped.save_pretrained(directory, save_embedding_layers=False)
-    (directory / "README.md").unlink(missing_ok=True)
-    path = directory / "adapter_config.json"
-    config = json.loads(path.read_text())
-    config["target_modules"] = sorted(config["target_modules"])
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-
-def write_losses(model, wrapped, adapter, directory, seed):
-    lora, rank = oracle.lora_parameters(wrapped), oracle.ADAPTERS[adapter]["rank"]
-
-    def of_function(tokens):
-        return oracle.functional_logits(model, lora, rank, tokens)
-
-    losses.write(directory, logits_of(wrapped), of_function, lora, model.config.vocab_size, seed, AGREEMENT_GRADIENT)
-
-
-def adapter_values(model, wrapped, adapter, sequences, datums, tensors):
-    rank = oracle.ADAPTERS[adapter]["rank"]
-    datums = [with_old_logprobs(wrapped, datum) for datum in datums]
+def adapter_values(name, lora, sequences, datums, tensors):
+    adapter, parameters = lora.name, lora.parameters
+    limit_logits, limit_gradient = AGREEMENT_LOGITS, AGREEMENT_GRADIENT
+    if models.has_delta(lora.base):
+        limit_logits, limit_gradient = AGREEMENT_LOGITS_DELTA, AGREEMENT_GRADIENT_DELTA
+    datums = [with_old_logprobs(lora, datum) for datum in datums]
     for index, datum in enumerate(datums):
         tensors[f"{adapter}.datum.{index}.logprobs"] = datum["logprobs"]
-    lora = oracle.lora_parameters(wrapped)
-    of_peft = logits_of(wrapped)
 
-    def of_function(tokens):
-        return oracle.functional_logits(model, lora, rank, tokens)
-
-    facts = {"rank": rank, "alpha": oracle.ALPHA, "losses": {}, "steps": []}
+    facts = {"rank": lora.rank, "alpha": oracle.ALPHA, "losses": {}, "steps": []}
     for index in ADAPTER_SEQUENCES:
         with torch.no_grad():
-            logits = of_peft(sequences[index])
-            assert max_abs(logits, of_function(sequences[index])) < AGREEMENT_LOGITS
+            logits = lora.logits(sequences[index])
+            assert max_abs(logits, lora.logits_again(sequences[index])) < limit_logits
         tensors[f"{adapter}.logits.{index}"] = logits
 
     for loss in oracle.LOSSES:
-        values, logprobs, computed = oracle.gradients(of_peft, lora, loss, datums)
-        _, _, again = oracle.gradients(of_function, lora, loss, datums)
+        values, logprobs, computed = oracle.gradients(lora.logits, parameters, loss, datums)
+        _, _, again = oracle.gradients(lora.logits_again, parameters, loss, datums)
         for key, gradient in computed.items():
             difference = max_abs(gradient, again[key]) / gradient.abs().max().item()
-            assert difference < AGREEMENT_GRADIENT, (adapter, loss, key, difference)
+            assert difference < limit_gradient, (adapter, loss, key, difference)
             tensors[f"{adapter}.{loss}.gradient.{key}"] = gradient
         facts["losses"][loss] = {"per_datum": values, "sum": sum(values)}
     for index, scored in enumerate(logprobs):
         tensors[f"{adapter}.datum.{index}.scored"] = scored
 
-    for index, step in enumerate(oracle.two_steps(of_peft, lora, datums)):
+    for index, step in enumerate(oracle.two_steps(lora.logits, parameters, datums)):
         facts["steps"].append({"gradient_norm": step["norm"]})
         assert step["norm"] > 2 * oracle.ADAM["grad_clip_norm"], "the clipping must show"
         # The first step's gradient is the cross-entropy gradient above, and its moments follow from it.
-        kept = ["parameter"] if index == 0 else ["gradient", "parameter", "first_moment", "second_moment"]
+        kept = ["parameter"] if index == 0 or name not in WHOLE else ["gradient", "parameter", "first_moment", "second_moment"]
         for kind in kept:
             for key, value in step[kind].items():
                 tensors[f"{adapter}.step{index + 1}.{kind}.{key}"] = value
@@ -297,9 +251,9 @@ def random_datum(vocabulary, length, generator):
     }
 
 
-def with_old_logprobs(wrapped, datum):
+def with_old_logprobs(lora, datum):
     with torch.no_grad():
-        scored = oracle.token_logprobs(logits_of(wrapped)(datum["tokens"]), datum["target_tokens"])
+        scored = oracle.token_logprobs(lora.logits(datum["tokens"]), datum["target_tokens"])
     ratios = torch.exp(-datum["noise"])
     for settings in oracle.LOSSES.values():
         for threshold in settings.values():
@@ -346,46 +300,6 @@ def greedy(model, prompt):
     return {
         "prompt": tokens[:length], "tokens": tokens[length:], "logprobs": logprobs, "smallest_margin": min(margins),
     }
-
-
-# === do mistakes show? ===
-
-def mutations(directory, sequences, tensors):
-    """How far the logits move when a detail is computed wrongly. Each must be well above the tolerance of 1e-4."""
-    def moved(model):
-        with torch.no_grad():
-            return max(max_abs(logits_of(model)(tokens), tensors[f"logits.{index}"]) for index, tokens in enumerate(sequences))
-
-    config = AutoConfig.from_pretrained(directory)
-    rope = dict(config.rope_parameters)
-    found = {
-        "rms_norm_eps": moved(load(directory, rms_norm_eps=1e-5 if config.rms_norm_eps == 1e-6 else 1e-6)),
-        "rope_theta": moved(load(directory, rope_parameters={**rope, "rope_theta": rope["rope_theta"] * 1.05})),
-    }
-    if rope.get("rope_type") == "llama3":
-        plain = {"rope_type": "default", "rope_theta": rope["rope_theta"]}
-        found["rope_scaling"] = moved(load(directory, rope_parameters=plain))
-    swapped = load(directory)
-    for layer in swapped.model.layers:
-        layer.input_layernorm, layer.post_attention_layernorm = layer.post_attention_layernorm, layer.input_layernorm
-    found["swapped_norms"] = moved(swapped)
-    for name in ("q_proj", "k_proj", "v_proj"):
-        unbiased = load(directory)
-        projections = [getattr(layer.self_attn, name) for layer in unbiased.model.layers]
-        if projections[0].bias is not None:
-            for projection in projections:
-                projection.bias = None
-            found[f"{name}_bias"] = moved(unbiased)
-    if config.model_type == "qwen3":
-        for name in ("q_norm", "k_norm"):
-            unnormed = load(directory)
-            for layer in unnormed.model.layers:
-                getattr(layer.self_attn, name).weight.fill_(1.0)
-            found[name] = moved(unnormed)
-    hidden = {name: value for name, value in found.items() if value < 1e-3}
-    # A bias of the keys adds the same to every score of a query but for the rotation: small is normal, zero is not.
-    assert not hidden, f"these mistakes would not show: {hidden}"
-    return found
 
 
 # === --check ===
