@@ -9,6 +9,7 @@
 //! Nothing here knows a tensor library or a route.
 #![forbid(unsafe_code)]
 
+mod byte_size;
 pub mod call;
 pub mod data;
 pub mod error;
@@ -33,4 +34,5 @@ pub mod telemetry;
 #[cfg(feature = "wire")]
 pub mod wire;
 
+pub use byte_size::ByteSize;
 pub use error::{Error, ErrorCode, Result};

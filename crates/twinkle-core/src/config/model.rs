@@ -83,6 +83,8 @@ pub struct ModelArgs {
     pub lora_alpha: f64,
     /// Most tokens of one datum; `None` is the model's own context length.
     pub max_length: Option<u32>,
+    /// Most bytes for runs and passes, beside the weights; `None` is a share of what is free at start.
+    pub memory_limit: Option<u64>,
 }
 
 impl ModelArgs {
@@ -97,6 +99,7 @@ impl ModelArgs {
         let max_rank = args.integer("max_r", 1..=65_536).map_or(32, |rank| rank.value);
         let lora_alpha = args.number("lora_alpha", Limits::ABOVE_ZERO).map_or(32.0, |alpha| alpha.value);
         let max_length = args.integer("max_length", 1..).map(|length| length.value);
+        let memory_limit = args.bytes("memory_limit");
         let devices = Devices::required(&mut args, surroundings);
         if train_mode.as_ref().is_some_and(|mode| mode.value == TrainMode::Full) {
             args.unavailable_value("train_mode");
@@ -118,6 +121,7 @@ impl ModelArgs {
             max_rank,
             lora_alpha,
             max_length,
+            memory_limit,
         })
     }
 }

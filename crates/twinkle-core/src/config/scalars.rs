@@ -8,6 +8,7 @@ use super::choices::Choices;
 use super::limits::Limits;
 use super::section::{Located, Section};
 use super::tree::{Node, Value};
+use crate::ByteSize;
 use crate::error::suggestion;
 
 impl Section<'_> {
@@ -75,6 +76,16 @@ impl Section<'_> {
             self.wrong_type(key, node, &describe_range(&range));
         }
         value.map(|value| Located { value, place: node.place })
+    }
+
+    /// An amount of memory above 0, in bytes or with a unit: `8 GiB`.
+    pub(super) fn bytes(&mut self, key: &'static str) -> Option<u64> {
+        let node = self.node(key)?;
+        let size = node.scalar_text().and_then(|text| text.parse::<ByteSize>().ok()).filter(|size| size.0 > 0);
+        if size.is_none() {
+            self.wrong_type(key, node, "an amount of memory such as `8 GiB`");
+        }
+        size.map(|size| size.0)
     }
 
     /// A number within `limits`.

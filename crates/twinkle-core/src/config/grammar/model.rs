@@ -24,6 +24,13 @@ pub(super) const DTYPES: Kind = Kind::Words(&[
     "torch.float16",
 ]);
 
+/// An amount of memory.
+const BYTES: Kind = Kind::Other {
+    told: "amount of memory, such as `8 GiB`",
+    schema: r#"{"anyOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": "^[0-9.]+ *([kKMGT]i?B)?$"}]}"#,
+    example: "8 GiB",
+};
+
 pub(super) const MODEL_ID_MEANING: &str =
     "Where the model's files are: `ms://org/name`, `hf://org/name`, `org/name`, a folder or a `.gguf` file";
 
@@ -78,6 +85,13 @@ pub(super) static MODEL_ARGS: Grammar = Grammar {
             "Most tokens of one datum; the model's own context length when left out",
         )
         .since("G3, G4"),
+        key(
+            "memory_limit",
+            BYTES,
+            Optional,
+            "Most memory for runs and passes, beside the weights; half of what is free at start when left out",
+        )
+        .since("ours"),
         key("adapter_config", Kind::Section(&ADAPTER_CONFIG), Optional, "How long adapters live"),
         key("queue_config", Kind::Section(&QUEUE), Optional, "What one tenant may send; `task_queue` when left out")
             .since("G3, G4"),

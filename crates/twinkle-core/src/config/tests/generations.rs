@@ -68,6 +68,7 @@ applications:
       torch_dtype: bfloat16
       max_loras: 7
       max_length: 10240
+      memory_limit: null
       device_group: {name: model, ranks: 1, device_type: GPU}
       device_mesh: {device_type: cuda, world_size: 1}
       adapter_config: {adapter_timeout: 30}
