@@ -19,6 +19,7 @@ use twinkle_core::ids::{CheckpointKind, CheckpointPath, RunId, SamplingSessionId
 use twinkle_core::state::StateStore;
 use twinkle_core::{Error, ErrorCode};
 use twinkle_model::engine::EngineLimits;
+use twinkle_model::memory::MemoryLimits;
 use twinkle_model::{ModelComponent, ModelContext};
 use twinkle_nn::{BaseModel, LoadOptions, Precision, PublishedAdapters};
 
@@ -41,6 +42,7 @@ impl House {
             max_length: 256,
             rows_per_pass: 512,
             max_runs,
+            memory: MemoryLimits::NONE,
             max_rank: 16,
             snapshot_after: Duration::from_hours(1),
         };
@@ -90,7 +92,7 @@ impl House {
 }
 
 fn creation(seed: u64, from: Option<StartingPoint>) -> CreateRun {
-    let lora = LoraSpec { rank: 4, alpha: 32.0, seed, train_attn: true, train_mlp: true, train_unembed: true };
+    let lora = LoraSpec { rank: 4, alpha: 32.0, seed, train_attn: true, train_mlp: true, train_unembed: true, ..LoraSpec::default() };
     CreateRun { base_model: MODEL.to_owned(), lora, from, user_metadata: BTreeMap::new() }
 }
 

@@ -25,6 +25,7 @@ use twinkle_core::middleware::journal::{Journal, JournalOptions};
 use twinkle_core::state::StateStore;
 use twinkle_core::{Error, ErrorCode, Result};
 use twinkle_model::backend::{Backend, Batch, Transformers};
+use twinkle_model::memory::MemoryLimits;
 use twinkle_model::engine::EngineLimits;
 use twinkle_model::run::Run;
 use twinkle_model::{ModelComponent, ModelContext};
@@ -237,13 +238,14 @@ fn run(tenant: &str) -> RunId {
 
 /// Snapshots practically never, or after every operation.
 fn limits(snapshot_after: Duration) -> EngineLimits {
-    EngineLimits { max_length: 256, rows_per_pass: 512, max_runs: None, max_rank: 16, snapshot_after }
+    let memory = MemoryLimits::NONE;
+    EngineLimits { max_length: 256, rows_per_pass: 512, max_runs: None, memory, max_rank: 16, snapshot_after }
 }
 
 const NEVER: Duration = Duration::from_hours(1);
 
 fn creation() -> RunOperation {
-    let lora = LoraSpec { rank: 4, alpha: 32.0, seed: 3, train_attn: true, train_mlp: true, train_unembed: true };
+    let lora = LoraSpec { rank: 4, alpha: 32.0, seed: 3, train_attn: true, train_mlp: true, train_unembed: true, ..LoraSpec::default() };
     RunOperation::Create(CreateRun { base_model: MODEL.to_owned(), lora, from: None, user_metadata: BTreeMap::new() })
 }
 

@@ -93,6 +93,7 @@ fn main() -> Result<()> {
         train_attn: true,
         train_mlp: true,
         train_unembed: arguments.train_unembed,
+        ..LoraSpec::default()
     };
     let layout = Arc::new(AdapterLayout::new(base.config(), &spec)?);
     let mut run = Run { parameters: layout.initialise(device), gradients: Gradients::zeros(&layout, device), layout };
@@ -260,7 +261,7 @@ fn write_random_model(folder: &Path, config: &Value, kind: Kind) -> Result<()> {
         for norm in ["input_layernorm", "post_attention_layernorm"] {
             add(format!("model.layers.{layer}.{norm}.weight"), vec![shape.hidden_size], 0.0);
         }
-        for projection in Projection::ALL {
+        for projection in Projection::of_layer(&shape, layer) {
             let (outputs, inputs) = projection.shape(&shape);
             let name = format!("model.layers.{layer}.{}", projection.suffix());
             add(format!("{name}.weight"), vec![outputs, inputs], 0.02);

@@ -13,7 +13,7 @@ use twinkle_nn::{Adapter, AdapterLayout, BaseModel, Gradients, KvCache, Pack, Pi
 const PRECISIONS: [Precision; 2] = [Precision::Float32, Precision::BFloat16];
 
 fn spec(rank: u32, seed: u64, train_unembed: bool) -> LoraSpec {
-    LoraSpec { rank, alpha: 32.0, seed, train_attn: true, train_mlp: true, train_unembed }
+    LoraSpec { rank, alpha: 32.0, seed, train_attn: true, train_mlp: true, train_unembed, ..LoraSpec::default() }
 }
 
 /// An adapter whose `B` is not zero.
@@ -223,11 +223,11 @@ fn forks_and_truncated_caches_continue_on_their_own() {
     let mut fork = cache.fork();
     let other = base.decode(&[9], &mut [&mut fork], &[None]).unwrap();
     let own = base.decode(&[7], &mut [&mut cache], &[None]).unwrap();
-    cache.truncate(30);
+    cache.truncate(30).unwrap();
     assert_eq!((cache.len(), fork.len()), (30, 31));
     assert!(cache.bytes() > 0);
     assert!(base.decode(&[9], &mut [&mut cache], &[None]).unwrap().equal(&other));
-    cache.truncate(30);
+    cache.truncate(30).unwrap();
     assert!(base.decode(&[7], &mut [&mut cache], &[None]).unwrap().equal(&own));
 }
 

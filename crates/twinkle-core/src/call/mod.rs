@@ -4,16 +4,18 @@
 //! format. Operations on a training run are serializable because the journal keeps them.
 
 mod custom_loss;
+mod lora;
 mod process;
 mod run;
 mod sample;
 mod serve;
 
 pub use custom_loss::{CustomLossRecord, GraphArgument, GraphInput, GraphNode, LossGraph, NodeKind, SharedGraph};
+pub use lora::{ExpertFactors, LoraSpec, ModuleNames, Targets};
 pub use process::{ChatMessage, EncodedText, ProcessOutcome, ProcessRequest};
 pub use run::{
-    AdamParams, CreateRun, Ending, ForwardBackwardOutcome, Logprobs, LoraSpec, LossSpec, Position, RunCall,
-    RunOperation, RunOutcome, SamplerTarget, StartingPoint,
+    AdamParams, CreateRun, Ending, ForwardBackwardOutcome, Logprobs, LossSpec, Position, RunCall, RunOperation,
+    RunOutcome, SamplerTarget, StartingPoint,
 };
 pub use sample::{
     AltTokens, CellLayout, SampleExtras, SampleOutcome, SampleRequest, SampledSequence, SamplingParams, SamplingSource,

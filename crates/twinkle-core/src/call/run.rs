@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::custom_loss::SharedGraph;
+use super::lora::LoraSpec;
 use crate::data::Datum;
 use crate::ids::{CheckpointPath, RunId, SamplingSessionId, TenantId};
 
@@ -172,23 +173,6 @@ pub struct StartingPoint {
     /// Whose checkpoint it is when it is another tenant's, which was public when this was accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<TenantId>,
-}
-
-/// The shape and start of a LoRA adapter (Hu et al. 2021): `y = W x + (alpha / rank) · B A x`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct LoraSpec {
-    /// Rows of `A`, columns of `B`.
-    pub rank: u32,
-    /// The numerator of the scale; 32 for Tinker clients unless the operator sets another.
-    pub alpha: f64,
-    /// Seed of the initial `A`; `B` starts at zero.
-    pub seed: u64,
-    /// Adapters on the attention projections.
-    pub train_attn: bool,
-    /// Adapters on the MLP projections.
-    pub train_mlp: bool,
-    /// An adapter on the output head.
-    pub train_unembed: bool,
 }
 
 /// A loss by name with its numeric settings.

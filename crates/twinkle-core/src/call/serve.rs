@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::custom_loss::{CustomLossRecord, SharedGraph};
-use super::run::LoraSpec;
+use super::lora::LoraSpec;
 use super::sample::SamplingSource;
 use crate::ids::{CheckpointPath, CustomLossId, RunId, SamplingSessionId, SessionId, TenantId};
 

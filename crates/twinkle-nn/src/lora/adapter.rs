@@ -19,9 +19,9 @@ pub struct Adapter {
 /// The two factors of one module.
 #[derive(Debug)]
 pub(crate) struct AdapterPair {
-    /// `[rank, inputs]`.
+    /// `[rank, inputs]`; of experts `[a_groups, rank, inputs]`.
     pub(crate) a: Frozen,
-    /// `[outputs, rank]`.
+    /// `[outputs, rank]`; of experts `[b_groups, outputs, rank]`.
     pub(crate) b: Frozen,
     /// What `B A x` is multiplied by.
     pub(crate) scale: f64,
@@ -36,17 +36,17 @@ impl Adapter {
         let hash = Sha256::digest(bytemuck::cast_slice::<f32, u8>(&values)).into();
         // One copy in the model's dtype, of which every module is a view.
         let rounded = flat.detach().to_device(device).to_dtype(kind, false, true);
-        let part = |range: std::ops::Range<usize>, rows: usize, columns: usize| {
-            let view = rounded.narrow(0, range.start as i64, range.len() as i64).view([rows as i64, columns as i64]);
-            Frozen::new(view)
+        let part = |range: std::ops::Range<usize>, shape: &[usize]| {
+            let shape: Vec<i64> = shape.iter().map(|size| *size as i64).collect();
+            Frozen::new(rounded.narrow(0, range.start as i64, range.len() as i64).view(shape.as_slice()))
         };
         let pairs = layout
             .modules()
             .iter()
             .map(|module| AdapterPair {
-                a: part(module.a_range(), module.rank, module.inputs),
-                b: part(module.b_range(), module.outputs, module.rank),
-                scale: layout.scale(),
+                a: part(module.a_range(), &module.a_shape()),
+                b: part(module.b_range(), &module.b_shape()),
+                scale: module.scale,
             })
             .collect();
         Self { layout: Arc::clone(layout), pairs, hash }

@@ -58,14 +58,13 @@ impl Gradients {
         self.flat.sum(Kind::Double).double_value(&[]).is_finite()
     }
 
-    /// Views of the gradients of `A` `[rank, inputs]` and `B` `[outputs, rank]` of a module.
+    /// Views of the gradients of `A` and `B` of a module, in the shapes of its factors.
     pub(crate) fn module(&self, index: usize) -> TorchResult<(Tensor, Tensor)> {
         let module = &self.layout.modules()[index];
-        let (a, b) = (module.a_range(), module.b_range());
-        let (rank, inputs, outputs) = (module.rank as i64, module.inputs as i64, module.outputs as i64);
-        Ok((
-            self.flat.f_narrow(0, a.start as i64, a.len() as i64)?.f_view([rank, inputs])?,
-            self.flat.f_narrow(0, b.start as i64, b.len() as i64)?.f_view([outputs, rank])?,
-        ))
+        let part = |range: std::ops::Range<usize>, shape: &[usize]| {
+            let shape: Vec<i64> = shape.iter().map(|size| *size as i64).collect();
+            self.flat.f_narrow(0, range.start as i64, range.len() as i64)?.f_view(shape.as_slice())
+        };
+        Ok((part(module.a_range(), &module.a_shape())?, part(module.b_range(), &module.b_shape())?))
     }
 }

@@ -2,72 +2,12 @@
 
 use std::ops::Range;
 
-use twinkle_core::call::LoraSpec;
+use twinkle_core::call::{ExpertFactors, LoraSpec};
 use twinkle_core::{Error, Result};
 
+use super::projection::Projection;
+use super::targets::Rules;
 use crate::config::ModelConfig;
-
-/// A linear map inside a decoder layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Projection {
-    /// `self_attn.q_proj`.
-    Query,
-    /// `self_attn.k_proj`.
-    Key,
-    /// `self_attn.v_proj`.
-    Value,
-    /// `self_attn.o_proj`.
-    Output,
-    /// `mlp.gate_proj`.
-    Gate,
-    /// `mlp.up_proj`.
-    Up,
-    /// `mlp.down_proj`.
-    Down,
-}
-
-impl Projection {
-    /// All projections of a layer, in the order of the flat vector.
-    pub const ALL: [Self; 7] = [Self::Query, Self::Key, Self::Value, Self::Output, Self::Gate, Self::Up, Self::Down];
-
-    /// The name below `model.layers.{i}.`.
-    #[must_use]
-    pub const fn suffix(self) -> &'static str {
-        match self {
-            Self::Query => "self_attn.q_proj",
-            Self::Key => "self_attn.k_proj",
-            Self::Value => "self_attn.v_proj",
-            Self::Output => "self_attn.o_proj",
-            Self::Gate => "mlp.gate_proj",
-            Self::Up => "mlp.up_proj",
-            Self::Down => "mlp.down_proj",
-        }
-    }
-
-    /// Whether it belongs to the attention; otherwise to the MLP.
-    #[must_use]
-    pub const fn is_attention(self) -> bool {
-        matches!(self, Self::Query | Self::Key | Self::Value | Self::Output)
-    }
-
-    /// `(out, in)` features.
-    #[must_use]
-    pub fn shape(self, config: &ModelConfig) -> (usize, usize) {
-        let (hidden, wide) = (config.hidden_size, config.intermediate_size);
-        match self {
-            Self::Query => (config.query_width(), hidden),
-            Self::Key | Self::Value => (config.kv_width(), hidden),
-            Self::Output => (hidden, config.query_width()),
-            Self::Gate | Self::Up => (wide, hidden),
-            Self::Down => (hidden, wide),
-        }
-    }
-
-    /// The place in [`Projection::ALL`].
-    pub(crate) const fn index(self) -> usize {
-        self as usize
-    }
-}
 
 /// Which linear map of the model an adapter module sits on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -78,19 +18,25 @@ pub enum Site {
     Head,
 }
 
-/// One adapted linear map.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One adapted linear map, or one of every expert's.
+#[derive(Clone, Debug, PartialEq)]
 pub struct LoraModule {
     /// Where it sits.
     pub site: Site,
     /// The module's name in the base model: `model.layers.0.self_attn.q_proj`, `lm_head`.
     pub name: String,
-    /// Input features; `A` is `[rank, inputs]`.
+    /// Input features; `A` is `[rank, inputs]`, of experts `[a_groups, rank, inputs]`.
     pub inputs: usize,
-    /// Output features; `B` is `[outputs, rank]`.
+    /// Output features; `B` is `[outputs, rank]`, of experts `[b_groups, outputs, rank]`.
     pub outputs: usize,
     /// The rank.
     pub rank: usize,
+    /// What `B A x` is multiplied by.
+    pub scale: f64,
+    /// How many `A` there are: 1, or one per expert.
+    pub a_groups: usize,
+    /// How many `B` there are: 1, or one per expert.
+    pub b_groups: usize,
     /// Where `A` starts in the flat vector; `B` follows it.
     pub offset: usize,
 }
@@ -99,14 +45,32 @@ impl LoraModule {
     /// Where `A`, row-major, lies in the flat vector.
     #[must_use]
     pub fn a_range(&self) -> Range<usize> {
-        self.offset..self.offset + self.rank * self.inputs
+        self.offset..self.offset + self.a_groups * self.rank * self.inputs
     }
 
     /// Where `B`, row-major, lies in the flat vector.
     #[must_use]
     pub fn b_range(&self) -> Range<usize> {
-        let start = self.offset + self.rank * self.inputs;
-        start..start + self.outputs * self.rank
+        let start = self.a_range().end;
+        start..start + self.b_groups * self.outputs * self.rank
+    }
+
+    /// Whether the factors have the experts as their first dimension.
+    #[must_use]
+    pub fn is_expert(&self) -> bool {
+        matches!(self.site, Site::Layer(_, projection) if projection.is_expert())
+    }
+
+    /// The shape of `A`: `[rank, inputs]`, of experts `[a_groups, rank, inputs]`.
+    #[must_use]
+    pub fn a_shape(&self) -> Vec<usize> {
+        if self.is_expert() { vec![self.a_groups, self.rank, self.inputs] } else { vec![self.rank, self.inputs] }
+    }
+
+    /// The shape of `B`: `[outputs, rank]`, of experts `[b_groups, outputs, rank]`.
+    #[must_use]
+    pub fn b_shape(&self) -> Vec<usize> {
+        if self.is_expert() { vec![self.b_groups, self.outputs, self.rank] } else { vec![self.outputs, self.rank] }
     }
 }
 
@@ -117,7 +81,7 @@ pub struct AdapterLayout {
     spec: LoraSpec,
     modules: Vec<LoraModule>,
     /// Per layer and projection its index in `modules`.
-    layers: Vec<[Option<usize>; 7]>,
+    layers: Vec<[Option<usize>; Projection::COUNT]>,
     head: Option<usize>,
     parameter_count: usize,
 }
@@ -125,62 +89,65 @@ pub struct AdapterLayout {
 impl AdapterLayout {
     /// Lays out the adapter `spec` asks for on a model of this shape.
     pub fn new(config: &ModelConfig, spec: &LoraSpec) -> Result<Self> {
-        let rank = spec.rank as usize;
-        let limit = config.hidden_size.min(4096);
-        if rank == 0 || rank > limit {
-            return Err(Error::invalid(format!("the adapter's rank is `{rank}`, but must be from 1 to {limit}")));
-        }
-        if !spec.alpha.is_finite() || spec.alpha <= 0.0 {
-            return Err(Error::invalid(format!("the adapter's alpha is `{}`, but must be above 0", spec.alpha)));
-        }
-        if !(spec.train_attn || spec.train_mlp || spec.train_unembed) {
-            return Err(Error::invalid("the adapter trains nothing")
-                .hint("turn on at least one of `train_attn`, `train_mlp`, `train_unembed`"));
-        }
-
+        let rules = Rules::new(config, spec)?;
         let mut layout = Self {
             spec: spec.clone(),
             modules: Vec::new(),
-            layers: vec![[None; 7]; config.layer_count],
+            layers: vec![[None; Projection::COUNT]; config.layer_count],
             head: None,
             parameter_count: 0,
         };
         for layer in 0..config.layer_count {
-            for projection in Projection::ALL {
-                let wanted = if projection.is_attention() { spec.train_attn } else { spec.train_mlp };
-                if !wanted {
-                    continue;
+            for projection in Projection::of_layer(config, layer) {
+                let site = Site::Layer(layer, projection);
+                if rules.wants(site)? {
+                    let index = layout.add(config, &rules, site)?;
+                    layout.layers[layer][projection.index()] = Some(index);
                 }
-                let name = format!("model.layers.{layer}.{}", projection.suffix());
-                let index = layout.add(Site::Layer(layer, projection), name, projection.shape(config));
-                layout.layers[layer][projection.index()] = Some(index);
             }
         }
-        if spec.train_unembed {
-            let shape = (config.vocab_size, config.hidden_size);
-            layout.head = Some(layout.add(Site::Head, "lm_head".to_owned(), shape));
+        if rules.wants(Site::Head)? {
+            layout.head = Some(layout.add(config, &rules, Site::Head)?);
+        }
+        if layout.modules.is_empty() {
+            return Err(Error::invalid("the adapter's targets match no module of the model")
+                .hint("targets are the ends of names such as `model.layers.0.self_attn.q_proj`, a regular expression that matches the whole name, or `all-linear`"));
         }
         Ok(layout)
     }
 
-    fn add(&mut self, site: Site, name: String, (outputs, inputs): (usize, usize)) -> usize {
-        let rank = self.spec.rank as usize;
-        let module = LoraModule { site, name, inputs, outputs, rank, offset: self.parameter_count };
+    fn add(&mut self, config: &ModelConfig, rules: &Rules, site: Site) -> Result<usize> {
+        let (outputs, inputs) = match site {
+            Site::Layer(_, projection) => projection.shape(config),
+            Site::Head => (config.vocab_size, config.hidden_size),
+        };
+        let (a_groups, b_groups) = self.groups(config, site);
+        let (rank, scale) = rules.rank_and_scale(site)?;
+        let name = site_name(site);
+        let module =
+            LoraModule { site, name, inputs, outputs, rank, scale, a_groups, b_groups, offset: self.parameter_count };
         self.parameter_count = module.b_range().end;
         self.modules.push(module);
-        self.modules.len() - 1
+        Ok(self.modules.len() - 1)
+    }
+
+    /// How many `A` and how many `B` a module has.
+    fn groups(&self, config: &ModelConfig, site: Site) -> (usize, usize) {
+        let Site::Layer(_, projection) = site else { return (1, 1) };
+        let experts = config.moe.as_ref().map_or(1, |moe| moe.expert_count);
+        match (projection, self.spec.expert_factors) {
+            (projection, _) if !projection.is_expert() => (1, 1),
+            (_, ExpertFactors::PerExpert) => (experts, experts),
+            // All experts read the same input and add to the same output: that side is what they share.
+            (Projection::ExpertDown, ExpertFactors::Shared) => (experts, 1),
+            (_, ExpertFactors::Shared) => (1, experts),
+        }
     }
 
     /// What was asked for.
     #[must_use]
     pub fn spec(&self) -> &LoraSpec {
         &self.spec
-    }
-
-    /// The factor `α / r` of every module.
-    #[must_use]
-    pub fn scale(&self) -> f64 {
-        self.spec.alpha / f64::from(self.spec.rank)
     }
 
     /// The adapted modules, in the order of the flat vector.
@@ -202,5 +169,19 @@ impl AdapterLayout {
             Site::Layer(layer, projection) => self.layers.get(layer)?[projection.index()],
             Site::Head => self.head,
         }
+    }
+
+    /// Whether anything in decoder layer `layer` is adapted.
+    #[must_use]
+    pub fn adapts_layer(&self, layer: usize) -> bool {
+        self.layers.get(layer).is_some_and(|projections| projections.iter().any(Option::is_some))
+    }
+}
+
+/// The name of the module at `site`: `model.layers.0.self_attn.q_proj`, `lm_head`.
+pub(super) fn site_name(site: Site) -> String {
+    match site {
+        Site::Layer(layer, projection) => format!("model.layers.{layer}.{}", projection.suffix()),
+        Site::Head => "lm_head".to_owned(),
     }
 }

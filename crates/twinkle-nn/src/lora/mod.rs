@@ -1,12 +1,18 @@
-//! Low-rank adapters (Hu et al. 2021): `y = W x + b + (α / r) · B (A x)`.
+//! Low-rank adapters (Hu et al. 2021): `y = W x + b + s · B (A x)`, with `s = α / r` or, for rsLoRA, `α / √r`.
+//!
+//! [`projection`] lists what can be adapted, [`targets`] says what of it an adapter asks for, [`layout`] where its
+//! factors lie in one flat vector, which [`peft`] reads from and writes to files.
 
 mod adapter;
 mod gradients;
 mod initialise;
 mod layout;
 pub mod peft;
+mod projection;
+mod targets;
 
 pub use adapter::Adapter;
 pub(crate) use adapter::AdapterPair;
 pub use gradients::Gradients;
-pub use layout::{AdapterLayout, LoraModule, Projection, Site};
+pub use layout::{AdapterLayout, LoraModule, Site};
+pub use projection::Projection;

@@ -12,7 +12,8 @@ use tch::Tensor;
 use twinkle_core::call::LoraSpec;
 use twinkle_core::{Error, ErrorCode, Result};
 
-use super::layout::{AdapterLayout, LoraModule, Projection};
+use super::layout::{AdapterLayout, LoraModule, Site};
+use super::projection::Projection;
 use crate::config::{ModelConfig, read_json};
 use crate::torch::{device_error, to_floats};
 
@@ -54,12 +55,12 @@ fn config_json(layout: &AdapterLayout, base_model: &str) -> Value {
     let spec = layout.spec();
     let mut targets: Vec<&str> = Vec::new();
     for projection in Projection::ALL {
-        let wanted = if projection.is_attention() { spec.train_attn } else { spec.train_mlp };
-        if wanted {
-            targets.push(leaf(projection.suffix()));
+        let is_there = |module: &LoraModule| matches!(module.site, Site::Layer(_, found) if found == projection);
+        if layout.modules().iter().any(is_there) {
+            targets.push(projection.leaf());
         }
     }
-    if spec.train_unembed {
+    if layout.module_at(Site::Head).is_some() {
         targets.push("lm_head");
     }
     json!({
@@ -118,14 +119,15 @@ pub fn read(directory: &Path, config: &ModelConfig) -> Result<(LoraSpec, Tensor)
     let touches = |suffixes: &[Projection]| {
         names.iter().any(|name| suffixes.iter().any(|projection| name.contains(&format!(".{}.", projection.suffix()))))
     };
-    let (attention, mlp) = Projection::ALL.split_at(4);
+    let (attention, mlp): (Vec<_>, Vec<_>) = Projection::ALL.into_iter().partition(|projection| projection.is_attention());
     let spec = LoraSpec {
         rank,
         alpha,
         seed: 0,
-        train_attn: touches(attention),
-        train_mlp: touches(mlp),
+        train_attn: touches(&attention),
+        train_mlp: touches(&mlp),
         train_unembed: names.iter().any(|name| name.starts_with("lm_head.")),
+        ..LoraSpec::default()
     };
     let layout = AdapterLayout::new(config, &spec)?;
 
@@ -202,10 +204,6 @@ fn plain_name(key: &str) -> Result<String> {
 
 fn tensor_name(module: &LoraModule, factor: char) -> String {
     format!("{PREFIX}{}.lora_{factor}.weight", module.name)
-}
-
-fn leaf(suffix: &str) -> &str {
-    suffix.rsplit('.').next().unwrap_or(suffix)
 }
 
 fn copy_floats(view: &TensorView, shape: [usize; 2], target: &mut [f32], module: &str) -> Result<()> {

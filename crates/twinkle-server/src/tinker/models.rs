@@ -86,6 +86,7 @@ fn lora_spec(config: Option<LoraConfig>, model: &ServedModel, run: &RunId) -> Re
         train_attn: config.train_attn,
         train_mlp: config.train_mlp,
         train_unembed: config.train_unembed,
+        ..LoraSpec::default()
     })
 }
 
