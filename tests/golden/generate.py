@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
-import formats  # noqa: E402
+import adapters  # noqa: E402
 import losses  # noqa: E402
 import models  # noqa: E402
 import oracle  # noqa: E402
@@ -52,7 +52,7 @@ HIDDEN_SEQUENCES = [4]
 AGREEMENT_LOGITS = 5e-5
 AGREEMENT_GRADIENT = 2e-5
 AGREEMENT_LOGITS_DELTA = 4e-4
-AGREEMENT_GRADIENT_DELTA = 1e-4
+AGREEMENT_GRADIENT_DELTA = 2e-4
 # Of the router's logits, between the last expert chosen and the next.
 ROUTER_GAP = 4e-4
 
@@ -117,22 +117,21 @@ def write_variant(name, directory, seed):
 
     facts["generations"] = generations(model, generator, special, None)
     facts["adapters"] = {}
-    adapters = list(oracle.ADAPTERS) if name in WHOLE else ["attn_mlp"]
-    for adapter in adapters:
-        lora = oracle.Adapter(load(directory), model, adapter, generator)
-        while min(models.router_gap(lora.merged(), datum["tokens"]) for datum in datums) < ROUTER_GAP:
-            lora = oracle.Adapter(load(directory), model, adapter, generator)
-        formats.save(lora, directory / adapter, name)
+    inputs = [datum["tokens"] for datum in datums] + [sequences[index] for index in ADAPTER_SEQUENCES]
+    names = adapters.FULL if name in WHOLE else adapters.FULL[:1]
+    for adapter in names:
+        lora = attach(name, adapter, directory, inputs, generator)
         if adapter == "attn_mlp":
-            generated = lora.merged() if lora.has_experts else lora.wrapped
+            generated = lora.wrapped if lora.by_peft else lora.merged()
             facts["generations"] += generations(generated, generator, special, adapter)
         if losses.FIXTURES.get(name) == adapter:
             losses.write(directory, lora.logits, lora.logits_again, lora.parameters, vocabulary, seed, AGREEMENT_GRADIENT)
         facts["adapters"][adapter] = adapter_values(name, lora, sequences, datums, tensors)
+    save_file(other_formats(name, directory, sequences, datums, inputs, seed), directory / "formats.safetensors")
 
     if name in WHOLE:
         scored = [(None, f"tokens.{i}", f"logits.{i}") for i in ADAPTER_SEQUENCES]
-        scored += [(name, f"tokens.{i}", f"{name}.logits.{i}") for name in adapters for i in ADAPTER_SEQUENCES]
+        scored += [(name, f"tokens.{i}", f"{name}.logits.{i}") for name in names for i in ADAPTER_SEQUENCES]
         cases = [(adapter, tensors[tokens].numpy(), tensors[logits].numpy()) for adapter, tokens, logits in scored]
         sampling.write_scores(directory / "scores.json", cases, seed)
     hidden = {f"hidden.{i}": models.hidden_states(model, sequences[i]).contiguous() for i in HIDDEN_SEQUENCES}
@@ -181,7 +180,7 @@ def base_logits(name, model, rounded, sequences, tensors):
         tensors[f"logits.{index}"] = logits
         if name in WHOLE:
             tensors[f"logits_bf16.{index}"] = bf16
-    limit = AGREEMENT_LOGITS_DELTA if models.has_delta(model) else AGREEMENT_LOGITS
+    limit, _ = limits(model)
     assert noise["float64_max_abs"] < limit and noise["sdpa_max_abs"] < limit, noise
     return noise
 
@@ -192,16 +191,62 @@ def max_abs(left, right):
 
 # === adapters ===
 
+def attach(name, adapter, directory, inputs, generator):
+    """A random adapter, saved: one that leaves no choice of an expert to rounding and no norm with next to nothing."""
+    while True:
+        lora = adapters.Adapter(adapter, lambda: load(directory), generator)
+        merged = lora.merged()
+        if min(models.router_gap(merged, tokens) for tokens in inputs) < ROUTER_GAP:
+            continue
+        with torch.no_grad():
+            difference = max(max_abs(lora.logits(tokens), lora.logits_again(tokens)) for tokens in inputs)
+        if difference < limits(merged)[0]:
+            lora.save(directory / adapter, name, lambda: load(directory))
+            return lora
+        assert models.has_delta(merged), (adapter, difference)
+
+
+def limits(model):
+    if models.has_delta(model):
+        return AGREEMENT_LOGITS_DELTA, AGREEMENT_GRADIENT_DELTA
+    return AGREEMENT_LOGITS, AGREEMENT_GRADIENT
+
+
+def other_formats(name, directory, sequences, datums, inputs, seed):
+    """Logits of one sequence and the gradient of cross entropy, for the adapters in the other formats."""
+    generator = torch.Generator().manual_seed(seed + 1000)
+    tensors = {}
+    for adapter in [name for name in adapters.SPECS if name not in adapters.FULL]:
+        lora = attach(name, adapter, directory, inputs, generator)
+        limit_logits, limit_gradient = limits(lora.base)
+        with torch.no_grad():
+            logits = lora.logits(sequences[1])
+            difference = max_abs(logits, lora.logits_again(sequences[1]))
+            assert difference < limit_logits, (adapter, difference)
+        tensors[f"{adapter}.logits.1"] = logits
+        tensors.update(checked_gradients(lora, "cross_entropy", datums, limit_gradient)[2])
+    return {key: value.contiguous() for key, value in tensors.items()}
+
+
+def checked_gradients(lora, loss, datums, limit):
+    values, logprobs, computed = oracle.gradients(lora.logits, lora.parameters, loss, datums)
+    _, _, again = oracle.gradients(lora.logits_again, lora.parameters, loss, datums)
+    tensors = {}
+    for key, gradient in computed.items():
+        difference = max_abs(gradient, again[key]) / gradient.abs().max().item()
+        assert difference < limit, (lora.name, loss, key, difference)
+        tensors[f"{lora.name}.{loss}.gradient.{key}"] = gradient
+    return values, logprobs, tensors
+
+
 def adapter_values(name, lora, sequences, datums, tensors):
     adapter, parameters = lora.name, lora.parameters
-    limit_logits, limit_gradient = AGREEMENT_LOGITS, AGREEMENT_GRADIENT
-    if models.has_delta(lora.base):
-        limit_logits, limit_gradient = AGREEMENT_LOGITS_DELTA, AGREEMENT_GRADIENT_DELTA
+    limit_logits, limit_gradient = limits(lora.base)
     datums = [with_old_logprobs(lora, datum) for datum in datums]
     for index, datum in enumerate(datums):
         tensors[f"{adapter}.datum.{index}.logprobs"] = datum["logprobs"]
 
-    facts = {"rank": lora.rank, "alpha": oracle.ALPHA, "losses": {}, "steps": []}
+    facts = {"rank": lora.rank, "alpha": lora.alpha, "losses": {}, "steps": []}
     for index in ADAPTER_SEQUENCES:
         with torch.no_grad():
             logits = lora.logits(sequences[index])
@@ -209,12 +254,8 @@ def adapter_values(name, lora, sequences, datums, tensors):
         tensors[f"{adapter}.logits.{index}"] = logits
 
     for loss in oracle.LOSSES:
-        values, logprobs, computed = oracle.gradients(lora.logits, parameters, loss, datums)
-        _, _, again = oracle.gradients(lora.logits_again, parameters, loss, datums)
-        for key, gradient in computed.items():
-            difference = max_abs(gradient, again[key]) / gradient.abs().max().item()
-            assert difference < limit_gradient, (adapter, loss, key, difference)
-            tensors[f"{adapter}.{loss}.gradient.{key}"] = gradient
+        values, logprobs, computed = checked_gradients(lora, loss, datums, limit_gradient)
+        tensors.update(computed)
         facts["losses"][loss] = {"per_datum": values, "sum": sum(values)}
     for index, scored in enumerate(logprobs):
         tensors[f"{adapter}.datum.{index}.scored"] = scored
