@@ -80,7 +80,9 @@ class Adapter:
         return self.of_pattern("rank_pattern", module, self.rank)
 
     def scale(self, module):
-        rank, alpha = self.rank_of(module), self.of_pattern("alpha_pattern", module, self.alpha)
+        # Tinker's own tools divide by the adapter's rank, on experts too, whose factors have a share of it.
+        rank = self.rank if self.name == "tinker" else self.rank_of(module)
+        alpha = self.of_pattern("alpha_pattern", module, self.alpha)
         return alpha / math.sqrt(rank) if self.spec.get("use_rslora") else alpha / rank
 
     def fill(self, generator):
