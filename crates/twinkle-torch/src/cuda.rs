@@ -42,6 +42,48 @@ pub fn device_count() -> Result<usize> {
     Ok(usize::try_from(count).unwrap_or(0))
 }
 
+/// Free and total bytes of the CUDA device of this number.
+#[expect(unsafe_code, reason = "calls the CUDA runtime that libtorch has loaded")]
+pub fn memory(number: usize) -> Result<(u64, u64)> {
+    type GetDevice = unsafe extern "C" fn(*mut c_int) -> c_int;
+    type SetDevice = unsafe extern "C" fn(c_int) -> c_int;
+    type GetMemory = unsafe extern "C" fn(*mut usize, *mut usize) -> c_int;
+
+    let count = device_count()?;
+    let wanted = c_int::try_from(number).ok().filter(|_| number < count);
+    let wanted = wanted.ok_or_else(|| Error::Cuda(format!("there is no device `{number}`, but `{count}` of them")))?;
+    let (get, set, ask) = (symbol(c"cudaGetDevice")?, symbol(c"cudaSetDevice")?, symbol(c"cudaMemGetInfo")?);
+    // SAFETY: these are the documented C signatures of the CUDA runtime's functions of these names.
+    let (get, set, ask) = unsafe {
+        (
+            std::mem::transmute::<*mut libc::c_void, GetDevice>(get),
+            std::mem::transmute::<*mut libc::c_void, SetDevice>(set),
+            std::mem::transmute::<*mut libc::c_void, GetMemory>(ask),
+        )
+    };
+    let (mut before, mut free, mut total) = (0, 0, 0);
+    // SAFETY: every pointer is to a live local; the thread's device is set back.
+    let status = unsafe {
+        match (get(&raw mut before), set(wanted)) {
+            (0, 0) => {
+                let status = ask(&raw mut free, &raw mut total);
+                set(before);
+                status
+            }
+            (status, 0) | (_, status) => status,
+        }
+    };
+    if status == 0 { Ok((free as u64, total as u64)) } else { Err(Error::Cuda(format!("the runtime says {status}"))) }
+}
+
+/// A function of what is loaded.
+#[expect(unsafe_code, reason = "asks the loader for a symbol")]
+fn symbol(name: &CStr) -> Result<*mut libc::c_void> {
+    // SAFETY: looks up a symbol by a NUL-terminated name among what is loaded.
+    let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) };
+    if found.is_null() { Err(Error::Cuda(format!("`{}` is not there", name.to_string_lossy()))) } else { Ok(found) }
+}
+
 /// Opens libtorch's CUDA half, once per process.
 pub fn load() -> Result<()> {
     static LOADED: OnceLock<std::result::Result<(), String>> = OnceLock::new();

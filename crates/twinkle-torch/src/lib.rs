@@ -3,6 +3,7 @@
 //! * [`gradients`]: backward with output gradients; [`custom_function`]: a node of the autograd graph made of Rust closures;
 //! * [`MappedFile`]: tensors that borrow a file's pages instead of copying them;
 //! * [`Frozen`]: a tensor that threads may share because nobody changes it;
+//! * [`slices`]: a tensor's numbers without a copy;
 //! * [`threads`]: how many threads an operation may use;
 //! * [`cuda`]: libtorch's CUDA half, loaded only when a CUDA device is asked for.
 //!
@@ -15,6 +16,7 @@ mod error;
 mod ffi;
 mod frozen;
 mod mapped;
+pub mod slices;
 pub mod threads;
 
 pub use autograd::{Forward, custom_function, gradients};
