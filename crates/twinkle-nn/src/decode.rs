@@ -6,11 +6,11 @@ use tch::Tensor;
 use twinkle_core::{Error, Result};
 
 use crate::cache::KvCache;
+use crate::layers::decoder::CachedPass;
 use crate::layers::linear::{Group, Routing, Rows};
 use crate::lora::Adapter;
-use crate::model::{BaseModel, DecoderLayer};
+use crate::model::BaseModel;
 use crate::pack::validate_tokens;
-use crate::rope::Rotation;
 use crate::torch::{TorchResult, device_error};
 
 /// Rows per tile of a decoding step.
@@ -81,8 +81,9 @@ impl BaseModel {
         }
         let rotation = self.rotary.at(positions)?;
         let mut x = self.embed(tokens)?;
+        let mut pass = CachedPass { rotation: &rotation, routing, caches };
         for (index, layer) in self.layers.iter().enumerate() {
-            x = layer.forward_cached(index, &x, &rotation, caches, routing)?;
+            x = layer.forward_cached(index, &x, &mut pass)?;
         }
         let hidden = self.final_norm.forward(&x)?;
         for cache in caches.iter_mut() {
@@ -115,31 +116,5 @@ impl BaseModel {
 
     fn check_cache(&self, cache: &KvCache) -> Result<()> {
         if cache.fits(self) { Ok(()) } else { Err(Error::internal("the cache was made for another model")) }
-    }
-}
-
-impl DecoderLayer {
-    fn forward_cached(
-        &self,
-        index: usize,
-        input: &Tensor,
-        rotation: &Rotation,
-        caches: &mut [&mut KvCache],
-        routing: &Routing,
-    ) -> TorchResult<Tensor> {
-        let normed = self.input_norm.forward(input)?;
-        let projected = self.project(&normed, rotation, routing)?;
-        let out = self.empty_heads_output(&projected.q)?;
-        let rows = input.size()[0] / caches.len() as i64;
-        for (place, cache) in caches.iter().enumerate() {
-            let own = |tensor: &Tensor| tensor.f_narrow(0, place as i64 * rows, rows);
-            let (keys, values) = cache.append(index, &own(&projected.k)?, &own(&projected.v)?)?;
-            self.heads.continued(&own(&projected.q)?, &keys, &values, &own(&out)?)?;
-        }
-        let (mut middle, _) = self.output.forward(&out, routing)?;
-        let _ = middle.f_add_(input)?;
-        let (mut y, _) = self.mlp.forward(&self.post_norm.forward(&middle)?, routing)?;
-        let _ = y.f_add_(&middle)?;
-        Ok(y)
     }
 }

@@ -1,15 +1,17 @@
 //! The forward pass over packed rows.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use tch::Tensor;
 use twinkle_core::Result;
 
-use crate::layers::attention::LogSumExp;
-use crate::layers::linear::{Group, Routing, Rows, Shrunk};
-use crate::layers::mlp::MlpTape;
+use crate::layers::decoder::{LayerTape, MlpBlockTape, Pass};
+use crate::layers::linear::{Group, Routing, Rows};
+use crate::layers::moe::{Choice, ExpertLoad};
 use crate::lora::Adapter;
-use crate::model::{BaseModel, DecoderLayer};
+use crate::memory::Recompute;
+use crate::model::BaseModel;
 use crate::pack::{Pack, Span};
 use crate::rope::Rotation;
 use crate::torch::{TorchResult, device_error};
@@ -17,57 +19,44 @@ use crate::torch::{TorchResult, device_error};
 /// What a forward pass keeps for its backward: per layer the rows that are dear to recompute.
 #[derive(Debug)]
 pub struct Tape {
-    pub(crate) layers: Vec<LayerTape>,
+    pub(crate) layers: Vec<KeptLayer>,
     /// The rows before the final norm, `[T, H]`.
     pub(crate) last: Tensor,
     pub(crate) rotation: Rotation,
+    /// Of each layer that has experts, those of each row.
+    choices: Vec<Arc<Choice>>,
 }
 
-/// One layer's part of a [`Tape`].
+impl Tape {
+    /// The residual stream after each layer, `L` times `[T, H]` in the model's dtype, to compare with a reference.
+    #[must_use]
+    pub fn residual_stream(&self) -> Vec<&Tensor> {
+        self.layers.iter().skip(1).map(KeptLayer::input).chain([&self.last]).collect()
+    }
+
+    /// How often the rows `rows` of the pack were given to each expert. Empty for a model without experts.
+    #[must_use]
+    pub fn expert_load(&self, rows: &Range<usize>) -> ExpertLoad {
+        ExpertLoad { layers: self.choices.iter().map(|choice| choice.load(rows)).collect() }
+    }
+}
+
+/// What is kept of one layer.
 #[derive(Debug)]
-pub(crate) struct LayerTape {
-    /// The layer's input, `[T, H]`.
-    pub(crate) input: Tensor,
-    /// The rows between attention and MLP, `[T, H]`.
-    pub(crate) middle: Tensor,
-    pub(crate) attention: AttentionTape,
-    pub(crate) mlp: MlpTape,
+pub(crate) enum KeptLayer {
+    /// What its backward needs.
+    Whole(LayerTape),
+    /// Its input, `[T, H]`: the backward computes the layer again first, in the same bits.
+    Input(Tensor),
 }
 
-/// What the attention's backward needs.
-#[derive(Debug)]
-pub(crate) struct AttentionTape {
-    /// q and k as projected, kept only when they are normed: `[T, n, d]`.
-    pub(crate) unnormed: Option<(Tensor, Tensor)>,
-    /// Rotated queries, `[T, n_h, d]`.
-    pub(crate) q: Tensor,
-    /// Rotated keys, `[T, n_kv, d]`.
-    pub(crate) k: Tensor,
-    /// `[T, n_kv, d]`.
-    pub(crate) v: Tensor,
-    /// The heads' outputs, `[T, n_h · d]`.
-    pub(crate) out: Tensor,
-    /// Per sequence.
-    pub(crate) lse: Vec<LogSumExp>,
-    pub(crate) shrunk: AttentionShrunk,
-}
-
-/// What the adapters on the attention's projections computed.
-#[derive(Debug)]
-pub(crate) struct AttentionShrunk {
-    pub(crate) query: Shrunk,
-    pub(crate) key: Shrunk,
-    pub(crate) value: Shrunk,
-    pub(crate) output: Shrunk,
-}
-
-/// Queries, keys and values of some rows, rotated.
-pub(crate) struct Projected {
-    pub(crate) unnormed: Option<(Tensor, Tensor)>,
-    pub(crate) q: Tensor,
-    pub(crate) k: Tensor,
-    pub(crate) v: Tensor,
-    pub(crate) shrunk: (Shrunk, Shrunk, Shrunk),
+impl KeptLayer {
+    fn input(&self) -> &Tensor {
+        match self {
+            Self::Whole(tape) => &tape.input,
+            Self::Input(input) => input,
+        }
+    }
 }
 
 impl BaseModel {
@@ -79,12 +68,24 @@ impl BaseModel {
 
     /// The rows after the final norm, `[T, H]` in the model's dtype, and what [`BaseModel::backward`] needs.
     pub fn forward_training(&self, pack: &Pack, adapters: &[Arc<Adapter>]) -> Result<(Tensor, Tape)> {
+        self.forward_recomputing(pack, adapters, Recompute::NOTHING)
+    }
+
+    /// The same in less memory: of the layers that `recompute` names only the input is kept, and the backward computes
+    /// them again. Gradients have the same bits, whatever is recomputed.
+    pub fn forward_recomputing(
+        &self,
+        pack: &Pack,
+        adapters: &[Arc<Adapter>],
+        recompute: Recompute,
+    ) -> Result<(Tensor, Tape)> {
         pack.validate(&self.config, adapters.len())?;
         tch::no_grad(|| {
-            let mut kept = Kept { layers: Vec::with_capacity(self.layers.len()), last: None };
+            let mut kept = Kept { recompute, ..Kept::default() };
             let hidden = self.run(pack, adapters, Some(&mut kept))?;
             let last = kept.last.unwrap_or_default();
-            Ok((hidden, Tape { layers: kept.layers, last, rotation: self.rotation(&pack.spans())? }))
+            let rotation = self.rotation(&pack.spans())?;
+            Ok((hidden, Tape { layers: kept.layers, last, rotation, choices: kept.choices }))
         })
         .map_err(device_error)
     }
@@ -94,10 +95,12 @@ impl BaseModel {
         let routing = self.training_routing(&spans, adapters);
         let rotation = self.rotation(&spans)?;
         let mut x = self.embed(&pack.tokens)?;
+        let pass = Pass { rotation: &rotation, spans: &spans, routing: &routing };
         for layer in &self.layers {
-            let (y, tape) = layer.forward(x, &rotation, &spans, &routing)?;
+            let input = x.shallow_clone();
+            let (y, tape) = layer.forward(x, &pass)?;
             if let Some(kept) = kept.as_deref_mut() {
-                kept.layers.push(tape);
+                kept.push(input, tape);
             }
             x = y;
         }
@@ -133,63 +136,20 @@ impl BaseModel {
 }
 
 /// What [`BaseModel::forward_training`] collects on the way.
+#[derive(Default)]
 struct Kept {
-    layers: Vec<LayerTape>,
+    recompute: Recompute,
+    layers: Vec<KeptLayer>,
+    choices: Vec<Arc<Choice>>,
     last: Option<Tensor>,
 }
 
-impl DecoderLayer {
-    fn forward(
-        &self,
-        input: Tensor,
-        rotation: &Rotation,
-        spans: &[Span],
-        routing: &Routing,
-    ) -> TorchResult<(Tensor, LayerTape)> {
-        let normed = self.input_norm.forward(&input)?;
-        let Projected { unnormed, q, k, v, shrunk } = self.project(&normed, rotation, routing)?;
-        drop(normed);
-        let out = self.empty_heads_output(&q)?;
-        let mut lse = Vec::with_capacity(spans.len());
-        for span in spans {
-            let rows = |tensor: &Tensor| tensor.f_narrow(0, span.start as i64, span.length as i64);
-            lse.push(self.heads.causal(&rows(&q)?, &rows(&k)?, &rows(&v)?, &rows(&out)?)?);
+impl Kept {
+    fn push(&mut self, input: Tensor, tape: LayerTape) {
+        if let MlpBlockTape::Sparse(tape) = &tape.mlp {
+            self.choices.push(Arc::clone(tape.choice()));
         }
-        let (mut middle, output_shrunk) = self.output.forward(&out, routing)?;
-        let _ = middle.f_add_(&input)?;
-
-        let (mut y, mlp) = self.mlp.forward(&self.post_norm.forward(&middle)?, routing)?;
-        let _ = y.f_add_(&middle)?;
-
-        let (query, key, value) = shrunk;
-        let shrunk = AttentionShrunk { query, key, value, output: output_shrunk };
-        let attention = AttentionTape { unnormed, q, k, v, out, lse, shrunk };
-        Ok((y, LayerTape { input, middle, attention, mlp }))
-    }
-
-    /// Rows of normed input to rotated queries, keys, and values.
-    pub(crate) fn project(&self, normed: &Tensor, rotation: &Rotation, routing: &Routing) -> TorchResult<Projected> {
-        let rows = normed.size()[0];
-        let (kv, dim) = (self.heads.kv, self.heads.dim);
-        let (q, query) = self.query.forward(normed, routing)?;
-        let (k, key) = self.key.forward(normed, routing)?;
-        let (v, value) = self.value.forward(normed, routing)?;
-        let q = q.f_view([rows, kv * self.heads.group, dim])?;
-        let k = k.f_view([rows, kv, dim])?;
-        let v = v.f_view([rows, kv, dim])?;
-        let shrunk = (query, key, value);
-        let Some((query_norm, key_norm)) = &self.head_norms else {
-            let (q, k) = (rotation.apply(&q)?, rotation.apply(&k)?);
-            return Ok(Projected { unnormed: None, q, k, v, shrunk });
-        };
-        let rotated_q = rotation.apply(&query_norm.forward(&q)?)?;
-        let rotated_k = rotation.apply(&key_norm.forward(&k)?)?;
-        Ok(Projected { unnormed: Some((q, k)), q: rotated_q, k: rotated_k, v, shrunk })
-    }
-
-    /// Room for the heads' outputs of these queries, `[T, n_h · d]`.
-    pub(crate) fn empty_heads_output(&self, q: &Tensor) -> TorchResult<Tensor> {
-        let width = self.heads.kv * self.heads.group * self.heads.dim;
-        Tensor::f_empty([q.size()[0], width], (q.kind(), q.device()))
+        let is_recomputed = self.layers.len() < self.recompute.layers;
+        self.layers.push(if is_recomputed { KeptLayer::Input(input) } else { KeptLayer::Whole(tape) });
     }
 }

@@ -7,11 +7,9 @@ use twinkle_core::{Error, Result};
 use twinkle_torch::Frozen;
 
 use crate::config::ModelConfig;
-use crate::layers::attention::Heads;
-use crate::layers::linear::Linear;
-use crate::layers::mlp::Mlp;
+use crate::layers::decoder::DecoderLayer;
+use crate::layers::load::LayerFiles;
 use crate::layers::norm::RmsNorm;
-use crate::lora::{Projection, Site};
 use crate::precision::Precision;
 use crate::rope::RotaryEmbedding;
 use crate::torch::device_error;
@@ -52,21 +50,6 @@ pub struct BaseModel {
     weight_bytes: u64,
 }
 
-/// One decoder layer: attention and MLP, each behind a norm and beside a residual.
-#[derive(Debug)]
-pub(crate) struct DecoderLayer {
-    pub(crate) input_norm: RmsNorm,
-    pub(crate) query: Linear,
-    pub(crate) key: Linear,
-    pub(crate) value: Linear,
-    pub(crate) output: Linear,
-    /// The per-head norms of q and k, `[d]`.
-    pub(crate) head_norms: Option<(RmsNorm, RmsNorm)>,
-    pub(crate) heads: Heads,
-    pub(crate) post_norm: RmsNorm,
-    pub(crate) mlp: Mlp,
-}
-
 impl BaseModel {
     /// Loads a model folder: `config.json` and its safetensors files.
     ///
@@ -82,14 +65,18 @@ impl BaseModel {
 
         let embedding = files.take("model.embed_tokens.weight", &[vocabulary, hidden])?;
         let mut layers = Vec::with_capacity(config.layer_count);
-        for index in 0..config.layer_count {
-            layers.push(DecoderLayer::load(&mut files, &config, index)?);
+        for (index, kind) in config.layers.iter().enumerate() {
+            layers.push(DecoderLayer::load(&mut LayerFiles { files: &mut files, config: &config, index }, *kind)?);
         }
-        let final_norm = RmsNorm { weight: files.take("model.norm.weight", &[hidden])?, epsilon: config.rms_norm_eps };
+        let final_norm = RmsNorm {
+            weight: files.take("model.norm.weight", &[hidden])?,
+            epsilon: config.rms_norm_eps,
+            flavour: config.norm,
+        };
         let untied_head =
             if config.tied_embeddings { None } else { Some(files.take("lm_head.weight", &[vocabulary, hidden])?) };
         let weight_bytes = files.finish()?;
-        let rotary = RotaryEmbedding::new(&config.rope, config.head_dim, kind, options.device).map_err(device_error)?;
+        let rotary = RotaryEmbedding::new(&config.rope, config.rotary_dim, kind, options.device).map_err(device_error)?;
         let row_tile = options.row_tile as i64;
         let device = options.device;
         tracing::info!(
@@ -126,45 +113,5 @@ impl BaseModel {
     /// The output head's weight, `[V, H]`.
     pub(crate) fn head_weight(&self) -> &Tensor {
         self.untied_head.as_ref().unwrap_or(&self.embedding).tensor()
-    }
-}
-
-impl DecoderLayer {
-    fn load(files: &mut WeightFiles, config: &ModelConfig, index: usize) -> Result<Self> {
-        let prefix = format!("model.layers.{index}");
-        let epsilon = config.rms_norm_eps;
-        let norm = |files: &mut WeightFiles, name: &str, width: usize| -> Result<RmsNorm> {
-            Ok(RmsNorm { weight: files.take(&format!("{prefix}.{name}.weight"), &[width])?, epsilon })
-        };
-        let linear = |files: &mut WeightFiles, projection: Projection, bias: bool| -> Result<Linear> {
-            let (outputs, inputs) = projection.shape(config);
-            let name = format!("{prefix}.{}", projection.suffix());
-            Ok(Linear {
-                weight: files.take(&format!("{name}.weight"), &[outputs, inputs])?,
-                bias: if bias { Some(files.take(&format!("{name}.bias"), &[outputs])?) } else { None },
-                site: Site::Layer(index, projection),
-            })
-        };
-        let head_norms = if config.qk_norm {
-            let query = norm(files, "self_attn.q_norm", config.head_dim)?;
-            Some((query, norm(files, "self_attn.k_norm", config.head_dim)?))
-        } else {
-            None
-        };
-        Ok(Self {
-            input_norm: norm(files, "input_layernorm", config.hidden_size)?,
-            query: linear(files, Projection::Query, config.qkv_bias)?,
-            key: linear(files, Projection::Key, config.qkv_bias)?,
-            value: linear(files, Projection::Value, config.qkv_bias)?,
-            output: linear(files, Projection::Output, config.output_bias)?,
-            head_norms,
-            heads: Heads { group: config.group() as i64, kv: config.kv_head_count as i64, dim: config.head_dim as i64 },
-            post_norm: norm(files, "post_attention_layernorm", config.hidden_size)?,
-            mlp: Mlp {
-                gate: linear(files, Projection::Gate, config.mlp_bias)?,
-                up: linear(files, Projection::Up, config.mlp_bias)?,
-                down: linear(files, Projection::Down, config.mlp_bias)?,
-            },
-        })
     }
 }

@@ -65,34 +65,19 @@ impl RopeConfig {
     pub(crate) fn from_keys(
         root: &Map<String, Value>,
         text: &Map<String, Value>,
-        head_dim: usize,
         max_position_embeddings: usize,
     ) -> Result<Self> {
-        let object = |key: &str| text.get(key).or_else(|| root.get(key)).and_then(Value::as_object);
-        let empty = Map::new();
-        let settings =
-            Settings { scaling: object("rope_parameters").or_else(|| object("rope_scaling")).unwrap_or(&empty), text };
-        if !head_dim.is_multiple_of(2) {
-            return Err(Error::unsupported(format!(
-                "the head dimension is `{head_dim}`, and rotation needs an even one"
-            )));
-        }
-        if settings.number("partial_rotary_factor")?.unwrap_or(1.0) < 1.0 {
-            return Err(Error::unsupported("`partial_rotary_factor` is below 1, and partial rotation is not computed"));
-        }
-        if settings.scaling.contains_key("mrope_section") {
-            return Err(Error::unsupported("`mrope_section` is set, and multimodal rotation is not computed"));
-        }
+        let settings = Settings::new(root, text);
         let theta = settings.number("rope_theta")?.unwrap_or(10_000.0);
         let scaling = settings.rope_scaling(max_position_embeddings as f64)?;
         Ok(Self { theta, scaling })
     }
 
-    /// The angular frequencies, fp32 `[head_dim / 2]`, and what cos and sin are multiplied by.
+    /// The angular frequencies, fp32 `[rotary_dim / 2]`, and what cos and sin are multiplied by.
     ///
     /// The arithmetic follows transformers' `modeling_rope_utils` step by step in fp32, so that angles agree in bits.
-    pub(crate) fn frequencies(&self, head_dim: usize) -> TorchResult<(Tensor, f64)> {
-        let dim = head_dim as i64;
+    pub(crate) fn frequencies(&self, rotary_dim: usize) -> TorchResult<(Tensor, f64)> {
+        let dim = rotary_dim as i64;
         let exponents = Tensor::f_arange_start_step(0, dim, 2, (Kind::Float, Device::Cpu))?.f_div_scalar(dim)?;
         let position_freqs = Tensor::f_pow_scalar(self.theta, &exponents)?;
         let plain = position_freqs.f_reciprocal()?;
@@ -110,14 +95,14 @@ impl RopeConfig {
             }
             RopeScaling::Yarn { factor, beta_fast, beta_slow, original_context, attention_factor, truncate } => {
                 let correction = |rotations: f64| {
-                    head_dim as f64 * (original_context / (rotations * 2.0 * std::f64::consts::PI)).ln()
+                    rotary_dim as f64 * (original_context / (rotations * 2.0 * std::f64::consts::PI)).ln()
                         / (2.0 * self.theta.ln())
                 };
                 let (mut low, mut high) = (correction(*beta_fast), correction(*beta_slow));
                 if *truncate {
                     (low, high) = (low.floor(), high.ceil());
                 }
-                let (low, mut high) = (low.max(0.0), high.min((head_dim - 1) as f64));
+                let (low, mut high) = (low.max(0.0), high.min((rotary_dim - 1) as f64));
                 if (high - low).abs() < f64::EPSILON {
                     high += 0.001;
                 }
@@ -133,6 +118,25 @@ impl RopeConfig {
             }
         }
     }
+}
+
+/// How many numbers of each head are rotated: `partial_rotary_factor · head_dim`.
+///
+/// `default` is the factor of a model whose files do not name it.
+pub(crate) fn rotary_dim(
+    root: &Map<String, Value>,
+    text: &Map<String, Value>,
+    head_dim: usize,
+    default: f64,
+) -> Result<usize> {
+    let factor = Settings::new(root, text).number("partial_rotary_factor")?.unwrap_or(default);
+    let rotary_dim = (head_dim as f64 * factor) as usize;
+    if factor > 1.0 || rotary_dim == 0 || !rotary_dim.is_multiple_of(2) {
+        return Err(Error::unsupported(format!(
+            "`partial_rotary_factor` is `{factor}` of a head dimension of `{head_dim}`, and rotation needs an even number"
+        )));
+    }
+    Ok(rotary_dim)
 }
 
 /// Llama 3.1's frequency ramp.
@@ -163,13 +167,23 @@ impl LlamaRamp {
 
 /// The rotation keys, wherever this generation of `config.json` keeps them.
 struct Settings<'a> {
-    scaling: &'a Map<String, Value>,
+    scaling: Option<&'a Map<String, Value>>,
     text: &'a Map<String, Value>,
 }
 
-impl Settings<'_> {
+impl<'a> Settings<'a> {
+    fn new(root: &'a Map<String, Value>, text: &'a Map<String, Value>) -> Self {
+        let object = |key: &str| text.get(key).or_else(|| root.get(key)).and_then(Value::as_object);
+        Self { scaling: object("rope_parameters").or_else(|| object("rope_scaling")), text }
+    }
+
+    /// A key of the rotation settings themselves.
+    fn own(&self, key: &str) -> Option<&'a Value> {
+        self.scaling?.get(key)
+    }
+
     fn number(&self, key: &str) -> Result<Option<f64>> {
-        let value = self.scaling.get(key).or_else(|| self.text.get(key)).filter(|value| !value.is_null());
+        let value = self.own(key).or_else(|| self.text.get(key)).filter(|value| !value.is_null());
         let Some(value) = value else {
             return Ok(None);
         };
@@ -187,7 +201,7 @@ impl Settings<'_> {
     fn rope_scaling(&self, max_position_embeddings: f64) -> Result<RopeScaling> {
         let name = ["rope_type", "type"]
             .iter()
-            .find_map(|key| self.scaling.get(*key))
+            .find_map(|key| self.own(key))
             .and_then(Value::as_str)
             .unwrap_or("default");
         match name {
@@ -225,12 +239,12 @@ impl Settings<'_> {
             beta_slow: self.number("beta_slow")?.unwrap_or(1.0),
             original_context,
             attention_factor,
-            truncate: self.scaling.get("truncate").and_then(Value::as_bool).unwrap_or(true),
+            truncate: self.own("truncate").and_then(Value::as_bool).unwrap_or(true),
         })
     }
 }
 
-/// Cos and sin of every position a pass needs, `[T, 1, d / 2]` each in the model's dtype.
+/// Cos and sin of every position a pass needs, `[T, 1, r / 2]` each in the model's dtype, for the `r` rotated numbers of a head.
 #[derive(Debug)]
 pub(crate) struct Rotation {
     pub(crate) cos: Tensor,
@@ -304,7 +318,8 @@ impl RotaryEmbedding {
 }
 
 impl Rotation {
-    /// Rotates `heads`, `[T, n, d]`, by half-split pairs `(i, i + d/2)`; rounds where transformers' `apply_rotary_pos_emb` does.
+    /// Rotates the first `r` numbers of `heads`, `[T, n, d]`, by half-split pairs `(i, i + r/2)`; the others pass unchanged.
+    /// Rounds where transformers' `apply_rotary_pos_emb` does.
     pub(crate) fn apply(&self, heads: &Tensor) -> TorchResult<Tensor> {
         self.rotate(heads, 1.0)
     }
@@ -315,9 +330,13 @@ impl Rotation {
     }
 
     fn rotate(&self, heads: &Tensor, direction: f64) -> TorchResult<Tensor> {
-        let half = heads.size()[2] / 2;
+        let (width, half) = (heads.size()[2], self.cos.size()[2]);
         let (first, second) = (heads.f_narrow(2, 0, half)?, heads.f_narrow(2, half, half)?);
         let rotated = Tensor::f_empty_like(heads)?;
+        if 2 * half < width {
+            let rest = |x: &Tensor| x.f_narrow(2, 2 * half, width - 2 * half);
+            rest(&rotated)?.f_copy_(&rest(heads)?)?;
+        }
         let (mut low, mut high) = (rotated.f_narrow(2, 0, half)?, rotated.f_narrow(2, half, half)?);
         // x·cos and rotate_half(x)·sin are rounded separately, then added: (x1 c − x2 s, x2 c + x1 s).
         let _ = first.f_mul_out(&low, &self.cos)?;
@@ -345,7 +364,7 @@ mod tests {
     fn computed(settings: &Value, max_position_embeddings: usize) -> (Vec<f32>, f64) {
         let text = json!({ "rope_parameters": settings });
         let text = text.as_object().unwrap();
-        let config = RopeConfig::from_keys(text, text, 16, max_position_embeddings).unwrap();
+        let config = RopeConfig::from_keys(text, text, max_position_embeddings).unwrap();
         let (frequencies, magnitude) = config.frequencies(16).unwrap();
         (Vec::try_from(&frequencies).unwrap(), magnitude)
     }
@@ -392,6 +411,20 @@ mod tests {
             }
             assert!((magnitude - expected_magnitude).abs() < 1e-12, "{settings}: {magnitude}");
         }
+    }
+
+    #[test]
+    fn what_is_not_rotated_passes_and_what_is_rotated_comes_back() {
+        let config = RopeConfig { theta: 1e4, scaling: RopeScaling::None };
+        let rotary = RotaryEmbedding::new(&config, 4, Kind::Float, Device::Cpu).unwrap();
+        let rotation = rotary.at(&[0, 1, 2]).unwrap();
+        let heads = Tensor::randn([3, 2, 16], (Kind::Float, Device::Cpu));
+        let rotated = rotation.apply(&heads).unwrap();
+        assert!(rotated.narrow(2, 4, 12).equal(&heads.narrow(2, 4, 12)), "the rest passes");
+        assert!(rotated.get(0).equal(&heads.get(0)), "position 0 is not rotated");
+        let (x, y) = (heads.double_value(&[1, 0, 0]), heads.double_value(&[1, 0, 2]));
+        assert!((rotated.double_value(&[1, 0, 0]) - (x * 1_f64.cos() - y * 1_f64.sin())).abs() < 1e-6);
+        assert!(rotation.undo(&rotated).unwrap().allclose(&heads, 1e-6, 1e-6, false));
     }
 
     #[test]

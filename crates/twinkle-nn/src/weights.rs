@@ -79,8 +79,19 @@ impl WeightFiles {
         Ok(())
     }
 
+    /// Whether there is a tensor `name` that has not been taken.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
     /// Takes the tensor `name`, which must have this shape. It borrows the file's pages if dtype and device allow.
     pub fn take(&mut self, name: &str, shape: &[usize]) -> Result<Frozen> {
+        self.take_as(name, shape, self.kind)
+    }
+
+    /// Takes the tensor `name`, which must have this shape, in a dtype that need not be the model's.
+    pub fn take_as(&mut self, name: &str, shape: &[usize], kind: Kind) -> Result<Frozen> {
         let place = self
             .tensors
             .remove(name)
@@ -92,14 +103,14 @@ impl WeightFiles {
                 place.shape
             )));
         }
-        let tensor = self.load(&place).map_err(|error| {
+        let tensor = self.load(&place, kind).map_err(|error| {
             Error::new(error.code, format!("tensor `{name}` in `{}`: {}", place.path.display(), error.message))
         })?;
         self.bytes += (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64;
         Ok(Frozen::new(tensor))
     }
 
-    fn load(&self, place: &Place) -> Result<Tensor> {
+    fn load(&self, place: &Place, kind: Kind) -> Result<Tensor> {
         let mapped = place.file.tensor(place.range.clone(), &place.shape, place.kind);
         let tensor = match mapped {
             Ok(tensor) => tensor,
@@ -110,7 +121,7 @@ impl WeightFiles {
             }
             Err(error) => return Err(Error::internal(error.to_string())),
         };
-        tensor.f_to_device(self.device).and_then(|tensor| tensor.f_to_kind(self.kind)).map_err(device_error)
+        tensor.f_to_device(self.device).and_then(|tensor| tensor.f_to_kind(kind)).map_err(device_error)
     }
 
     /// Ends the loading: every tensor of the files must have been taken. Returns the bytes of those that were.
