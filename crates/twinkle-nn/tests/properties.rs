@@ -88,7 +88,7 @@ fn in_pack(
 #[test]
 fn a_sequence_has_the_same_bits_alone_and_in_any_pack() {
     for precision in PRECISIONS {
-        for variant in ["qwen2", "qwen3", "llama3_tied"] {
+        for variant in ["qwen2", "qwen3", "llama3_tied", "qwen3_5"] {
             let base = load(variant, precision);
             let (layout_a, _, first) = random_adapter(&base, &spec(4, 1, true));
             let (layout_b, _, second) = random_adapter(&base, &spec(6, 2, false));
@@ -113,8 +113,8 @@ fn a_sequence_has_the_same_bits_alone_and_in_any_pack() {
 
 #[test]
 fn many_calls_and_one_call_add_up_to_the_same_bits() {
-    for precision in PRECISIONS {
-        let base = load("qwen2_untied", precision);
+    for (precision, variant) in PRECISIONS.into_iter().flat_map(|of| [(of, "qwen2_untied"), (of, "qwen3_5")]) {
+        let base = load(variant, precision);
         let (layout, _, adapter) = random_adapter(&base, &spec(4, 1, true));
         let sequences: Vec<Vec<u32>> =
             [5, 64, 17, 130].iter().zip(20..).map(|(length, seed)| tokens(&base, *length, seed)).collect();
@@ -289,9 +289,10 @@ proptest! {
         neighbours in proptest::collection::vec((1_usize..40, 0_usize..3), 0..20),
         place in 0_usize..20,
         bf16 in any::<bool>(),
+        linear in any::<bool>(),
     ) {
         let precision = if bf16 { Precision::BFloat16 } else { Precision::Float32 };
-        let base = load("qwen2", precision);
+        let base = load(if linear { "qwen3_5" } else { "qwen2" }, precision);
         let (_, _, first) = random_adapter(&base, &spec(4, 1, true));
         let (_, _, second) = random_adapter(&base, &spec(6, 2, false));
         let choices = [None, Some(&first), Some(&second)];

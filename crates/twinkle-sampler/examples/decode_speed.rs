@@ -17,7 +17,7 @@ use twinkle_nn::{BaseModel, LoadOptions};
 use twinkle_sampler::adapters::Weights;
 use twinkle_sampler::line::{Line, Question};
 use twinkle_sampler::logits::DrawParams;
-use twinkle_sampler::memory::kv_token_budget;
+use twinkle_sampler::memory::{kv_token_budget, sequence_tokens};
 use twinkle_sampler::params::ValidRequest;
 use twinkle_sampler::prompt::PromptWants;
 use twinkle_sampler::runner::TorchRunner;
@@ -37,7 +37,14 @@ async fn measure() -> Result<()> {
     let base = Arc::new(BaseModel::load(&PathBuf::from(folder), &LoadOptions::default())?);
     println!("weights: {} MiB as {:?}", base.weight_bytes() >> 20, base.kind());
     let limits =
-        SchedulerLimits { seats: 64, kv_tokens: kv_token_budget(&base), step_tokens: 512, tile: 64, waiting: 64 };
+        SchedulerLimits {
+        seats: 64,
+        kv_tokens: kv_token_budget(&base),
+        sequence_tokens: sequence_tokens(&base),
+        step_tokens: 512,
+        tile: 64,
+        waiting: 64,
+    };
     let vocabulary = base.config().vocab_size as u32;
     let line = Line::start(RestartPolicy::default(), move || {
         let scheduler: Box<dyn Scheduler> = Box::new(FairScheduler::new(limits));

@@ -28,7 +28,7 @@ use twinkle_nn::{BaseModel, ModelConfig, PublishedAdapters};
 use crate::adapters::{AdapterLimits, Adapters};
 use crate::engine::EngineStats;
 use crate::line::{Line, Question};
-use crate::memory::kv_token_budget;
+use crate::memory::{kv_token_budget, sequence_tokens};
 use crate::params::{MOST_CELLS, ModelLimits, Seeds, ValidRequest, validate};
 use crate::runner::TorchRunner;
 use crate::scheduler::{FairScheduler, Scheduler, SchedulerLimits};
@@ -150,6 +150,7 @@ impl Component for SamplerComponent {
         let schedule = SchedulerLimits {
             seats: args.engine.max_num_seqs as usize,
             kv_tokens: kv_token_budget(&base),
+            sequence_tokens: sequence_tokens(&base),
             step_tokens: STEP_TOKENS,
             tile: TILE,
             waiting: MOST_REQUESTS,
@@ -163,7 +164,7 @@ impl Component for SamplerComponent {
             max_lora_rank: if args.engine.enable_lora { args.engine.max_lora_rank } else { 0 },
             stop_texts: text.tokenizer.is_some(),
         };
-        announce(&args, &capabilities);
+        announce(&args, &capabilities, schedule.sequence_tokens);
 
         let adapter_limits = AdapterLimits {
             base_model: args.public_name.clone(),
@@ -264,14 +265,14 @@ impl Lifecycle for SamplerComponent {
     }
 }
 
-fn announce(args: &SamplerArgs, capabilities: &SamplerCapabilities) {
+fn announce(args: &SamplerArgs, capabilities: &SamplerCapabilities, sequence_tokens: usize) {
     if args.sampler_type == SamplerType::Vllm {
         info!(
             model = args.public_name,
             "`sampler_type: vllm` is served by the `torch` engine; the paged engine comes later"
         );
     }
-    if capabilities.kv_tokens < capabilities.max_model_len {
+    if capabilities.kv_tokens < capabilities.max_model_len + sequence_tokens {
         warn!(
             kv_tokens = capabilities.kv_tokens,
             max_model_len = capabilities.max_model_len,

@@ -115,6 +115,8 @@ pub struct SchedulerLimits {
     pub seats: usize,
     /// KV rows (tokens) of all caches together.
     pub kv_tokens: usize,
+    /// What a cache takes however few tokens it holds, in KV rows: the memories of linear attention.
+    pub sequence_tokens: usize,
     /// Tokens of one step.
     pub step_tokens: usize,
     /// Prompt tokens per tile.
@@ -152,15 +154,21 @@ struct Admitted {
     lanes: usize,
     /// Whether the prompt's own cache is held beside the lanes, to be copied.
     holds_prompt: bool,
+    /// [`SchedulerLimits::sequence_tokens`].
+    sequence_tokens: usize,
 }
 
 impl Admitted {
     fn lane_tokens(&self) -> usize {
-        self.job.prompt + self.job.max_new_tokens
+        self.job.prompt + self.job.max_new_tokens + self.sequence_tokens
+    }
+
+    fn prompt_tokens(&self) -> usize {
+        self.job.prompt + self.sequence_tokens
     }
 
     fn tokens(&self) -> usize {
-        self.lanes * self.lane_tokens() + if self.holds_prompt { self.job.prompt } else { 0 }
+        self.lanes * self.lane_tokens() + if self.holds_prompt { self.prompt_tokens() } else { 0 }
     }
 
     fn is_prefilled(&self) -> bool {
@@ -204,7 +212,8 @@ impl FairScheduler {
     fn grant_seats(&mut self) {
         loop {
             let (admitted, waiting) = (&self.admitted, &self.waiting);
-            let claim = self.seat_turns.first(|tenant| claim_of(tenant, admitted, waiting));
+            let sequence_tokens = self.limits.sequence_tokens;
+            let claim = self.seat_turns.first(|tenant| claim_of(tenant, admitted, waiting, sequence_tokens));
             let Some((tenant, claim)) = claim else { return };
             if self.free_seats == 0 || self.free_tokens < claim.tokens() {
                 return;
@@ -231,7 +240,15 @@ impl FairScheduler {
         }
         self.waiting_count -= 1;
         let holds_prompt = job.samples > 1;
-        let admitted = Admitted { prefilled: 0, next_sample: 0, running: BTreeSet::new(), lanes: 1, holds_prompt, job };
+        let admitted = Admitted {
+            prefilled: 0,
+            next_sample: 0,
+            running: BTreeSet::new(),
+            lanes: 1,
+            holds_prompt,
+            sequence_tokens: self.limits.sequence_tokens,
+            job,
+        };
         self.admitted.insert(admitted.job.id, admitted);
     }
 
@@ -269,7 +286,7 @@ impl FairScheduler {
                 let takes_prompt = !admitted.has_pending_samples();
                 if takes_prompt && admitted.holds_prompt {
                     admitted.holds_prompt = false;
-                    self.free_tokens += admitted.job.prompt;
+                    self.free_tokens += admitted.prompt_tokens();
                 }
                 starts.push(Start { sample: SampleRef { job: *id, sample }, takes_prompt });
             }
@@ -313,23 +330,24 @@ fn claim_of(
     tenant: &TenantId,
     admitted: &BTreeMap<JobId, Admitted>,
     waiting: &BTreeMap<TenantId, VecDeque<Job>>,
+    sequence_tokens: usize,
 ) -> Option<Claim> {
     let mut running = admitted.values().filter(|admitted| admitted.job.tenant == *tenant);
     if let Some(eager) = running.find(|admitted| admitted.wants_lane()) {
         return Some(Claim::Lane { job: eager.job.id, tokens: eager.lane_tokens() });
     }
-    waiting.get(tenant)?.front().map(|job| Claim::Admission { tokens: admission_tokens(job) })
+    waiting.get(tenant)?.front().map(|job| Claim::Admission { tokens: admission_tokens(job, sequence_tokens) })
 }
 
 /// One whole sample, and the prompt's cache while there are more to copy from it.
-fn admission_tokens(job: &Job) -> usize {
-    let shared = if job.samples > 1 { job.prompt } else { 0 };
-    job.prompt + job.max_new_tokens + shared
+fn admission_tokens(job: &Job, sequence_tokens: usize) -> usize {
+    let shared = if job.samples > 1 { job.prompt + sequence_tokens } else { 0 };
+    job.prompt + job.max_new_tokens + sequence_tokens + shared
 }
 
 impl Scheduler for FairScheduler {
     fn submit(&mut self, job: Job) -> Result<()> {
-        let needed = admission_tokens(&job);
+        let needed = admission_tokens(&job, self.limits.sequence_tokens);
         if needed > self.limits.kv_tokens {
             return Err(Error::invalid(format!(
                 "the request needs {needed} tokens of KV memory, the engine has {}",

@@ -2,7 +2,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-const LIMITS: SchedulerLimits = SchedulerLimits { seats: 4, kv_tokens: 1000, step_tokens: 128, tile: 64, waiting: 40 };
+const LIMITS: SchedulerLimits =
+    SchedulerLimits { seats: 4, kv_tokens: 1000, sequence_tokens: 0, step_tokens: 128, tile: 64, waiting: 40 };
 
 fn job(id: JobId, tenant: &str, prompt: usize, max_new_tokens: usize, samples: u32) -> Job {
     Job { id, tenant: TenantId::new(tenant), prompt, max_new_tokens, samples }
@@ -45,6 +46,23 @@ fn a_prompt_is_tiled_then_started_then_decoded() {
     scheduler.finished(sample);
     assert!(scheduler.is_empty() && scheduler.plan().is_empty());
     nothing_leaks(&scheduler);
+}
+
+#[test]
+fn what_a_sequence_takes_besides_its_tokens_is_reserved_for_each() {
+    let mut scheduler = FairScheduler::new(SchedulerLimits { sequence_tokens: 50, ..LIMITS });
+    let error = scheduler.submit(job(1, "a", 64, 887, 1)).unwrap_err();
+    assert!(error.message.contains("needs 1001 tokens"), "{}", error.message);
+    scheduler.submit(job(2, "a", 64, 100, 3)).unwrap();
+    scheduler.plan();
+    assert_eq!(scheduler.free_tokens(), 1000 - 214 - 114, "a lane and the prompt");
+    scheduler.plan();
+    assert_eq!(scheduler.free_tokens(), 1000 - 3 * 214);
+    nothing_leaks(&scheduler);
+    for sample in 0..3 {
+        scheduler.finished(SampleRef { job: 2, sample });
+    }
+    assert_eq!(scheduler.free_tokens(), 1000);
 }
 
 #[test]

@@ -1,0 +1,207 @@
+//! Gated `DeltaNet` (Yang, Kautz & Hatamizadeh 2024): linear attention whose memory has a constant size.
+//!
+//! Read in this order: [`features`] is what happens between the projections and the memory (a short [`convolution`], unit
+//! lengths, [`gates`]), [`rule`] how the memory is read and corrected in chunks of 64 tokens, [`sequence`] how a sequence
+//! goes through it, [`norm`] what is done with the answers.
+
+mod convolution;
+mod features;
+pub(super) mod functions;
+mod gates;
+mod norm;
+mod rule;
+mod sequence;
+mod shape;
+mod state;
+#[cfg(test)]
+mod tests;
+
+use tch::Tensor;
+use twinkle_core::{Error, Result};
+use twinkle_torch::Frozen;
+
+use self::convolution::ShortConvolution;
+use self::features::FeatureMap;
+use self::gates::Gates;
+use self::norm::GatedNorm;
+use self::sequence::Rows;
+use self::shape::Shape;
+pub(crate) use self::state::DeltaState;
+pub use self::state::delta_state_bytes;
+use super::decoder::{CachedPass, Pass};
+use super::linear::{Linear, Shrunk};
+use super::load::LayerFiles;
+use crate::config::DeltaConfig;
+use crate::lora::{Gradients, Projection, Site};
+use crate::torch::{TorchResult, device_error};
+
+/// The linear attention of a decoder layer.
+#[derive(Debug)]
+pub(crate) struct GatedDeltaNet {
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    /// `in_proj_z`, what the output is gated by.
+    gate: Linear,
+    /// `in_proj_b`.
+    beta: Linear,
+    /// `in_proj_a`.
+    decay: Linear,
+    output: Linear,
+    features: FeatureMap,
+    norm: GatedNorm,
+    config: DeltaConfig,
+}
+
+/// What backward needs of [`GatedDeltaNet::forward`].
+#[derive(Debug)]
+pub(crate) struct DeltaTape {
+    rows: Rows,
+    /// The output's gate before its silu, `[T, W]`.
+    z: Tensor,
+    /// What the memory answered, `[T, W]`.
+    answers: Tensor,
+    shrunk: DeltaShrunk,
+    output_shrunk: Shrunk,
+}
+
+/// What the adapters on the input projections computed.
+#[derive(Debug)]
+struct DeltaShrunk {
+    query: Shrunk,
+    key: Shrunk,
+    value: Shrunk,
+    gate: Shrunk,
+    beta: Shrunk,
+    decay: Shrunk,
+}
+
+impl GatedDeltaNet {
+    pub(crate) fn load(files: &mut LayerFiles) -> Result<Self> {
+        let config = files
+            .config
+            .delta
+            .clone()
+            .ok_or_else(|| Error::internal("a layer of linear attention without its dimensions"))?;
+        let (heads, channels) = (config.value_head_count, config.conv_channels());
+        let fused = files.take("linear_attn.in_proj_qkv.weight", &[channels, files.config.hidden_size])?;
+        let index = files.index;
+        let (key, value) = (config.key_width() as i64, config.value_width() as i64);
+        let part = |projection: Projection, start: i64, width: i64| -> Result<Linear> {
+            let weight = Frozen::new(fused.tensor().f_narrow(0, start, width).map_err(device_error)?);
+            Ok(Linear { weight, bias: None, site: Site::Layer(index, projection) })
+        };
+        let (query, key, value) = (
+            part(Projection::DeltaQuery, 0, key)?,
+            part(Projection::DeltaKey, key, key)?,
+            part(Projection::DeltaValue, 2 * key, value)?,
+        );
+        let taps = files.take("linear_attn.conv1d.weight", &[channels, 1, config.conv_kernel])?;
+        let kind = taps.tensor().kind();
+        let a_log = files.take_exact("linear_attn.A_log", &[heads])?;
+        let dt_bias = files.take_exact("linear_attn.dt_bias", &[heads])?;
+        let features = FeatureMap {
+            shape: Shape::new(&config),
+            convolution: ShortConvolution::new(taps.tensor()).map_err(device_error)?,
+            gates: Gates::new(a_log.tensor(), dt_bias, kind).map_err(device_error)?,
+            kind,
+        };
+        let norm = GatedNorm {
+            weight: files.take("linear_attn.norm.weight", &[config.value_head_dim])?,
+            epsilon: files.config.rms_norm_eps,
+        };
+        Ok(Self {
+            query,
+            key,
+            value,
+            gate: files.linear(Projection::DeltaGate, false)?,
+            beta: files.linear(Projection::DeltaBeta, false)?,
+            decay: files.linear(Projection::DeltaDecay, false)?,
+            output: files.linear(Projection::DeltaOutput, false)?,
+            features,
+            norm,
+            config,
+        })
+    }
+
+    /// The output for the normed rows of whole sequences, `[T, H]`.
+    pub(crate) fn forward(&self, normed: &Tensor, pass: &Pass) -> TorchResult<(Tensor, DeltaTape)> {
+        let (rows, z, shrunk) = self.project(normed, pass.routing)?;
+        let answers = Tensor::f_empty_like(&z)?;
+        let empty = DeltaState::empty(&self.config, z.kind(), z.device());
+        for span in pass.spans {
+            let (start, length) = (span.start as i64, span.length as i64);
+            self.features.scan(&rows.narrow(start, length)?, &empty, &answers.f_narrow(0, start, length)?)?;
+        }
+        let (y, output_shrunk) = self.output.forward(&self.norm.forward(&answers, &z)?, pass.routing)?;
+        Ok((y, DeltaTape { rows, z, answers, shrunk, output_shrunk }))
+    }
+
+    /// The gradient of the normed rows, given that of the output.
+    pub(crate) fn backward(
+        &self,
+        normed: &Tensor,
+        dy: &Tensor,
+        tape: DeltaTape,
+        pass: &Pass,
+        gradients: &mut [&mut Gradients],
+    ) -> TorchResult<Tensor> {
+        let DeltaTape { rows, z, answers, shrunk, output_shrunk } = tape;
+        let gated = self.norm.forward(&answers, &z)?;
+        let d_gated = self.output.backward(&gated, dy, &output_shrunk, pass.routing, gradients)?;
+        let (d_answers, dz) = self.norm.backward(&answers, &z, &d_gated)?;
+        drop((gated, d_gated, answers, z));
+
+        let d_rows = rows.empty_like()?;
+        for span in pass.spans {
+            let (start, length) = (span.start as i64, span.length as i64);
+            let (rows, into) = (rows.narrow(start, length)?, d_rows.narrow(start, length)?);
+            self.features.scan_backward(&rows, &d_answers.f_narrow(0, start, length)?, &into)?;
+        }
+        drop((rows, d_answers));
+
+        let Rows { qkv, b, a } = d_rows;
+        let (key, value) = (self.config.key_width() as i64, self.config.value_width() as i64);
+        let part = |start: i64, width: i64| qkv.f_narrow(1, start, width)?.f_contiguous();
+        let mut dx = self.query.backward(normed, &part(0, key)?, &shrunk.query, pass.routing, gradients)?;
+        let rest = [
+            (&self.key, part(key, key)?, &shrunk.key),
+            (&self.value, part(2 * key, value)?, &shrunk.value),
+            (&self.gate, dz, &shrunk.gate),
+            (&self.beta, b, &shrunk.beta),
+            (&self.decay, a, &shrunk.decay),
+        ];
+        for (linear, dy, shrunk) in rest {
+            let _ = dx.f_add_(&linear.backward(normed, &dy, shrunk, pass.routing, gradients)?)?;
+        }
+        Ok(dx)
+    }
+
+    /// The output for normed rows that continue cached sequences; the memories after them join the caches.
+    pub(crate) fn forward_cached(&self, index: usize, normed: &Tensor, pass: &mut CachedPass) -> TorchResult<Tensor> {
+        let (rows, z, _) = self.project(normed, pass.routing)?;
+        let answers = Tensor::f_empty_like(&z)?;
+        let states: Vec<&DeltaState> =
+            pass.caches.iter().map(|cache| cache.memory(index)).collect::<TorchResult<_>>()?;
+        let after = match states[..] {
+            [state] if normed.size()[0] > 1 => vec![self.features.scan(&rows, state, &answers)?],
+            _ => self.features.step(&rows, &states, &answers)?,
+        };
+        for (cache, state) in pass.caches.iter_mut().zip(after) {
+            cache.remember(index, state)?;
+        }
+        Ok(self.output.forward(&self.norm.forward(&answers, &z)?, pass.routing)?.0)
+    }
+
+    /// Normed rows to what the memory reads, and the output's gate.
+    fn project(&self, normed: &Tensor, routing: &super::linear::Routing) -> TorchResult<(Rows, Tensor, DeltaShrunk)> {
+        let (q, query) = self.query.forward(normed, routing)?;
+        let (k, key) = self.key.forward(normed, routing)?;
+        let (v, value) = self.value.forward(normed, routing)?;
+        let qkv = Tensor::f_cat(&[q, k, v], 1)?;
+        let (z, gate) = self.gate.forward(normed, routing)?;
+        let (b, beta) = self.beta.forward(normed, routing)?;
+        let (a, decay) = self.decay.forward(normed, routing)?;
+        Ok((Rows { qkv, b, a }, z, DeltaShrunk { query, key, value, gate, beta, decay }))
+    }
+}

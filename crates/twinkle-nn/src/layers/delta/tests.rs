@@ -1,0 +1,230 @@
+//! The recurrence against its definition, token by token in fp64, differentiated by libtorch.
+
+use tch::{Device, Kind, Tensor};
+use twinkle_torch::Frozen;
+
+use super::convolution::ShortConvolution;
+use super::features::FeatureMap;
+use super::gates::Gates;
+use super::norm::GatedNorm;
+use super::sequence::Rows;
+use super::shape::Shape;
+use super::state::DeltaState;
+use crate::config::DeltaConfig;
+
+const CPU: Device = Device::Cpu;
+
+/// Key heads, value heads, their widths.
+const SHAPES: [(usize, usize, usize, usize); 3] = [(2, 4, 8, 6), (1, 3, 16, 24), (2, 2, 16, 16)];
+
+struct Case {
+    config: DeltaConfig,
+    taps: Tensor,
+    a_log: Tensor,
+    dt_bias: Tensor,
+    map: FeatureMap,
+}
+
+impl Case {
+    fn new((key_head_count, value_head_count, key_head_dim, value_head_dim): (usize, usize, usize, usize)) -> Self {
+        tch::manual_seed(3);
+        let config = DeltaConfig { key_head_count, value_head_count, key_head_dim, value_head_dim, conv_kernel: 4 };
+        let heads = value_head_count as i64;
+        let uniform = |low: f64, high: f64| Tensor::rand([heads], (Kind::Float, CPU)) * (high - low) + low;
+        let taps = Tensor::randn([config.conv_channels() as i64, 1, 4], (Kind::Float, CPU)) * 0.5;
+        let (a_log, dt_bias) = (uniform(0.05, 8.0).log(), uniform(-4.0, 1.0));
+        let map = FeatureMap {
+            shape: Shape::new(&config),
+            convolution: ShortConvolution::new(&taps).unwrap(),
+            gates: Gates::new(&a_log, Frozen::new(dt_bias.copy()), Kind::Float).unwrap(),
+            kind: Kind::Float,
+        };
+        Self { config, taps, a_log, dt_bias, map }
+    }
+
+    fn rows(&self, count: i64, seed: i64) -> Rows {
+        tch::manual_seed(seed);
+        let heads = self.config.value_head_count as i64;
+        let random = |width: i64| Tensor::randn([count, width], (Kind::Float, CPU));
+        Rows { qkv: random(self.config.conv_channels() as i64), b: random(heads), a: random(heads) }
+    }
+
+    fn empty(&self) -> DeltaState {
+        DeltaState::empty(&self.config, Kind::Float, CPU)
+    }
+
+    fn width(&self) -> i64 {
+        self.config.value_width() as i64
+    }
+
+    fn scan(&self, rows: &Rows, state: &DeltaState) -> (Tensor, DeltaState) {
+        let out = Tensor::empty([rows.qkv.size()[0], self.width()], (Kind::Float, CPU));
+        let after = self.map.scan(rows, state, &out).unwrap();
+        (out, after)
+    }
+
+    /// The definition, in fp64 and with operations that libtorch can differentiate.
+    fn mirror(&self, rows: &Rows) -> (Tensor, Tensor) {
+        let [qkv, b, a] = [&rows.qkv, &rows.b, &rows.a].map(|x| x.to_kind(Kind::Double));
+        let (count, heads) = (qkv.size()[0], self.config.value_head_count as i64);
+        let channels = self.config.conv_channels() as i64;
+        let padded = qkv.tr().unsqueeze(0);
+        let weight = self.taps.to_kind(Kind::Double);
+        let convolved =
+            padded.conv1d(&weight, None::<Tensor>, 1, 3, 1, channels).narrow(2, 0, count).squeeze_dim(0).tr();
+        let activated = convolved.silu();
+        let (keys, dim) = (self.config.key_width() as i64, self.config.key_head_dim as i64);
+        let group = heads / self.config.key_head_count as i64;
+        let unit = |start: i64| {
+            let x = activated.narrow(1, start, keys).reshape([count, -1, dim]);
+            let length = (x.square().sum_dim_intlist(-1_i64, true, Kind::Double) + 1e-6).sqrt();
+            (x / length).repeat_interleave_self_int(group, 1, None)
+        };
+        let (q, k) = (unit(0) / (dim as f64).sqrt(), unit(keys));
+        let v = activated.narrow(1, 2 * keys, self.width()).reshape([count, heads, -1]);
+        let beta = b.sigmoid();
+        let decay = (-self.a_log.to_kind(Kind::Double).exp() * (a + &self.dt_bias).softplus()).exp();
+        let mut memory = Tensor::zeros([heads, dim, self.config.value_head_dim as i64], (Kind::Double, CPU));
+        let mut answers = vec![];
+        for t in 0..count {
+            memory = memory * decay.get(t).view([heads, 1, 1]);
+            let key = k.get(t).unsqueeze(-1);
+            let predicted = (&memory * &key).sum_dim_intlist(1_i64, false, Kind::Double);
+            let correction = (v.get(t) - predicted) * beta.get(t).unsqueeze(-1);
+            memory = memory + key * correction.unsqueeze(1);
+            answers.push((&memory * q.get(t).unsqueeze(-1)).sum_dim_intlist(1_i64, false, Kind::Double).view([-1]));
+        }
+        (Tensor::stack(&answers, 0), memory)
+    }
+}
+
+fn error(found: &Tensor, expected: &Tensor) -> f64 {
+    (found.to_kind(Kind::Double) - expected).abs().max().double_value(&[])
+}
+
+#[test]
+fn chunks_agree_with_the_recurrence_at_every_length() {
+    for shape in SHAPES {
+        let case = Case::new(shape);
+        for count in [1, 2, 3, 4, 63, 64, 65, 130, 200] {
+            let rows = case.rows(count, count);
+            let (out, after) = case.scan(&rows, &case.empty());
+            let (expected, memory) = case.mirror(&rows);
+            assert!(error(&out, &expected) <= 2e-6, "{shape:?}, {count} rows: off by {}", error(&out, &expected));
+            assert!(error(&after.memory, &memory) <= 5e-6, "{shape:?}, {count} rows");
+        }
+    }
+}
+
+#[test]
+fn the_gradient_is_that_of_the_recurrence() {
+    for shape in SHAPES {
+        let case = Case::new(shape);
+        for count in [1, 5, 64, 65, 150] {
+            let rows = case.rows(count, 7 + count);
+            let leaves = [&rows.qkv, &rows.b, &rows.a].map(|x| x.to_kind(Kind::Double).set_requires_grad(true));
+            let [qkv, b, a] = leaves.each_ref().map(Tensor::shallow_clone);
+            let (expected_out, _) = case.mirror(&Rows { qkv, b, a });
+            let d_out = Tensor::randn([count, case.width()], (Kind::Float, CPU));
+            (expected_out * d_out.to_kind(Kind::Double)).sum(Kind::Double).backward();
+
+            let into = rows.empty_like().unwrap();
+            case.map.scan_backward(&rows, &d_out, &into).unwrap();
+            for (name, found, leaf) in
+                [("qkv", &into.qkv, &leaves[0]), ("b", &into.b, &leaves[1]), ("a", &into.a, &leaves[2])]
+            {
+                let expected = leaf.grad();
+                let largest = expected.abs().max().double_value(&[]);
+                let off = error(found, &expected);
+                assert!(
+                    off <= 5e-6 * largest,
+                    "{shape:?}, {count} rows, {name}: off by {off}, the largest is {largest}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_sequence_may_come_in_any_parts() {
+    let case = Case::new(SHAPES[0]);
+    let rows = case.rows(200, 5);
+    let (whole, last) = case.scan(&rows, &case.empty());
+    for cuts in [vec![64, 128], vec![128], vec![1, 2, 3, 90], vec![63, 64, 65, 199]] {
+        let on_grid = cuts.iter().all(|cut| cut % 64 == 0);
+        let (mut state, mut start, mut parts) = (case.empty(), 0, vec![]);
+        for cut in cuts.into_iter().chain([200]) {
+            let (out, after) = case.scan(&rows.narrow(start, cut - start).unwrap(), &state);
+            parts.push(out);
+            (state, start) = (after, cut);
+        }
+        let parts = Tensor::cat(&parts, 0);
+        assert!(state.tail.equal(&last.tail));
+        if on_grid {
+            assert!(parts.equal(&whole) && state.memory.equal(&last.memory), "whole chunks have the same bits");
+        }
+        assert!(error(&parts, &whole.to_kind(Kind::Double)) <= 5e-6);
+        assert!(error(&state.memory, &last.memory.to_kind(Kind::Double)) <= 5e-6);
+    }
+}
+
+#[test]
+fn steps_continue_what_chunks_began_whoever_else_steps() {
+    for shape in SHAPES {
+        let case = Case::new(shape);
+        let rows = case.rows(70, 11);
+        let (expected, _) = case.mirror(&rows);
+        let (_, mut alone) = case.scan(&rows.narrow(0, 66).unwrap(), &case.empty());
+        let mut among = alone.fork();
+        for t in 66..70 {
+            let own = rows.narrow(t, 1).unwrap();
+            let out = Tensor::empty([1, case.width()], (Kind::Float, CPU));
+            alone = case.map.step(&own, &[&alone], &out).unwrap().remove(0);
+            assert!(error(&out.get(0), &expected.get(t)) <= 5e-6, "{shape:?}, row {t}");
+
+            // The same step in a batch of 70, at a place that moves.
+            let others = case.rows(70, 100 + t);
+            let place = (t - 60) * 7 % 70;
+            for (batch, own) in [(&others.qkv, &own.qkv), (&others.b, &own.b), (&others.a, &own.a)] {
+                batch.narrow(0, place, 1).copy_(own);
+            }
+            let (_, strange) = case.scan(&case.rows(3, t), &case.empty());
+            let states: Vec<&DeltaState> =
+                (0..70).map(|index| if index == place { &among } else { &strange }).collect();
+            let batch_out = Tensor::empty([70, case.width()], (Kind::Float, CPU));
+            let mut after = case.map.step(&others, &states, &batch_out).unwrap();
+            among = after.remove(place as usize);
+            assert!(batch_out.narrow(0, place, 1).equal(&out), "{shape:?}, row {t}");
+            assert!(among.memory.equal(&alone.memory) && among.tail.equal(&alone.tail), "{shape:?}, row {t}");
+        }
+    }
+}
+
+#[test]
+fn the_memory_stays_bounded() {
+    let case = Case::new(SHAPES[1]);
+    let rows = case.rows(8192, 13);
+    let (out, after) = case.scan(&rows, &case.empty());
+    let norm = after.memory.norm().double_value(&[]);
+    assert!(norm.is_finite() && norm < 100.0, "{norm}");
+    assert!(out.isfinite().all().int64_value(&[]) == 1);
+}
+
+#[test]
+fn the_gated_norm_and_its_gradient_agree_with_autograd() {
+    tch::manual_seed(17);
+    let random = |rows: i64| Tensor::randn([rows, 24], (Kind::Double, CPU));
+    let (o, z) = (random(70).set_requires_grad(true), random(70).set_requires_grad(true));
+    let weight = Tensor::rand([8], (Kind::Double, CPU)) + 0.5;
+    let heads = o.view([70, 3, 8]);
+    let variance = heads.square().mean_dim(-1, true, Kind::Double);
+    let expected = (&heads / (variance + 1e-5).sqrt() * &weight).view([70, 24]) * z.silu();
+    let dy = random(70);
+    (&expected * &dy).sum(Kind::Double).backward();
+
+    let single = |x: &Tensor| x.detach().to_kind(Kind::Float);
+    let norm = GatedNorm { weight: Frozen::new(single(&weight)), epsilon: 1e-5 };
+    assert!(error(&norm.forward(&single(&o), &single(&z)).unwrap(), &expected) <= 1e-5);
+    let (d_o, d_z) = norm.backward(&single(&o), &single(&z), &single(&dy)).unwrap();
+    assert!(error(&d_o, &o.grad()) <= 1e-5 && error(&d_z, &z.grad()) <= 1e-5);
+}
