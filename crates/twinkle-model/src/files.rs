@@ -3,9 +3,9 @@
 //! ```text
 //! adapter_config.json         PEFT
 //! adapter_model.safetensors   PEFT, fp32
-//! optimizer.safetensors       exp_avg, exp_avg_sq and, in a snapshot, gradients: fp32 [P], flat in the
-//!                             order of the adapter's modules
-//! run.json                    format version, base model, adapter shape, optimizer steps
+//! optimizer.safetensors       what the optimizer remembers by torch's names (AdamW: exp_avg, exp_avg_sq) and, in a
+//!                             snapshot, gradients: fp32, flat in the order of the adapter's modules
+//! run.json                    format version, base model, adapter shape, optimizer, schedule and steps
 //! ```
 
 use std::collections::HashMap;
@@ -22,7 +22,8 @@ use twinkle_core::ids::TenantId;
 use twinkle_core::{Error, ErrorCode, Result};
 use twinkle_nn::{AdapterLayout, BaseModel, peft};
 
-use crate::optimizer::AdamState;
+use crate::optimizer::{Optimizer, shape};
+use crate::optimizer::state::SavedOptimizer;
 use crate::run::Run;
 
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
@@ -36,6 +37,9 @@ struct RunFile {
     base_model: String,
     lora: LoraSpec,
     optimizer_steps: u64,
+    /// Its settings and schedule; older files know only `AdamW` and have none.
+    #[serde(default)]
+    optimizer: Option<SavedOptimizer>,
 }
 
 /// Writes only the adapter, for sampling.
@@ -46,8 +50,8 @@ pub fn write_adapter(directory: &Path, run: &Run) -> Result<()> {
 /// Writes adapter, optimizer and counters; with `with_gradients` also what has accumulated since the last step.
 pub fn write_run(directory: &Path, run: &Run, with_gradients: bool) -> Result<()> {
     write_adapter(directory, run)?;
-    let mut tensors =
-        vec![("exp_avg", flat_values(&run.adam.exp_avg)?), ("exp_avg_sq", flat_values(&run.adam.exp_avg_sq)?)];
+    let kept = run.optimizer.tensors().map(|(name, tensor)| Ok((name, flat_values(tensor)?)));
+    let mut tensors = kept.collect::<Result<Vec<_>>>()?;
     if with_gradients {
         tensors.push(("gradients", flat_values(run.gradients.flat())?));
     }
@@ -66,7 +70,8 @@ pub fn write_run(directory: &Path, run: &Run, with_gradients: bool) -> Result<()
         format: FORMAT,
         base_model: run.base_model.clone(),
         lora: run.lora.clone(),
-        optimizer_steps: run.adam.steps,
+        optimizer_steps: run.optimizer.steps(),
+        optimizer: Some(run.optimizer.saved()),
     };
     let text = serde_json::to_vec_pretty(&file)
         .map_err(|error| Error::internal(format!("the run's description could not be encoded: {error}")))?;
@@ -103,21 +108,21 @@ pub fn read_run(
         )));
     }
     let parameters = parameters.to_device(base.device());
-    let mut adam = AdamState::fresh(&parameters);
-    let mut gradients = None;
-    if with_optimizer {
+    let (optimizer, gradients) = if with_optimizer {
         let bytes = read_file(&directory.join(OPTIMIZER_FILE))?;
-        let mut tensors = read_flat(&bytes, layout.parameter_count(), base.device())?;
-        let mut take = |name: &str| {
-            tensors.remove(name).ok_or_else(|| Error::invalid(format!("`{OPTIMIZER_FILE}` lacks tensor `{name}`")))
-        };
-        adam.exp_avg = take("exp_avg")?;
-        adam.exp_avg_sq = take("exp_avg_sq")?;
-        adam.steps = file.optimizer_steps;
-        gradients = take("gradients").ok();
-    }
-    let mut run = Run::assembled(tenant, base_model, layout, file.lora, parameters, adam);
+        let mut tensors = read_flat(&bytes, base.device())?;
+        let shapes = shape::of_adapter(&layout);
+        let (saved, steps) = (file.optimizer, file.optimizer_steps);
+        let optimizer = Optimizer::restored(saved, steps, &mut tensors, &shapes, base.device())?;
+        (optimizer, tensors.remove("gradients"))
+    } else {
+        (Optimizer::for_adapter(&layout, base.device())?, None)
+    };
+    let mut run = Run::assembled(tenant, base_model, layout, file.lora, parameters, optimizer);
     if let Some(gradients) = gradients {
+        if gradients.numel() != run.gradients.flat().numel() {
+            return Err(Error::invalid(format!("`{OPTIMIZER_FILE}` holds {} gradients", gradients.numel())));
+        }
         run.gradients.flat_mut().copy_(&gradients);
     }
     Ok(run)
@@ -127,14 +132,14 @@ fn flat_values(tensor: &Tensor) -> Result<Vec<f32>> {
     Vec::<f32>::try_from(tensor).map_err(|error| Error::internal(format!("a tensor could not be read: {error}")))
 }
 
-fn read_flat(bytes: &[u8], length: usize, device: Device) -> Result<HashMap<String, Tensor>> {
+fn read_flat(bytes: &[u8], device: Device) -> Result<HashMap<String, Tensor>> {
     let file = SafeTensors::deserialize(bytes)
         .map_err(|error| Error::invalid(format!("`{OPTIMIZER_FILE}` is damaged: {error}")))?;
     let mut tensors = HashMap::new();
     for (name, view) in file.tensors() {
-        if view.dtype() != Dtype::F32 || view.shape() != [length] {
+        if view.dtype() != Dtype::F32 || view.shape().len() != 1 {
             return Err(Error::invalid(format!(
-                "tensor `{name}` of `{OPTIMIZER_FILE}` is {:?} {:?}, expected F32 [{length}]",
+                "tensor `{name}` of `{OPTIMIZER_FILE}` is {:?} {:?}, expected F32 of one dimension",
                 view.dtype(),
                 view.shape()
             )));

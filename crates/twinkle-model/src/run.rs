@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use tch::Tensor;
-use twinkle_core::Result;
-use twinkle_core::call::{AdamParams, LoraSpec};
+use tch::{Kind, Tensor};
+use twinkle_core::call::{AdamParams, GradientClip, GradientNorm, LoraSpec, OptimizerSpec, OptimizerWork};
+use twinkle_core::{Error, Result};
 use twinkle_core::ids::TenantId;
 use twinkle_nn::{Adapter, AdapterLayout, BaseModel, Gradients};
 
-use crate::optimizer::{self, AdamState};
+use crate::optimizer::shape::{self, ParameterShape};
+use crate::optimizer::{Optimizer, Parameters, clip};
 
 /// A run in memory. All tensors are fp32 `[P]`, flat in the order of the layout's modules.
 #[derive(Debug)]
@@ -26,7 +27,9 @@ pub struct Run {
     /// The sum of gradients since the last optimizer step.
     pub gradients: Gradients,
     /// The optimizer.
-    pub adam: AdamState,
+    pub optimizer: Optimizer,
+    /// Where each parameter lies in the flat tensors.
+    shapes: Vec<ParameterShape>,
     /// `parameters` in the model's dtype; made when first needed after a step.
     adapter: Option<Arc<Adapter>>,
 }
@@ -36,8 +39,8 @@ impl Run {
     pub fn fresh(tenant: TenantId, base_model: &str, lora: LoraSpec, base: &BaseModel) -> Result<Self> {
         let layout = Arc::new(AdapterLayout::new(base.config(), &lora)?);
         let parameters = layout.initialise(base.device());
-        let adam = AdamState::fresh(&parameters);
-        Ok(Self::assembled(tenant, base_model, layout, lora, parameters, adam))
+        let optimizer = Optimizer::for_adapter(&layout, base.device())?;
+        Ok(Self::assembled(tenant, base_model, layout, lora, parameters, optimizer))
     }
 
     /// A run from parts that were read from disk.
@@ -48,10 +51,23 @@ impl Run {
         layout: Arc<AdapterLayout>,
         lora: LoraSpec,
         parameters: Tensor,
-        adam: AdamState,
+        optimizer: Optimizer,
     ) -> Self {
         let gradients = Gradients::zeros(&layout, parameters.device());
-        Self { tenant, lora, base_model: base_model.to_owned(), layout, parameters, gradients, adam, adapter: None }
+        let shapes = shape::of_adapter(&layout);
+        let base_model = base_model.to_owned();
+        Self { tenant, lora, base_model, layout, parameters, gradients, optimizer, shapes, adapter: None }
+    }
+
+    /// Bytes of its tensors: parameters, gradients, optimizer state, and the parameters in the model's dtype.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        let tensors = [&self.parameters, self.gradients.flat()];
+        let tensors = tensors.into_iter().chain(self.optimizer.tensors().map(|(_, tensor)| tensor));
+        let kept: usize = tensors.map(|tensor| tensor.numel() * tensor.kind().elt_size_in_bytes()).sum();
+        // At most fp32; made when the run is next used.
+        let rounded = self.parameters.numel() * Kind::Float.elt_size_in_bytes();
+        (kept + rounded) as u64
     }
 
     /// The adapter as the device multiplies by it.
@@ -63,12 +79,85 @@ impl Run {
         Arc::clone(adapter)
     }
 
-    /// One optimizer step that consumes the accumulated gradients. Returns the gradient norm before clipping.
+    /// One step of `AdamW` that consumes the accumulated gradients. Returns the gradient norm before clipping.
     pub fn optimizer_step(&mut self, settings: &AdamParams) -> Result<f64> {
-        optimizer::validate(settings)?;
-        let norm = self.adam.step(&mut self.parameters, self.gradients.flat_mut(), settings)?;
+        self.optimizer.check_adam(settings)?;
+        let norm = self.finite_norm(GradientNorm::Two)?;
+        if settings.grad_clip_norm > 0.0 {
+            let limit = GradientClip { max_norm: settings.grad_clip_norm, norm: GradientNorm::Two };
+            clip::scale(self.gradients.flat(), clip::clip_factor(norm, limit));
+        }
+        let (values, gradients) = (&self.parameters, self.gradients.flat());
+        self.optimizer.step_adam(settings, Parameters { values, gradients, shapes: &self.shapes });
         self.gradients.zero();
         self.adapter = None;
         Ok(norm)
     }
+
+    /// Gives the run a fresh optimizer without a schedule.
+    pub fn set_optimizer(&mut self, spec: OptimizerSpec) -> Result<()> {
+        self.optimizer = Optimizer::fresh(spec, &self.shapes, self.parameters.device())?;
+        Ok(())
+    }
+
+    /// Takes over the settings and the schedule of `other`, but nothing it remembers of its steps.
+    pub fn renew_optimizer(&mut self, other: &Optimizer) -> Result<()> {
+        self.optimizer = other.renewed(&self.shapes, self.parameters.device())?;
+        Ok(())
+    }
+
+    /// Works on the accumulated gradients with the run's own optimizer. All or nothing.
+    pub fn optimize(&mut self, work: &OptimizerWork) -> Result<Optimized> {
+        clip::validate(work.divide_by, work.clip)?;
+        let spec = self.optimizer.overridden(&work.overrides)?;
+        let rates = if work.step_scheduler { self.optimizer.next_rates(&spec)? } else { None };
+        let norm = work.clip.map_or(GradientNorm::Two, |clip| clip.norm);
+        let mut optimized = Optimized { learning_rate: spec.lr(), next_learning_rate: None, grad_norm: None };
+        if work.step || work.clip.is_some() {
+            self.finite_norm(norm)?;
+        }
+
+        let gradients = self.gradients.flat();
+        self.optimizer.set_spec(spec);
+        clip::divide(gradients, work.divide_by);
+        if work.step || work.clip.is_some() {
+            let norm = clip::gradient_norm(gradients, norm);
+            optimized.grad_norm = Some(norm);
+            if let Some(limit) = work.clip {
+                clip::scale(gradients, clip::clip_factor(norm, limit));
+            }
+        }
+        if work.step {
+            self.optimizer.step(Parameters { values: &self.parameters, gradients, shapes: &self.shapes });
+            self.adapter = None;
+        }
+        if work.zero_gradients {
+            self.gradients.zero();
+        }
+        if let Some(rates) = rates {
+            optimized.next_learning_rate = Some(rates.learning_rate());
+            self.optimizer.set_rates(rates);
+        }
+        Ok(optimized)
+    }
+
+    fn finite_norm(&self, norm: GradientNorm) -> Result<f64> {
+        let norm = clip::gradient_norm(self.gradients.flat(), norm);
+        if norm.is_finite() {
+            return Ok(norm);
+        }
+        Err(Error::invalid("the accumulated gradient is not finite; the step was not taken")
+            .hint("lower the learning rate or check weights and advantages; the gradients are still accumulated"))
+    }
+}
+
+/// What work on the gradients found.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Optimized {
+    /// The gradients' norm before clipping, where a step or clipping was asked for.
+    pub grad_norm: Option<f64>,
+    /// The learning rate of the step.
+    pub learning_rate: f64,
+    /// That of the next step, where the schedule has set it.
+    pub next_learning_rate: Option<f64>,
 }

@@ -5,13 +5,20 @@
 
 mod custom_loss;
 mod lora;
+mod named;
+mod optimizer;
 mod process;
 mod run;
 mod sample;
+mod scheduler;
 mod serve;
 
 pub use custom_loss::{CustomLossRecord, GraphArgument, GraphInput, GraphNode, LossGraph, NodeKind, SharedGraph};
 pub use lora::{ExpertFactors, LoraSpec, ModuleNames, Targets};
+pub use optimizer::{
+    Adadelta, Adafactor, Adagrad, Adam, AdamW, Adamax, GradientClip, GradientNorm, Muon, MuonRate, NAdam, OptimizerOverrides,
+    OptimizerSpec, OptimizerWork, RAdam, RmsProp, Sgd,
+};
 pub use process::{ChatMessage, EncodedText, ProcessOutcome, ProcessRequest};
 pub use run::{
     AdamParams, CreateRun, Ending, ForwardBackwardOutcome, Logprobs, LossSpec, Position, RunCall, RunOperation,
@@ -21,12 +28,14 @@ pub use sample::{
     AltTokens, CellLayout, SampleExtras, SampleOutcome, SampleRequest, SampledSequence, SamplingParams, SamplingSource,
     SparseLayout, Stop, StopReason, TargetLogprobs, TargetTokens, TopLogprobs, WeightVersion,
 };
+pub use scheduler::{Anneal, Cyclic, CyclicMode, OneCycle, SchedulerSpec};
 pub use serve::{
     CheckpointCopy, CheckpointRecord, ClientEnd, CopyDestination, DEFAULT_PROJECT, FoundSession, RunRecord,
     SamplingSessionRecord, ServeOutcome, ServeRequest, SessionContents, SessionPlace, SessionRecord, SessionSearch,
     SessionState,
 };
 
+use self::named::named;
 use crate::ids::{RequestId, TenantId};
 
 /// A typed request from one tenant to one component.

@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::custom_loss::SharedGraph;
 use super::lora::LoraSpec;
+use super::optimizer::{OptimizerSpec, OptimizerWork};
+use super::scheduler::SchedulerSpec;
 use crate::data::Datum;
 use crate::ids::{CheckpointPath, RunId, SamplingSessionId, TenantId};
 
@@ -62,6 +64,12 @@ pub enum RunOperation {
     },
     /// Consumes the accumulated gradients in one optimizer step.
     OptimStep(AdamParams),
+    /// Gives the run a fresh optimizer, without a schedule, in place of the one it has.
+    SetOptimizer(OptimizerSpec),
+    /// Lets a schedule set the learning rate of the run's optimizer, beginning now.
+    SetScheduler(SchedulerSpec),
+    /// Works on the accumulated gradients with the run's own optimizer.
+    Optimize(OptimizerWork),
     /// Saves adapter, optimizer and counters under `path`.
     SaveState {
         /// Where; its kind is `weights`.
@@ -129,6 +137,9 @@ impl RunOperation {
             Self::ForwardBackward { backward: true, .. } => "forward_backward",
             Self::ForwardBackward { backward: false, .. } => "forward",
             Self::OptimStep(_) => "optim_step",
+            Self::SetOptimizer(_) => "set_optimizer",
+            Self::SetScheduler(_) => "set_lr_scheduler",
+            Self::Optimize(work) => work.name(),
             Self::SaveState { .. } => "save_weights",
             Self::SaveForSampler { .. } => "save_weights_for_sampler",
             Self::SaveExternal { .. } => "save_weights_external",
@@ -251,8 +262,13 @@ pub enum RunOutcome {
     ForwardBackward(ForwardBackwardOutcome),
     /// The optimizer stepped.
     OptimStep {
-        /// `grad_norm` when clipping was asked for, and so on.
+        /// `grad_norm` (before clipping) and `learning_rate` of the step, and so on.
         metrics: BTreeMap<String, f64>,
+    },
+    /// The run's optimizer or its schedule is set.
+    OptimizerSet {
+        /// Its name.
+        run: RunId,
     },
     /// A training checkpoint or an export was written.
     Saved {

@@ -13,7 +13,7 @@ use twinkle_core::data::{Datum, TensorData, TensorValues};
 use twinkle_core::ids::TenantId;
 use twinkle_model::batch::{self, Example, Limits};
 use twinkle_model::losses;
-use twinkle_model::optimizer::AdamState;
+use twinkle_model::optimizer::Optimizer;
 use twinkle_model::run::Run;
 use twinkle_nn::{AdapterLayout, BaseModel, LoadOptions, Precision, peft};
 
@@ -49,6 +49,11 @@ impl Golden {
         }
     }
 
+    /// The adapters of which it has every number.
+    pub(crate) fn adapters(&self) -> Vec<String> {
+        self.facts["adapters"].as_object().unwrap().keys().cloned().collect()
+    }
+
     pub(crate) fn floats(&self, key: &str) -> Vec<f32> {
         let file = SafeTensors::deserialize(&self.bytes).unwrap();
         let view = file.tensor(key).unwrap_or_else(|_| panic!("no `{key}`"));
@@ -67,8 +72,8 @@ impl Golden {
     pub(crate) fn run(&self, adapter: &str) -> Run {
         let (lora, parameters) = peft::read(&self.folder.join(adapter), self.base.config()).unwrap();
         let layout = Arc::new(AdapterLayout::new(self.base.config(), &lora).unwrap());
-        let adam = AdamState::fresh(&parameters);
-        Run::assembled(TenantId::new("tenant"), "tiny", layout, lora, parameters, adam)
+        let optimizer = Optimizer::for_adapter(&layout, Device::Cpu).unwrap();
+        Run::assembled(TenantId::new("tenant"), "tiny", layout, lora, parameters, optimizer)
     }
 
     pub(crate) fn examples(&self, adapter: &str, loss: &dyn losses::Loss) -> Vec<Example> {

@@ -182,6 +182,7 @@ fn plain(outcome: &RunOutcome, form: Form) -> Result<Response> {
             json(StatusCode::OK, &ModelUnloaded { model_id: run.as_str().to_owned(), kind: Tag::new("unload_model") })
         }
         RunOutcome::ForwardBackward(_)
+        | RunOutcome::OptimizerSet { .. }
         | RunOutcome::Restored { .. }
         | RunOutcome::Expired { .. }
         | RunOutcome::Spilled { .. } => Err(Error::internal("an internal operation was asked for by a client")),

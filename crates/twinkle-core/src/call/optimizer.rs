@@ -1,0 +1,591 @@
+//! The optimizers a run can have, by the names, settings and defaults of `torch.optim`.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::named;
+use crate::{Error, Result};
+
+/// Settings of one optimizer: public fields with defaults, of which the journal keeps every one.
+macro_rules! settings {
+    ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $kind:ty = $default:expr,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct $name {
+            $($(#[$field_doc])* pub $field: $kind,)*
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $($field: $default,)* }
+            }
+        }
+    };
+}
+
+settings! {
+    /// `AdamW` (Loshchilov & Hutter 2019): decoupled weight decay.
+    AdamW {
+        /// Learning rate.
+        lr: f64 = 1e-3,
+        /// Decay of the two moments.
+        betas: [f64; 2] = [0.9, 0.999],
+        /// Added to the denominator.
+        eps: f64 = 1e-8,
+        /// Decoupled weight decay.
+        weight_decay: f64 = 1e-2,
+        /// The largest second moment so far in place of the present one (Reddi et al. 2018).
+        amsgrad: bool = false,
+        /// Ascent instead of descent.
+        maximize: bool = false,
+    }
+}
+
+settings! {
+    /// `Adam` (Kingma & Ba 2015): weight decay is added to the gradient unless it is decoupled.
+    Adam {
+        /// Learning rate.
+        lr: f64 = 1e-3,
+        /// Decay of the two moments.
+        betas: [f64; 2] = [0.9, 0.999],
+        /// Added to the denominator.
+        eps: f64 = 1e-8,
+        /// Weight decay.
+        weight_decay: f64 = 0.0,
+        /// The largest second moment so far in place of the present one (Reddi et al. 2018).
+        amsgrad: bool = false,
+        /// Ascent instead of descent.
+        maximize: bool = false,
+        /// Weight decay as in `AdamW`.
+        decoupled_weight_decay: bool = false,
+    }
+}
+
+settings! {
+    /// `SGD`, with Polyak's or Nesterov's momentum (Sutskever et al. 2013).
+    Sgd {
+        /// Learning rate.
+        lr: f64 = 1e-3,
+        /// Momentum; 0 is none.
+        momentum: f64 = 0.0,
+        /// What the gradient is damped by when it joins the momentum.
+        dampening: f64 = 0.0,
+        /// L2 penalty.
+        weight_decay: f64 = 0.0,
+        /// Nesterov's momentum.
+        nesterov: bool = false,
+        /// Ascent instead of descent.
+        maximize: bool = false,
+    }
+}
+
+settings! {
+    /// `Adamax` (Kingma & Ba 2015): Adam with the infinity norm.
+    Adamax {
+        /// Learning rate.
+        lr: f64 = 2e-3,
+        /// Decay of the first moment and of the norm.
+        betas: [f64; 2] = [0.9, 0.999],
+        /// Added to the gradient's size.
+        eps: f64 = 1e-8,
+        /// L2 penalty.
+        weight_decay: f64 = 0.0,
+        /// Ascent instead of descent.
+        maximize: bool = false,
+    }
+}
+
+settings! {
+    /// `NAdam` (Dozat 2016): Adam with Nesterov's momentum.
+    NAdam {
+        /// Learning rate.
+        lr: f64 = 2e-3,
+        /// Decay of the two moments.
+        betas: [f64; 2] = [0.9, 0.999],
+        /// Added to the denominator.
+        eps: f64 = 1e-8,
+        /// Weight decay.
+        weight_decay: f64 = 0.0,
+        /// How fast the momentum approaches its final value.
+        momentum_decay: f64 = 4e-3,
+        /// Weight decay as in `AdamW`.
+        decoupled_weight_decay: bool = false,
+        /// Ascent instead of descent.
+        maximize: bool = false,
+    }
+}
+
+settings! {
+    /// `RAdam` (Liu et al. 2020): Adam with a rectified variance.
+    RAdam {
+        /// Learning rate.
+        lr: f64 = 1e-3,
+        /// Decay of the two moments.
+        betas: [f64; 2] = [0.9, 0.999],
+        /// Added to the denominator.
+        eps: f64 = 1e-8,
+        /// Weight decay.
+        weight_decay: f64 = 0.0,
+        /// Weight decay as in `AdamW`.
+        decoupled_weight_decay: bool = false,
+        /// Ascent instead of descent.
+        maximize: bool = false,
+    }
+}
+
+settings! {
+    /// `Adagrad` (Duchi et al. 2011).
+    Adagrad {
+        /// Learning rate.
+        lr: f64 = 1e-2,
+        /// How fast the learning rate falls.
+        lr_decay: f64 = 0.0,
+        /// L2 penalty.
+        weight_decay: f64 = 0.0,
+        /// Where the sum of squares starts.
+        initial_accumulator_value: f64 = 0.0,
+        /// Added to the denominator.
+        eps: f64 = 1e-10,
+        /// Ascent instead of descent.
+        maximize: bool = false,
+    }
+}
+
+settings! {
+    /// `Adadelta` (Zeiler 2012).
+    Adadelta {
+        /// What the update is multiplied by.
+        lr: f64 = 1.0,
+        /// Decay of both averages.
+        rho: f64 = 0.9,
+        /// Added under both roots.
+        eps: f64 = 1e-6,
+        /// L2 penalty.
+        weight_decay: f64 = 0.0,
+        /// Ascent instead of descent.
+        maximize: bool = false,
+    }
+}
+
+settings! {
+    /// `RMSprop` (Hinton 2012), centered as in Graves 2013.
+    RmsProp {
+        /// Learning rate.
+        lr: f64 = 1e-2,
+        /// Decay of the average of squares.
+        alpha: f64 = 0.99,
+        /// Added to the denominator.
+        eps: f64 = 1e-8,
+        /// L2 penalty.
+        weight_decay: f64 = 0.0,
+        /// Momentum; 0 is none.
+        momentum: f64 = 0.0,
+        /// Divides by the deviation instead of the root mean square.
+        centered: bool = false,
+        /// Ascent instead of descent.
+        maximize: bool = false,
+    }
+}
+
+settings! {
+    /// `Adafactor` (Shazeer & Stern 2018): a matrix's second moments by row and by column.
+    Adafactor {
+        /// Largest relative step.
+        lr: f64 = 1e-2,
+        /// The exponent of the second moment's decay.
+        beta2_decay: f64 = -0.8,
+        /// Floors of the second moment (`null`: the number format's epsilon) and of a parameter's size.
+        eps: (Option<f64>, f64) = (None, 1e-3),
+        /// Largest root mean square of an update.
+        d: f64 = 1.0,
+        /// Decoupled weight decay.
+        weight_decay: f64 = 0.0,
+        /// Ascent instead of descent.
+        maximize: bool = false,
+    }
+}
+
+settings! {
+    /// `Muon` (Jordan 2024): momentum made orthogonal by Newton-Schulz iterations in bf16. Only for matrices.
+    Muon {
+        /// Learning rate.
+        lr: f64 = 1e-3,
+        /// Decoupled weight decay.
+        weight_decay: f64 = 0.1,
+        /// Momentum.
+        momentum: f64 = 0.95,
+        /// Nesterov's momentum.
+        nesterov: bool = true,
+        /// The quintic's coefficients.
+        ns_coefficients: [f64; 3] = [3.4445, -4.7750, 2.0315],
+        /// Floor of the norm that is divided by.
+        eps: f64 = 1e-7,
+        /// Iterations.
+        ns_steps: u32 = 5,
+        /// How a matrix's shape changes its learning rate; `null` is `original`.
+        adjust_lr_fn: Option<MuonRate> = None,
+    }
+}
+
+/// How `Muon` adapts the learning rate to a matrix of `rows × columns`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MuonRate {
+    /// Times `√max(1, rows / columns)` (Jordan 2024).
+    Original,
+    /// Times `0.2 √max(rows, columns)`, which makes updates as large as `AdamW`'s (Liu et al. 2025).
+    MatchRmsAdamw,
+}
+
+/// An optimizer and its settings. The journal stores these: fields may be added, never renamed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "each is named after its settings, which say what it is")]
+pub enum OptimizerSpec {
+    AdamW(AdamW),
+    Adam(Adam),
+    #[serde(rename = "SGD")]
+    Sgd(Sgd),
+    Adamax(Adamax),
+    NAdam(NAdam),
+    RAdam(RAdam),
+    Adagrad(Adagrad),
+    Adadelta(Adadelta),
+    #[serde(rename = "RMSprop")]
+    RmsProp(RmsProp),
+    Adafactor(Adafactor),
+    Muon(Muon),
+}
+
+impl Default for OptimizerSpec {
+    fn default() -> Self {
+        Self::AdamW(AdamW::default())
+    }
+}
+
+/// The same field of whichever optimizer it is.
+macro_rules! field {
+    ($spec:expr, $field:ident) => {
+        match $spec {
+            OptimizerSpec::AdamW(settings) => &settings.$field,
+            OptimizerSpec::Adam(settings) => &settings.$field,
+            OptimizerSpec::Sgd(settings) => &settings.$field,
+            OptimizerSpec::Adamax(settings) => &settings.$field,
+            OptimizerSpec::NAdam(settings) => &settings.$field,
+            OptimizerSpec::RAdam(settings) => &settings.$field,
+            OptimizerSpec::Adagrad(settings) => &settings.$field,
+            OptimizerSpec::Adadelta(settings) => &settings.$field,
+            OptimizerSpec::RmsProp(settings) => &settings.$field,
+            OptimizerSpec::Adafactor(settings) => &settings.$field,
+            OptimizerSpec::Muon(settings) => &settings.$field,
+        }
+    };
+    ($spec:expr, mut $field:ident) => {
+        match $spec {
+            OptimizerSpec::AdamW(settings) => &mut settings.$field,
+            OptimizerSpec::Adam(settings) => &mut settings.$field,
+            OptimizerSpec::Sgd(settings) => &mut settings.$field,
+            OptimizerSpec::Adamax(settings) => &mut settings.$field,
+            OptimizerSpec::NAdam(settings) => &mut settings.$field,
+            OptimizerSpec::RAdam(settings) => &mut settings.$field,
+            OptimizerSpec::Adagrad(settings) => &mut settings.$field,
+            OptimizerSpec::Adadelta(settings) => &mut settings.$field,
+            OptimizerSpec::RmsProp(settings) => &mut settings.$field,
+            OptimizerSpec::Adafactor(settings) => &mut settings.$field,
+            OptimizerSpec::Muon(settings) => &mut settings.$field,
+        }
+    };
+}
+
+impl OptimizerSpec {
+    /// The names, as `torch.optim` has them.
+    pub const NAMES: [&'static str; 11] =
+        ["AdamW", "Adam", "SGD", "Adamax", "NAdam", "RAdam", "Adagrad", "Adadelta", "RMSprop", "Adafactor", "Muon"];
+
+    /// Settings that say how torch computes and not what: they change nothing here.
+    const OF_THE_IMPLEMENTATION: [&'static str; 4] = ["foreach", "fused", "capturable", "differentiable"];
+
+    /// The optimizer of this name with these keyword arguments of its class; what is left out has torch's default.
+    pub fn named(name: &str, mut settings: Map<String, Value>) -> Result<Self> {
+        settings.retain(|key, _| !Self::OF_THE_IMPLEMENTATION.contains(&key.as_str()));
+        let spec: Self = named("optimizer", &Self::NAMES, name, settings)?;
+        spec.validate()?;
+        Ok(spec)
+    }
+
+    /// Its name in `torch.optim`.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::AdamW(_) => "AdamW",
+            Self::Adam(_) => "Adam",
+            Self::Sgd(_) => "SGD",
+            Self::Adamax(_) => "Adamax",
+            Self::NAdam(_) => "NAdam",
+            Self::RAdam(_) => "RAdam",
+            Self::Adagrad(_) => "Adagrad",
+            Self::Adadelta(_) => "Adadelta",
+            Self::RmsProp(_) => "RMSprop",
+            Self::Adafactor(_) => "Adafactor",
+            Self::Muon(_) => "Muon",
+        }
+    }
+
+    /// The learning rate.
+    #[must_use]
+    pub const fn lr(&self) -> f64 {
+        *field!(self, lr)
+    }
+
+    /// Another learning rate.
+    pub const fn set_lr(&mut self, lr: f64) {
+        *field!(self, mut lr) = lr;
+    }
+
+    /// The weight decay.
+    #[must_use]
+    pub const fn weight_decay(&self) -> f64 {
+        *field!(self, weight_decay)
+    }
+
+    /// Another weight decay.
+    pub const fn set_weight_decay(&mut self, weight_decay: f64) {
+        *field!(self, mut weight_decay) = weight_decay;
+    }
+
+    /// The decay of both moments, where there are two.
+    pub const fn betas_mut(&mut self) -> Option<&mut [f64; 2]> {
+        match self {
+            Self::AdamW(settings) => Some(&mut settings.betas),
+            Self::Adam(settings) => Some(&mut settings.betas),
+            Self::Adamax(settings) => Some(&mut settings.betas),
+            Self::NAdam(settings) => Some(&mut settings.betas),
+            Self::RAdam(settings) => Some(&mut settings.betas),
+            _ => None,
+        }
+    }
+
+    /// What a schedule that cycles momentum changes: the momentum, or the first moment's decay; `None`: there is none.
+    pub const fn momentum_mut(&mut self) -> Option<&mut f64> {
+        match self {
+            Self::Sgd(settings) => Some(&mut settings.momentum),
+            Self::RmsProp(settings) => Some(&mut settings.momentum),
+            Self::Muon(settings) => Some(&mut settings.momentum),
+            _ => match self.betas_mut() {
+                Some([beta1, _]) => Some(beta1),
+                None => None,
+            },
+        }
+    }
+
+    /// What is added to the denominator, where that is one number.
+    pub const fn eps_mut(&mut self) -> Option<&mut f64> {
+        match self {
+            Self::AdamW(settings) => Some(&mut settings.eps),
+            Self::Adam(settings) => Some(&mut settings.eps),
+            Self::Adamax(settings) => Some(&mut settings.eps),
+            Self::NAdam(settings) => Some(&mut settings.eps),
+            Self::RAdam(settings) => Some(&mut settings.eps),
+            Self::Adagrad(settings) => Some(&mut settings.eps),
+            Self::Adadelta(settings) => Some(&mut settings.eps),
+            Self::RmsProp(settings) => Some(&mut settings.eps),
+            Self::Muon(settings) => Some(&mut settings.eps),
+            Self::Sgd(_) | Self::Adafactor(_) => None,
+        }
+    }
+
+    /// Whether the settings are in the ranges that torch allows; the error names the first that is not.
+    pub fn validate(&self) -> Result<()> {
+        at_least_zero("lr", self.lr())?;
+        at_least_zero("weight_decay", self.weight_decay())?;
+        let mut own = self.clone();
+        if let Some(betas) = own.betas_mut() {
+            for beta in betas {
+                check("betas", *beta, (0.0..1.0).contains(beta), "two numbers in [0, 1)")?;
+            }
+        }
+        if let Some(eps) = own.eps_mut() {
+            at_least_zero("eps", *eps)?;
+        }
+        match self {
+            Self::Sgd(sgd) => {
+                at_least_zero("momentum", sgd.momentum)?;
+                check("dampening", sgd.dampening, true, "a finite number")?;
+                if sgd.nesterov && (sgd.momentum <= 0.0 || sgd.dampening != 0.0) {
+                    return Err(Error::invalid("`nesterov` needs a momentum above 0 and no dampening"));
+                }
+                Ok(())
+            }
+            Self::NAdam(nadam) => at_least_zero("momentum_decay", nadam.momentum_decay),
+            Self::Adagrad(adagrad) => {
+                at_least_zero("lr_decay", adagrad.lr_decay)?;
+                at_least_zero("initial_accumulator_value", adagrad.initial_accumulator_value)
+            }
+            Self::Adadelta(adadelta) => check("rho", adadelta.rho, (0.0..=1.0).contains(&adadelta.rho), "in [0, 1]"),
+            Self::RmsProp(rmsprop) => {
+                at_least_zero("momentum", rmsprop.momentum)?;
+                at_least_zero("alpha", rmsprop.alpha)
+            }
+            Self::Adafactor(adafactor) => {
+                check("beta2_decay", adafactor.beta2_decay, adafactor.beta2_decay <= 0.0, "at most 0")?;
+                check("d", adafactor.d, adafactor.d >= 1.0, "at least 1")?;
+                let (of_squares, of_parameters) = adafactor.eps;
+                at_least_zero("eps", of_squares.unwrap_or_default())?;
+                at_least_zero("eps", of_parameters)
+            }
+            Self::Muon(muon) => {
+                at_least_zero("momentum", muon.momentum)?;
+                for coefficient in muon.ns_coefficients {
+                    check("ns_coefficients", coefficient, true, "three finite numbers")?;
+                }
+                check("ns_steps", f64::from(muon.ns_steps), muon.ns_steps < 100, "below 100")
+            }
+            Self::AdamW(_) | Self::Adam(_) | Self::Adamax(_) | Self::RAdam(_) => Ok(()),
+        }
+    }
+}
+
+fn at_least_zero(name: &str, value: f64) -> Result<()> {
+    check(name, value, value >= 0.0, "a finite number of at least 0")
+}
+
+fn check(name: &str, value: f64, allowed: bool, range: &str) -> Result<()> {
+    if allowed && value.is_finite() {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("`{name}` is {value}, but must be {range}")))
+}
+
+/// What is done with a run's accumulated gradients and its optimizer, in the order of the fields. All or nothing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OptimizerWork {
+    /// What every gradient is divided by: the tokens they are a sum over, for a mean.
+    pub divide_by: f64,
+    /// Scales the gradients down to a norm; with `None` they stay as they are.
+    pub clip: Option<GradientClip>,
+    /// Settings that change from here on.
+    pub overrides: OptimizerOverrides,
+    /// Takes a step with the run's optimizer.
+    pub step: bool,
+    /// Sets the gradients to zero.
+    pub zero_gradients: bool,
+    /// Lets the run's schedule set the next learning rate; nothing happens where there is none.
+    pub step_scheduler: bool,
+}
+
+impl Default for OptimizerWork {
+    fn default() -> Self {
+        Self {
+            divide_by: 1.0,
+            clip: None,
+            overrides: OptimizerOverrides::default(),
+            step: false,
+            zero_gradients: false,
+            step_scheduler: false,
+        }
+    }
+}
+
+impl OptimizerWork {
+    /// A name for logs and metrics.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self { step: true, clip: Some(_), .. } => "clip_grad_and_step",
+            Self { step: true, .. } => "step",
+            Self { clip: Some(_), .. } => "clip_grad_norm",
+            Self { step_scheduler: true, .. } => "lr_step",
+            Self { .. } => "zero_grad",
+        }
+    }
+}
+
+/// How gradients are clipped: all together, by `torch.nn.utils.clip_grad_norm_`'s rule.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GradientClip {
+    /// The largest norm that is left alone.
+    pub max_norm: f64,
+    /// Which norm.
+    #[serde(default)]
+    pub norm: GradientNorm,
+}
+
+/// A norm of all gradients together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GradientNorm {
+    /// Euclid's.
+    #[default]
+    Two,
+    /// The largest gradient's size.
+    Infinity,
+}
+
+/// Settings of a run's optimizer that change; what is `None` stays.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct OptimizerOverrides {
+    /// Learning rate.
+    pub lr: Option<f64>,
+    /// Decay of the two moments.
+    pub betas: Option<[f64; 2]>,
+    /// Added to the denominator.
+    pub eps: Option<f64>,
+    /// Weight decay.
+    pub weight_decay: Option<f64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn settings(value: Value) -> Map<String, Value> {
+        value.as_object().cloned().unwrap_or_default()
+    }
+
+    #[test]
+    fn keyword_arguments_of_torch_make_an_optimizer() {
+        let given = settings(json!({ "lr": 1, "momentum": 0.9, "nesterov": true, "foreach": null }));
+        let expected = Sgd { lr: 1.0, momentum: 0.9, nesterov: true, ..Sgd::default() };
+        assert_eq!(OptimizerSpec::named("SGD", given).unwrap(), OptimizerSpec::Sgd(expected));
+        let given = settings(json!({ "eps": [null, 0.01] }));
+        let expected = Adafactor { eps: (None, 0.01), ..Adafactor::default() };
+        assert_eq!(OptimizerSpec::named("Adafactor", given).unwrap(), OptimizerSpec::Adafactor(expected));
+        for name in OptimizerSpec::NAMES {
+            assert_eq!(OptimizerSpec::named(name, Map::new()).unwrap().name(), name);
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_an_optimizer_is_named() {
+        let wrong = |name: &str, value: Value| OptimizerSpec::named(name, settings(value)).unwrap_err().to_string();
+        assert!(wrong("Adamw", json!({})).contains("did you mean `AdamW`?"), "{}", wrong("Adamw", json!({})));
+        assert!(wrong("SGD", json!({ "beta": 1 })).contains("`beta`"), "{}", wrong("SGD", json!({ "beta": 1 })));
+        assert!(wrong("Adam", json!({ "betas": [0.9, 1.0] })).contains("`betas` is 1"));
+        assert!(wrong("SGD", json!({ "nesterov": true })).contains("`nesterov`"));
+        assert!(wrong("AdamW", json!({ "lr": -1.0 })).contains("`lr` is -1"));
+        assert!(wrong("Muon", json!({ "adjust_lr_fn": "other" })).contains("match_rms_adamw"));
+    }
+
+    #[cfg(feature = "node")]
+    #[test]
+    fn an_optimizer_survives_the_journal() {
+        for name in OptimizerSpec::NAMES {
+            let mut spec = OptimizerSpec::named(name, Map::new()).unwrap();
+            spec.set_lr(0.1 + 0.2);
+            let bytes = rmp_serde::to_vec_named(&spec).unwrap();
+            assert_eq!(rmp_serde::from_slice::<OptimizerSpec>(&bytes).unwrap(), spec);
+        }
+        let work = OptimizerWork {
+            clip: Some(GradientClip { max_norm: 1.0, norm: GradientNorm::Infinity }),
+            step: true,
+            ..OptimizerWork::default()
+        };
+        let bytes = rmp_serde::to_vec_named(&work).unwrap();
+        assert_eq!(rmp_serde::from_slice::<OptimizerWork>(&bytes).unwrap(), work);
+    }
+}
