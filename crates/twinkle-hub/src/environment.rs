@@ -23,6 +23,13 @@ impl Environment {
         Self { variables: variables.into_iter().collect(), home: None }
     }
 
+    /// The same, with hubs never asked.
+    #[must_use]
+    pub fn offline(mut self) -> Self {
+        self.variables.insert("TWINKLE_OFFLINE".to_owned(), "1".to_owned());
+        self
+    }
+
     /// A variable that is set and not empty.
     pub(crate) fn text(&self, name: &str) -> Option<&str> {
         self.variables.get(name).map(|value| value.trim()).filter(|value| !value.is_empty())

@@ -8,6 +8,7 @@ mod clear;
 mod detach;
 mod keys;
 mod launch;
+mod plan;
 mod report;
 mod routes;
 mod schema;
@@ -24,6 +25,7 @@ Examples:
   twinkle-server --config configs/quickstart.yaml --no-wait   start it in the background
   twinkle-server stop --config configs/quickstart.yaml        stop it, wherever it was started
   twinkle-server check --config configs/quickstart.yaml       print what the file means
+  twinkle-server plan --config configs/quickstart.yaml        say what it needs in memory
   twinkle-server routes --config configs/quickstart.yaml      list what it would answer
 
 A node that is up answers on its address:
@@ -54,6 +56,9 @@ enum Command {
     /// Check a configuration and print its normal form, every default filled in
     #[command(visible_aliases = ["check-config", "print-config"], after_help = check::EXAMPLES)]
     Check(check::CheckArgs),
+    /// Say what a configuration needs in memory and how fast it would be, without serving it
+    #[command(after_help = plan::EXAMPLES)]
+    Plan(plan::PlanArgs),
     /// List every method and path a node of this configuration answers
     #[command(after_help = routes::EXAMPLES)]
     Routes(routes::RoutesArgs),
@@ -87,6 +92,7 @@ pub fn main() -> ExitCode {
         Some(Command::Launch(launch)) => launch::run(&launch),
         Some(Command::Stop(arguments)) => stop::run(&arguments),
         Some(Command::Check(arguments)) => check::run(&arguments),
+        Some(Command::Plan(arguments)) => plan::run(&arguments),
         Some(Command::Routes(arguments)) => routes::run(&arguments),
         Some(Command::Schema) => schema::run(),
         Some(Command::Keys(command)) => keys::run(&command),

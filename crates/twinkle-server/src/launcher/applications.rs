@@ -24,6 +24,7 @@ use twinkle_sampler::{SamplerComponent, SamplerContext};
 use super::base_models::BaseModels;
 use super::folders::Folders;
 use super::housekeeping::{self, TrainedModel};
+use super::memory::MemoryPlan;
 use super::model_folders::ModelFolders;
 use super::running::{Draining, drain_limit};
 use crate::directory::{Directory, ServedModel};
@@ -34,9 +35,6 @@ use crate::node::Mounts;
 use crate::routes::Mounted;
 use crate::server_component::{ServerComponent, ServerContext};
 use crate::stack::{component_stack, concurrency_limits, quota_limits};
-
-/// Packed rows of one training pass: bounds the memory of activations, and is more than enough to fill a device.
-const ROWS_PER_PASS: usize = 4_096;
 
 /// A run is snapshotted when replaying it would take longer than this.
 const SNAPSHOT_AFTER: Duration = Duration::from_secs(20);
@@ -94,9 +92,12 @@ impl Applications {
     /// Builds all of them; the first that cannot be built ends the launch.
     pub(super) async fn build(config: &ServerConfig, state: &NodeState) -> Result<Self> {
         let folders = ModelFolders::find(config).await?;
+        let memory = MemoryPlan::new(config, &folders)?;
+        memory.log();
         let mut builder = Builder {
             state,
             folders: &folders,
+            memory: &memory,
             bases: BaseModels::default(),
             models: Vec::new(),
             trained: Vec::new(),
@@ -157,6 +158,7 @@ struct About {
 struct Builder<'a> {
     state: &'a NodeState,
     folders: &'a ModelFolders,
+    memory: &'a MemoryPlan,
     bases: BaseModels,
     models: Vec<ServedModel>,
     trained: Vec<TrainedModel>,
@@ -169,13 +171,14 @@ impl Builder<'_> {
     async fn model(&mut self, application: &Application, args: &ModelArgs) -> Result<()> {
         let folder = self.folders.of(&args.model)?.to_path_buf();
         let base = self.bases.get(&folder, args.precision, args.devices.first()).await?;
-        let longest = base.config().max_position_embeddings;
-        let max_context = args.max_length.map_or(longest, |length| longest.min(length as usize));
+        let planned = self.memory.trainer(&application.name)?;
+        let max_context = planned.max_length;
         let vocabulary = base.config().vocab_size;
         let limits = EngineLimits {
             max_length: max_context,
-            rows_per_pass: ROWS_PER_PASS,
-            max_runs: Some(args.max_loras as usize),
+            rows_per_pass: planned.rows_per_pass,
+            max_runs: Some(planned.max_loras),
+            memory: planned.limits,
             max_rank: args.max_rank,
             snapshot_after: SNAPSHOT_AFTER,
         };

@@ -63,7 +63,7 @@ async fn load(folder: PathBuf, precision: Precision, device: Device) -> Result<B
     Ok(model)
 }
 
-const fn precision_of(precision: Precision) -> twinkle_nn::Precision {
+pub(super) const fn precision_of(precision: Precision) -> twinkle_nn::Precision {
     match precision {
         Precision::Auto => twinkle_nn::Precision::Auto,
         Precision::Float32 => twinkle_nn::Precision::Float32,
@@ -72,7 +72,7 @@ const fn precision_of(precision: Precision) -> twinkle_nn::Precision {
 }
 
 /// libtorch's name of the device; a CUDA device is checked to be there.
-fn device_of(device: Device) -> Result<tch::Device> {
+pub(super) fn device_of(device: Device) -> Result<tch::Device> {
     let name = match device {
         Device::Cpu => "cpu".to_owned(),
         Device::Cuda(ordinal) => format!("cuda:{ordinal}"),

@@ -17,9 +17,19 @@ pub(super) struct ModelFolders {
 impl ModelFolders {
     /// Finds each model once, however many applications serve it. One after another: the network is the limit.
     pub(super) async fn find(config: &ServerConfig) -> Result<Self> {
-        let mut found = Self { by_source: BTreeMap::new(), by_name: BTreeMap::new() };
         let options = LibraryOptions { before_weights: Some(check_computable), ..LibraryOptions::of_process()? };
-        let library = ModelLibrary::new(options)?;
+        Self::find_in(&ModelLibrary::new(options)?, config).await
+    }
+
+    /// Finds each model on this machine; no hub is asked.
+    pub(super) async fn on_this_machine(config: &ServerConfig) -> Result<Self> {
+        let options = LibraryOptions::of_process()?;
+        let environment = options.environment.clone().offline();
+        Self::find_in(&ModelLibrary::new(LibraryOptions { environment, ..options })?, config).await
+    }
+
+    async fn find_in(library: &ModelLibrary, config: &ServerConfig) -> Result<Self> {
+        let mut found = Self { by_source: BTreeMap::new(), by_name: BTreeMap::new() };
         for application in &config.applications {
             let (name, source) = match &application.args {
                 ApplicationArgs::Model(args) => (&args.public_name, &args.model),

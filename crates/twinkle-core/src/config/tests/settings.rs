@@ -224,6 +224,18 @@ fn scalars_are_read_as_laxly_as_the_original_does() {
 }
 
 #[test]
+fn an_amount_of_memory_is_bytes_or_has_a_unit() {
+    for (written, bytes) in [("1073741824", 1 << 30), ("1.5 GiB", 3 << 29), ("'2GB'", 2_000_000_000)] {
+        let config = parse(&model_with(&format!("memory_limit: {written}"))).unwrap();
+        assert_eq!(model_args(&config).memory_limit, Some(bytes), "{written}");
+    }
+    insta::assert_snapshot!(problems(&model_with("memory_limit: 5 apples")), @r"
+    node.yaml:8:21: `memory_limit` in `applications[0].args` must be an amount of memory such as `8 GiB`, got the text `5 apples`
+    ");
+    assert!(problems(&model_with("memory_limit: 0")).contains("must be an amount of memory"));
+}
+
+#[test]
 fn what_is_probably_not_meant_is_a_warning() {
     let warnings = |text: &str| parse(text).unwrap().warnings().join("\n");
     insta::assert_snapshot!(warnings(""), @r"node.yaml:1:1: no applications are configured");
