@@ -32,7 +32,8 @@ pub struct LoraSpec {
     /// Alphas of modules whose name ends with a pattern, PEFT's `alpha_pattern`; the first that matches counts.
     #[serde(default, skip_serializing_if = "is_default")]
     pub alpha_pattern: Vec<(String, f64)>,
-    /// The rank on experts; `None`: `rank` divided by the experts that a token uses, at least 1.
+    /// The rank on experts that no pattern names; `None`: `rank` divided by the experts that a token uses, at least 1.
+    /// Their scale stays `alpha / rank`.
     #[serde(default, skip_serializing_if = "is_default")]
     pub expert_rank: Option<u32>,
     /// Which factors the experts of a layer have in common.

@@ -10,7 +10,7 @@ use super::targets::Rules;
 use crate::config::ModelConfig;
 
 /// Which linear map of the model an adapter module sits on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Site {
     /// A projection of a decoder layer, counted from 0.
     Layer(usize, Projection),
@@ -84,6 +84,20 @@ pub struct AdapterLayout {
     layers: Vec<[Option<usize>; Projection::COUNT]>,
     head: Option<usize>,
     parameter_count: usize,
+    model: ModelFacts,
+}
+
+/// What the files of an adapter depend on besides its modules.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct ModelFacts {
+    /// Whether the text model's names have another model around them.
+    pub(super) is_nested: bool,
+    /// Experts per layer; 0 without.
+    pub(super) expert_count: usize,
+    /// Rows of queries, keys and values in `linear_attn.in_proj_qkv`.
+    pub(super) qkv_rows: [usize; 3],
+    /// Modules that could be adapted and are not.
+    pub(super) left_out: Vec<Site>,
 }
 
 impl AdapterLayout {
@@ -96,6 +110,13 @@ impl AdapterLayout {
             layers: vec![[None; Projection::COUNT]; config.layer_count],
             head: None,
             parameter_count: 0,
+            model: ModelFacts {
+                is_nested: config.nested,
+                expert_count: config.moe.as_ref().map_or(0, |moe| moe.expert_count),
+                qkv_rows: [Projection::DeltaQuery, Projection::DeltaKey, Projection::DeltaValue]
+                    .map(|part| part.shape(config).0),
+                left_out: Vec::new(),
+            },
         };
         for layer in 0..config.layer_count {
             for projection in Projection::of_layer(config, layer) {
@@ -103,6 +124,8 @@ impl AdapterLayout {
                 if rules.wants(site)? {
                     let index = layout.add(config, &rules, site)?;
                     layout.layers[layer][projection.index()] = Some(index);
+                } else {
+                    layout.model.left_out.push(site);
                 }
             }
         }
@@ -154,6 +177,10 @@ impl AdapterLayout {
     #[must_use]
     pub fn modules(&self) -> &[LoraModule] {
         &self.modules
+    }
+
+    pub(super) fn model(&self) -> &ModelFacts {
+        &self.model
     }
 
     /// How many numbers the flat vector has, `P`.

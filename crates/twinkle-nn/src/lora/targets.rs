@@ -92,19 +92,25 @@ impl<'a> Rules<'a> {
 
     /// The rank of the module at `site` and what its `B A x` is multiplied by.
     pub(super) fn rank_and_scale(&self, site: Site) -> Result<(usize, f64)> {
-        let is_expert = matches!(site, Site::Layer(_, projection) if projection.is_expert());
-        let usual = if is_expert { self.expert_rank } else { self.spec.rank };
-        let rank = match self.first(&self.ranks, site)? {
-            Some(place) => self.spec.rank_pattern.get(place).map_or(usual, |(_, rank)| *rank),
-            None => usual,
+        let nominal = self.nominal(site)?;
+        let rank = match site {
+            // Of a rank that no pattern names, experts get a share. The scale stays that of the whole rank, as in
+            // Tinker's own tools.
+            Site::Layer(_, projection) if projection.is_expert() && !nominal.is_named => {
+                self.checked_rank(self.expert_rank)?
+            }
+            _ => nominal.rank,
         };
-        let alpha = match self.first(&self.alphas, site)? {
-            Some(place) => self.spec.alpha_pattern.get(place).map_or(self.spec.alpha, |(_, alpha)| *alpha),
-            None => self.spec.alpha,
-        };
-        let (rank, alpha) = (self.checked_rank(rank)?, checked_alpha(alpha)?);
-        let divisor = if self.spec.use_rslora { f64::from(rank).sqrt() } else { f64::from(rank) };
-        Ok((rank as usize, alpha / divisor))
+        Ok((rank as usize, nominal.scale))
+    }
+
+    /// What PEFT's settings say of the module at `site`.
+    pub(super) fn nominal(&self, site: Site) -> Result<Nominal> {
+        let named = self.first(&self.ranks, site)?.and_then(|place| self.spec.rank_pattern.get(place));
+        let rank = self.checked_rank(named.map_or(self.spec.rank, |(_, rank)| *rank))?;
+        let alpha = self.first(&self.alphas, site)?.and_then(|place| self.spec.alpha_pattern.get(place));
+        let alpha = checked_alpha(alpha.map_or(self.spec.alpha, |(_, alpha)| *alpha))?;
+        Ok(Nominal { rank, is_named: named.is_some(), scale: alpha / divisor(rank, self.spec.use_rslora) })
     }
 
     fn matches(&self, names: &Names, site: Site) -> Result<bool> {
@@ -144,9 +150,7 @@ impl<'a> Rules<'a> {
     /// The names of an experts' projection, expert by expert; of others none.
     fn of_experts(&self, site: Site) -> impl Iterator<Item = String> + use<> {
         let (place, experts) = match site {
-            Site::Layer(layer, projection) if projection.is_expert() => {
-                (Some((layer, projection)), self.expert_count)
-            }
+            Site::Layer(layer, projection) if projection.is_expert() => (Some((layer, projection)), self.expert_count),
             _ => (None, 0),
         };
         (0..experts).filter_map(move |expert| {
@@ -166,6 +170,19 @@ impl<'a> Rules<'a> {
     }
 }
 
+/// Rank and scale of a module as PEFT computes them.
+pub(super) struct Nominal {
+    pub(super) rank: u32,
+    /// Whether a pattern gave the rank.
+    is_named: bool,
+    pub(super) scale: f64,
+}
+
+/// What alpha is divided by.
+pub(super) fn divisor(rank: u32, use_rslora: bool) -> f64 {
+    if use_rslora { f64::from(rank).sqrt() } else { f64::from(rank) }
+}
+
 fn checked_alpha(alpha: f64) -> Result<f64> {
     if !alpha.is_finite() || alpha <= 0.0 {
         return Err(Error::invalid(format!("the adapter's alpha is `{alpha}`, but must be above 0")));
@@ -173,20 +190,20 @@ fn checked_alpha(alpha: f64) -> Result<f64> {
     Ok(alpha)
 }
 
-/// What the module at `site` is called: here, in PEFT, and where the text model is nested in another.
+/// What the module at `site` is called: here, in PEFT, by Tinker, and where the text model is nested in another.
 fn names_of(site: Site) -> Vec<String> {
-    let name = site_name(site);
-    let Site::Layer(layer, projection) = site else {
-        return vec![name];
-    };
-    let mut names = vec![name];
-    let below = format!("model.layers.{layer}");
-    match projection {
-        Projection::DeltaQuery | Projection::DeltaKey | Projection::DeltaValue => {
-            names.push(format!("{below}.linear_attn.in_proj_qkv"));
-        }
-        Projection::ExpertGate | Projection::ExpertUp => names.push(format!("{below}.mlp.experts.gate_up_proj")),
-        _ => {}
+    let mut names = vec![site_name(site)];
+    if let Site::Layer(layer, projection) = site {
+        let others: &[&str] = match projection {
+            Projection::DeltaQuery | Projection::DeltaKey | Projection::DeltaValue => &["linear_attn.in_proj_qkv"],
+            Projection::ExpertGate => &["mlp.experts.gate_up_proj", "mlp.experts.w1"],
+            Projection::ExpertUp => &["mlp.experts.gate_up_proj", "mlp.experts.w3"],
+            Projection::ExpertDown => &["mlp.experts.w2"],
+            _ => &[],
+        };
+        names.extend(others.iter().map(|other| format!("model.layers.{layer}.{other}")));
+    } else {
+        names.push("model.unembed_tokens".to_owned());
     }
     let nested = names.iter().map(|name| name.replacen("model.", "model.language_model.", 1)).collect::<Vec<_>>();
     names.extend(nested);

@@ -1,0 +1,105 @@
+//! Writing safetensors files tensor by tensor, so that a file larger than the memory can be written.
+//!
+//! Unlike the crate's own writer, this one puts the header's metadata in order: equal contents are equal bytes.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use safetensors::Dtype;
+use serde_json::{Map, Value, json};
+use twinkle_core::{Error, ErrorCode, Result};
+
+/// One tensor of a file that is to be written.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Its key.
+    pub name: String,
+    /// The type of its numbers.
+    pub dtype: Dtype,
+    /// Its dimensions.
+    pub shape: Vec<usize>,
+}
+
+impl Entry {
+    /// How many bytes it takes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.shape.iter().product::<usize>() * self.dtype.bitsize() / 8
+    }
+}
+
+/// A safetensors file whose header is written and whose tensors are being appended.
+#[derive(Debug)]
+pub struct TensorFile {
+    path: PathBuf,
+    file: BufWriter<File>,
+    entries: Vec<Entry>,
+    appended: usize,
+}
+
+impl TensorFile {
+    /// Writes the header of a file with these tensors, which are then appended in this order.
+    pub fn create(path: &Path, metadata: &BTreeMap<String, String>, entries: Vec<Entry>) -> Result<Self> {
+        let mut header = Map::new();
+        if !metadata.is_empty() {
+            header.insert("__metadata__".to_owned(), json!(metadata));
+        }
+        let mut start = 0;
+        for entry in &entries {
+            let end = start + entry.bytes();
+            let place = json!({"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [start, end]});
+            if header.insert(entry.name.clone(), place).is_some() {
+                return Err(Error::internal(format!("tensor `{}` was to be written twice", entry.name)));
+            }
+            start = end;
+        }
+        let mut header = Value::Object(header).to_string().into_bytes();
+        // Tensors begin at a multiple of 8, so that a reader can use them in place.
+        header.resize(header.len().next_multiple_of(8), b' ');
+        let file = File::create(path).map_err(|error| write_error(path, &error))?;
+        let mut written = Self { path: path.to_owned(), file: BufWriter::new(file), entries, appended: 0 };
+        written.put(&(header.len() as u64).to_le_bytes())?;
+        written.put(&header)?;
+        Ok(written)
+    }
+
+    /// Appends the next tensor, little-endian and row-major.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        let entry = self.entries.get(self.appended);
+        if entry.is_none_or(|entry| entry.bytes() != bytes.len()) {
+            return Err(Error::internal(format!(
+                "{} bytes were written to `{}` where {:?} belongs",
+                bytes.len(),
+                self.path.display(),
+                entry
+            )));
+        }
+        self.appended += 1;
+        self.put(bytes)
+    }
+
+    /// Ends the file.
+    pub fn finish(mut self) -> Result<()> {
+        if let Some(entry) = self.entries.get(self.appended) {
+            return Err(Error::internal(format!("tensor `{}` was not written", entry.name)));
+        }
+        self.file.flush().map_err(|error| write_error(&self.path, &error))
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).map_err(|error| write_error(&self.path, &error))
+    }
+}
+
+/// Why a file could not be written, telling a full disk apart from other failures.
+pub(crate) fn write_error(path: &Path, error: &io::Error) -> Error {
+    let message = format!("`{}` could not be written: {error}", path.display());
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            Error::new(ErrorCode::ResourceExhausted, message).hint("free space on the server's disk")
+        }
+        _ => Error::internal(message),
+    }
+}
