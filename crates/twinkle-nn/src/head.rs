@@ -7,9 +7,11 @@ use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
 use twinkle_core::{Error, Result};
+use twinkle_kernels::Layout;
 
 use crate::backward::check_gradients;
-use crate::layers::linear::{accumulate_product, add_product, multiply_rows};
+use crate::layers::linear::{accumulate_product, add_product, forward_native, multiply_rows};
+use crate::layers::native::{self, Ending, LowRank};
 use crate::lora::{Adapter, AdapterPair, Gradients, Site};
 use crate::model::BaseModel;
 use crate::pack::{Pack, Span, validate_tokens};
@@ -102,6 +104,10 @@ impl BaseModel {
         }
         tch::no_grad(|| {
             let routing = self.decoding_routing(adapters)?;
+            if native::multiplies(hidden) {
+                let (logits, _) = forward_native(hidden, self.head_weight(), None, Site::Head, &routing)?;
+                return logits.f_to_kind(Kind::Float);
+            }
             let logits = multiply_rows(hidden, &self.head_weight().f_tr()?, None, Some(routing.tile))?;
             for group in &routing.groups {
                 let Some(pair) = group.adapter.at(Site::Head) else { continue };
@@ -199,6 +205,18 @@ impl Chunk<'_> {
     /// The rows' logits in the model's dtype, `[rows, V]`.
     pub(crate) fn logits(&self, pieces: &mut [Piece]) -> TorchResult<Tensor> {
         let head = self.base.head_weight().f_tr()?;
+        if native::multiplies(&self.hidden) {
+            let mut low = Vec::new();
+            for piece in pieces {
+                let Some((pair, _)) = piece.pair else { continue };
+                let (start, count) = (piece.rows.start, piece.rows.end - piece.rows.start);
+                let left = shrink(&self.hidden.f_narrow(0, start, count)?, pair, self.adapter_tile)?;
+                piece.shrunk = Some(left.shallow_clone());
+                let rows = start as usize..(start + count) as usize;
+                low.push(LowRank { rows, left, right: pair.b.tensor().f_tr()? });
+            }
+            return native::product(&[(&self.hidden, &head)], &low, Ending::default());
+        }
         let logits = multiply_rows(&self.hidden, &head, None, Some(self.tile))?;
         for piece in pieces {
             let Some((pair, _)) = piece.pair else { continue };
@@ -214,6 +232,15 @@ impl Chunk<'_> {
     /// The targets' logprobs, and what the backward needs.
     fn forward(&self, targets: Targets, pieces: &mut [Piece]) -> TorchResult<(Vec<f32>, Normalised)> {
         let logits = self.logits(pieces)?;
+        if native::is_plain(&logits) {
+            let log_sum_exp = native::log_sum_exp(&logits)?;
+            let (numbers, vocabulary) = (native::numbers(&logits)?, logits.size()[1] as usize);
+            let rows = numbers.chunks_exact(vocabulary).zip(&log_sum_exp).zip(targets.ids.chunks(targets.width));
+            let logprobs = rows
+                .flat_map(|((logits, lse), ids)| ids.iter().map(move |id| logits[*id as usize].to_f32() - lse))
+                .collect();
+            return Ok((logprobs, Normalised { log_sum_exp: Tensor::f_from_slice(&log_sum_exp)?, logits }));
+        }
         let targets = targets.tensor(self.base.device)?;
         let (mut picked, mut normalisers) = (Vec::new(), Vec::new());
         for (start, count) in blocks(logits.size()[0]) {
@@ -234,28 +261,16 @@ impl Chunk<'_> {
         &self,
         targets: Targets,
         normalised: Normalised,
-        mut derivatives: Vec<f32>,
+        derivatives: Vec<f32>,
         pieces: &[Piece],
         d_rows: &Tensor,
         gradients: &mut [&mut Gradients],
     ) -> TorchResult<()> {
-        // dL/dlogit_j = Σ_k c_k (1[j = target_k] − softmax_j), rounded to the model's dtype in place of the logits.
-        let device = self.base.device;
-        targets.merge_repeated(&mut derivatives);
-        let c = Tensor::f_from_slice(&derivatives)?.f_view([-1, targets.width as i64])?.f_to_device(device)?;
-        let c_sum = Tensor::f_from_slice(&targets.row_sums(&derivatives))?.f_unsqueeze(1)?.f_to_device(device)?;
-        let targets = targets.tensor(device)?;
-        let Normalised { logits: d_logits, log_sum_exp } = normalised;
-        for (start, count) in blocks(d_logits.size()[0]) {
-            let rows = |tensor: &Tensor| tensor.f_narrow(0, start, count);
-            let mut block = rows(&d_logits)?.f_to_kind(Kind::Float)?.f_sub(&rows(&log_sum_exp)?)?;
-            let _ = block.f_exp_()?;
-            let _ = block.f_mul_(&rows(&c_sum)?.f_neg()?)?;
-            let _ = block.f_scatter_add_(1, &rows(&targets)?, &rows(&c)?)?;
-            rows(&d_logits)?.f_copy_(&block)?;
-        }
-
+        let d_logits = self.differentiate_logits(targets, normalised, derivatives)?;
         let mut d_rows = d_rows.shallow_clone();
+        if native::multiplies(&d_logits) {
+            return self.backward_native(&d_logits, pieces, &mut d_rows, gradients);
+        }
         d_rows.f_copy_(&multiply_rows(&d_logits, self.base.head_weight(), None, Some(self.tile))?)?;
         for piece in pieces {
             let (Some((pair, index)), Some(shrunk)) = (piece.pair, &piece.shrunk) else { continue };
@@ -276,6 +291,74 @@ impl Chunk<'_> {
         }
         Ok(())
     }
+
+    /// The gradient of the loss by the logits, in their place and dtype:
+    /// dL/dlogit_j = Σ_k c_k (1[j = target_k] − softmax_j).
+    fn differentiate_logits(
+        &self,
+        targets: Targets,
+        normalised: Normalised,
+        mut derivatives: Vec<f32>,
+    ) -> TorchResult<Tensor> {
+        let device = self.base.device;
+        targets.merge_repeated(&mut derivatives);
+        let sums = targets.row_sums(&derivatives);
+        let Normalised { logits: mut d_logits, log_sum_exp } = normalised;
+        if native::is_plain(&d_logits) {
+            let (width, log_sum_exp) = (d_logits.size()[1] as usize, to_floats(&log_sum_exp)?);
+            let logits = native::numbers_mut(&mut d_logits)?;
+            twinkle_kernels::log_softmax_backward(logits, width, &log_sum_exp, targets.ids, &derivatives, &sums);
+            return Ok(d_logits);
+        }
+        let c = Tensor::f_from_slice(&derivatives)?.f_view([-1, targets.width as i64])?.f_to_device(device)?;
+        let c_sum = Tensor::f_from_slice(&sums)?.f_unsqueeze(1)?.f_to_device(device)?;
+        let targets = targets.tensor(device)?;
+        for (start, count) in blocks(d_logits.size()[0]) {
+            let rows = |tensor: &Tensor| tensor.f_narrow(0, start, count);
+            let mut block = rows(&d_logits)?.f_to_kind(Kind::Float)?.f_sub(&rows(&log_sum_exp)?)?;
+            let _ = block.f_exp_()?;
+            let _ = block.f_mul_(&rows(&c_sum)?.f_neg()?)?;
+            let _ = block.f_scatter_add_(1, &rows(&targets)?, &rows(&c)?)?;
+            rows(&d_logits)?.f_copy_(&block)?;
+        }
+        Ok(d_logits)
+    }
+
+    /// From the logits' gradient to that of the hidden rows and of the head's adapters.
+    fn backward_native(
+        &self,
+        d_logits: &Tensor,
+        pieces: &[Piece],
+        d_rows: &mut Tensor,
+        gradients: &mut [&mut Gradients],
+    ) -> TorchResult<()> {
+        let mut low = Vec::new();
+        for piece in pieces {
+            let (Some((pair, index)), Some(shrunk)) = (piece.pair, &piece.shrunk) else { continue };
+            let (start, count) = (piece.rows.start, piece.rows.end - piece.rows.start);
+            let (d_logits, hidden) = (d_logits.f_narrow(0, start, count)?, self.hidden.f_narrow(0, start, count)?);
+            let ending = Ending { scale: Some(pair.scale), ..Ending::default() };
+            let d_shrunk = native::product(&[(&d_logits, pair.b.tensor())], &[], ending)?;
+            let gradients = &gradients[index];
+            if let Some(module) = gradients.layout().module_at(Site::Head) {
+                let ((mut da, mut db), rows) = (gradients.module(module)?, [0..count as usize]);
+                native::accumulate_outer(&rows, &d_shrunk, &hidden, Layout::NarrowByWide, &mut da)?;
+                native::accumulate_outer(&rows, shrunk, &d_logits, Layout::WideByNarrow, &mut db)?;
+            }
+            let rows = start as usize..(start + count) as usize;
+            low.push(LowRank { rows, left: d_shrunk, right: pair.a.tensor().shallow_clone() });
+        }
+        d_rows.f_copy_(&native::product(&[(d_logits, self.base.head_weight())], &low, Ending::default())?)
+    }
+}
+
+/// The log-probabilities of whole rows of logits, fp32 `[rows, V]`: the numbers that [`BaseModel::head_loss`] picks from.
+pub(crate) fn log_softmax(logits: &Tensor) -> TorchResult<Tensor> {
+    let logits32 = logits.f_to_kind(Kind::Float)?;
+    if native::is_plain(logits) {
+        return logits32.f_sub(&Tensor::f_from_slice(&native::log_sum_exp(logits)?)?.f_unsqueeze(1)?);
+    }
+    logits32.f_log_softmax(-1, Kind::Float)
 }
 
 pub(crate) fn blocks(rows: i64) -> impl Iterator<Item = (i64, i64)> {
@@ -284,6 +367,10 @@ pub(crate) fn blocks(rows: i64) -> impl Iterator<Item = (i64, i64)> {
 
 /// `s · A h`, `[rows, r]`.
 fn shrink(hidden: &Tensor, pair: &AdapterPair, tile: Option<i64>) -> TorchResult<Tensor> {
+    if native::multiplies(hidden) {
+        let ending = Ending { scale: Some(pair.scale), ..Ending::default() };
+        return native::product(&[(hidden, &pair.a.tensor().f_tr()?)], &[], ending);
+    }
     let mut shrunk = multiply_rows(hidden, &pair.a.tensor().f_tr()?, None, tile)?;
     let _ = shrunk.f_mul_scalar_(pair.scale)?;
     Ok(shrunk)

@@ -6,11 +6,11 @@
 
 use std::sync::Arc;
 
-use tch::{Kind, Tensor};
+use tch::Tensor;
 use twinkle_core::{Error, Result};
 
 use crate::decode::PREFILL_TILE;
-use crate::head::{Chunk, Piece, blocks};
+use crate::head::{Chunk, Piece, blocks, log_softmax};
 use crate::lora::{Adapter, Site};
 use crate::model::BaseModel;
 use crate::torch::{TorchResult, device_error, to_floats};
@@ -51,8 +51,7 @@ impl BaseModel {
                 let chunk = Chunk { base: self, hidden: hidden.f_narrow(0, first, count)?, tile, adapter_tile };
                 let logits = chunk.logits(&mut [Piece { rows: 0..count, pair, shrunk: None }])?;
                 for (start, count) in blocks(count) {
-                    let block = logits.f_narrow(0, start, count)?.f_to_kind(Kind::Float)?;
-                    let logprobs = block.f_log_softmax(-1, Kind::Float)?;
+                    let logprobs = log_softmax(&logits.f_narrow(0, start, count)?)?;
                     let start = (first + start) as usize;
                     let rows = start..start + count as usize;
                     let wanted = picks[scores.len()..].iter().take_while(|pick| rows.contains(&pick.row));

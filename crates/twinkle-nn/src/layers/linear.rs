@@ -5,10 +5,12 @@
 
 use std::ops::Range;
 
-use tch::{Kind, Tensor};
+use tch::{Kind, TchError, Tensor};
+use twinkle_kernels::Layout;
 use twinkle_torch::Frozen;
 
-use crate::lora::{Adapter, Site};
+use super::native::{self, Ending, LowRank};
+use crate::lora::{Adapter, Gradients, Site};
 use crate::torch::TorchResult;
 
 /// A frozen linear map `y = x Wᵀ + b`.
@@ -72,6 +74,10 @@ pub(crate) type Shrunk = Vec<Option<Tensor>>;
 impl Linear {
     /// `x Wᵀ + b` plus every group's `s · B A x`; also what backward needs of the adapters.
     pub(crate) fn forward(&self, x: &Tensor, routing: &Routing) -> TorchResult<(Tensor, Shrunk)> {
+        if native::multiplies(x) {
+            let bias = self.bias.as_ref().map(Frozen::tensor);
+            return forward_native(x, self.weight.tensor(), bias, self.site, routing);
+        }
         let bias = self.bias.as_ref().map(Frozen::tensor);
         let y = multiply_rows(x, &self.weight.tensor().f_tr()?, bias, Some(routing.tile))?;
         let mut shrunk = Vec::with_capacity(routing.groups.len());
@@ -105,7 +111,18 @@ impl Linear {
         dy: &Tensor,
         shrunk: &Shrunk,
         routing: &Routing,
-        gradients: &mut [&mut crate::lora::Gradients],
+        gradients: &mut [&mut Gradients],
+    ) -> TorchResult<Tensor> {
+        backward_branches(x, &[Branch { linear: self, dy, shrunk }], routing, gradients)
+    }
+
+    fn backward_by_tiles(
+        &self,
+        x: &Tensor,
+        dy: &Tensor,
+        shrunk: &Shrunk,
+        routing: &Routing,
+        gradients: &mut [&mut Gradients],
     ) -> TorchResult<Tensor> {
         let dx = multiply_rows(dy, self.weight.tensor(), None, Some(routing.tile))?;
         for (group, shrunk) in routing.groups.iter().zip(shrunk) {
@@ -127,6 +144,184 @@ impl Linear {
     }
 }
 
+/// [`Linear::forward`] as one product: the low-rank parts join its fp32 sums.
+pub(crate) fn forward_native(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    site: Site,
+    routing: &Routing,
+) -> TorchResult<(Tensor, Shrunk)> {
+    let mut shrunk: Shrunk = routing.groups.iter().map(|_| None).collect();
+    let mut low = Vec::new();
+    for run in routing.runs() {
+        let Some(pair) = run.adapter().at(site) else { continue };
+        let ending = Ending { scale: Some(pair.scale), ..Ending::default() };
+        let own = native::product(&[(&run.of(x)?, &pair.a.tensor().f_tr()?)], &[], ending)?;
+        run.split(&own, &mut shrunk)?;
+        run.add_to(&mut low, &own, &pair.b.tensor().f_tr()?)?;
+    }
+    let ending = Ending { bias, ..Ending::default() };
+    Ok((native::product(&[(x, &weight.f_tr()?)], &low, ending)?, shrunk))
+}
+
+/// One of several linear maps of the same rows, on the way back.
+pub(crate) struct Branch<'a> {
+    pub(crate) linear: &'a Linear,
+    /// The gradient of its output.
+    pub(crate) dy: &'a Tensor,
+    /// What its adapters computed on the way forward.
+    pub(crate) shrunk: &'a Shrunk,
+}
+
+/// The gradient of the rows `x` that several linear maps have read: the sum over them, as in [`Linear::backward`].
+pub(crate) fn backward_branches(
+    x: &Tensor,
+    branches: &[Branch],
+    routing: &Routing,
+    gradients: &mut [&mut Gradients],
+) -> TorchResult<Tensor> {
+    if native::multiplies(x) {
+        let mut low = Vec::new();
+        for Branch { linear, dy, shrunk } in branches {
+            for run in routing.runs() {
+                linear.differentiate_adapter(&run, (x, dy), shrunk, &mut low, gradients)?;
+            }
+        }
+        let terms: Vec<_> = branches.iter().map(|branch| (branch.dy, branch.linear.weight.tensor())).collect();
+        return native::product(&terms, &low, Ending::default());
+    }
+    let mut sum: Option<Tensor> = None;
+    for Branch { linear, dy, shrunk } in branches {
+        let dx = linear.backward_by_tiles(x, dy, shrunk, routing, gradients)?;
+        match &mut sum {
+            Some(sum) => {
+                let _ = sum.f_add_(&dx)?;
+            }
+            None => sum = Some(dx),
+        }
+    }
+    sum.ok_or_else(|| TchError::Torch("no linear map has read these rows".to_owned()))
+}
+
+impl Linear {
+    /// The adapter's part of the backward for the rows of a run: its gradients, and what it adds to that of `x`.
+    fn differentiate_adapter(
+        &self,
+        run: &Run,
+        (x, dy): (&Tensor, &Tensor),
+        shrunk: &Shrunk,
+        low: &mut Vec<LowRank>,
+        gradients: &mut [&mut Gradients],
+    ) -> TorchResult<()> {
+        let (Some(pair), Some(module)) = (run.adapter().at(self.site), run.adapter().layout().module_at(self.site))
+        else {
+            return Ok(());
+        };
+        let (x, dy) = (run.of(x)?, run.of(dy)?);
+        let ending = Ending { scale: Some(pair.scale), ..Ending::default() };
+        let d_shrunk = native::product(&[(&dy, pair.b.tensor())], &[], ending)?;
+        let shrunk = run.join(shrunk)?;
+        let (mut da, mut db) = gradients[run.index()].module(module)?;
+        native::accumulate_outer(&run.segments(), &d_shrunk, &x, Layout::NarrowByWide, &mut da)?;
+        native::accumulate_outer(&run.segments(), &shrunk, &dy, Layout::WideByNarrow, &mut db)?;
+        run.add_to(low, &d_shrunk, pair.a.tensor())
+    }
+}
+
+/// Groups one after the other whose rows follow each other and share an adapter; their products can be one.
+struct Run<'a> {
+    groups: &'a [Group<'a>],
+    /// The first group's place in the routing.
+    first: usize,
+}
+
+impl<'a> Routing<'a> {
+    fn runs(&'a self) -> impl Iterator<Item = Run<'a>> {
+        let mut first = 0;
+        self.groups
+            .chunk_by(|left, right| match (&left.rows, &right.rows) {
+                (Rows::Range { start, length }, Rows::Range { start: next, .. }) => {
+                    std::ptr::eq(left.adapter, right.adapter) && left.index == right.index && start + length == *next
+                }
+                _ => false,
+            })
+            .map(move |groups| {
+                let run = Run { groups, first };
+                first += groups.len();
+                run
+            })
+    }
+}
+
+impl<'a> Run<'a> {
+    fn adapter(&self) -> &'a Adapter {
+        self.groups[0].adapter
+    }
+
+    fn index(&self) -> usize {
+        self.groups[0].index
+    }
+
+    /// The run's rows of `x`.
+    fn of(&self, x: &Tensor) -> TorchResult<Tensor> {
+        match &self.groups[0].rows {
+            Rows::Range { start, .. } => {
+                let rows = self.segments().last().map_or(0, |last| last.end);
+                x.f_narrow(0, *start, rows as i64)
+            }
+            Rows::List(rows) => x.f_index_select(0, rows),
+        }
+    }
+
+    /// The rows of each group, counted from the run's first.
+    fn segments(&self) -> Vec<Range<usize>> {
+        let mut end = 0;
+        let lengths = self.groups.iter().map(|group| match &group.rows {
+            Rows::Range { length, .. } => *length as usize,
+            Rows::List(rows) => rows.numel(),
+        });
+        lengths
+            .map(|length| {
+                end += length;
+                end - length..end
+            })
+            .collect()
+    }
+
+    /// Gives each group its rows of `own`.
+    fn split(&self, own: &Tensor, shrunk: &mut Shrunk) -> TorchResult<()> {
+        for (offset, rows) in self.segments().into_iter().enumerate() {
+            shrunk[self.first + offset] = Some(own.f_narrow(0, rows.start as i64, rows.len() as i64)?);
+        }
+        Ok(())
+    }
+
+    /// The groups' rows again as one.
+    fn join(&self, shrunk: &Shrunk) -> TorchResult<Tensor> {
+        let own = &shrunk[self.first..self.first + self.groups.len()];
+        let own: Vec<&Tensor> = own.iter().flatten().collect();
+        if own.len() == 1 { Ok(own[0].shallow_clone()) } else { Tensor::f_cat(&own, 0) }
+    }
+
+    /// Adds `left · right` to the low-rank summands, for the rows where they belong.
+    fn add_to(&self, low: &mut Vec<LowRank>, left: &Tensor, right: &Tensor) -> TorchResult<()> {
+        let mut add = |start: i64, own: Tensor| {
+            let start = start as usize;
+            low.push(LowRank { rows: start..start + own.size()[0] as usize, left: own, right: right.shallow_clone() });
+        };
+        match &self.groups[0].rows {
+            Rows::Range { start, .. } => add(*start, left.shallow_clone()),
+            Rows::List(list) => {
+                for (place, row) in Vec::<i64>::try_from(list)?.into_iter().enumerate() {
+                    add(row, left.f_narrow(0, place as i64, 1)?);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
 /// `x · matrix (+ bias)`, `[rows, out]`, in tiles of `tile` rows; the last one is padded with zero rows.
 pub(crate) fn multiply_rows(
     x: &Tensor,
@@ -134,6 +329,9 @@ pub(crate) fn multiply_rows(
     bias: Option<&Tensor>,
     tile: Option<i64>,
 ) -> TorchResult<Tensor> {
+    if native::multiplies(x) {
+        return native::product(&[(x, matrix)], &[], Ending { bias, ..Ending::default() });
+    }
     let (rows, out) = (x.size()[0], matrix.size()[1]);
     let y = Tensor::f_empty([rows, out], (x.kind(), x.device()))?;
     let tile = tile.unwrap_or(rows);

@@ -1,9 +1,12 @@
 //! The gated MLP: `down(silu(gate(x)) ⊙ up(x))` (Shazeer 2020).
 
 use tch::{Kind, Tensor};
+use twinkle_core::Result;
 
-use super::linear::{Linear, Routing, Shrunk};
-use crate::lora::Gradients;
+use super::linear::{Branch, Linear, Routing, Shrunk, backward_branches};
+use super::load::LayerFiles;
+use super::native;
+use crate::lora::{Gradients, Projection};
 use crate::torch::TorchResult;
 
 /// Rows handled at once in the element-wise parts, so that they stay in the processor's cache.
@@ -30,6 +33,12 @@ pub(crate) struct MlpTape {
 }
 
 impl Mlp {
+    /// Loads the three projections `[gate, up, down]`.
+    pub(crate) fn load(files: &mut LayerFiles, projections: [Projection; 3], bias: bool) -> Result<Self> {
+        let [gate, up, down] = projections;
+        Ok(Self { gate: files.linear(gate, bias)?, up: files.linear(up, bias)?, down: files.linear(down, bias)? })
+    }
+
     /// The output for normed rows `x`, `[T, H]`.
     pub(crate) fn forward(&self, x: &Tensor, routing: &Routing) -> TorchResult<(Tensor, MlpTape)> {
         let (gate, gate_shrunk) = self.gate.forward(x, routing)?;
@@ -55,16 +64,22 @@ impl Mlp {
         differentiate(&gate, &up, &d_activated)?;
         drop(d_activated);
         // `gate` and `up` now hold their own gradients.
-        let mut dx = self.gate.backward(x, &gate, &gate_shrunk, routing, gradients)?;
-        drop(gate);
-        let _ = dx.f_add_(&self.up.backward(x, &up, &up_shrunk, routing, gradients)?)?;
-        Ok(dx)
+        let branches = [
+            Branch { linear: &self.gate, dy: &gate, shrunk: &gate_shrunk },
+            Branch { linear: &self.up, dy: &up, shrunk: &up_shrunk },
+        ];
+        backward_branches(x, &branches, routing, gradients)
     }
 }
 
 /// `silu(gate) ⊙ up`, both factors rounded to the model's dtype.
-fn activate(gate: &Tensor, up: &Tensor) -> TorchResult<Tensor> {
-    let activated = Tensor::f_empty_like(gate)?;
+pub(crate) fn activate(gate: &Tensor, up: &Tensor) -> TorchResult<Tensor> {
+    let mut activated = Tensor::f_empty_like(gate)?;
+    if native::is_plain(gate) {
+        let (gate, up) = (native::numbers(gate)?, native::numbers(up)?);
+        twinkle_kernels::swiglu(gate, up, native::numbers_mut(&mut activated)?);
+        return Ok(activated);
+    }
     for_blocks(gate.size()[0], |start, rows| {
         let gate = gate.f_narrow(0, start, rows)?;
         let mut silu = sigmoid(&gate)?;
@@ -77,7 +92,13 @@ fn activate(gate: &Tensor, up: &Tensor) -> TorchResult<Tensor> {
 }
 
 /// Replaces `gate` and `up` by their gradients, given that of `silu(gate) ⊙ up`.
-fn differentiate(gate: &Tensor, up: &Tensor, d_activated: &Tensor) -> TorchResult<()> {
+pub(crate) fn differentiate(gate: &Tensor, up: &Tensor, d_activated: &Tensor) -> TorchResult<()> {
+    if native::is_plain(gate) {
+        let (mut gate, mut up) = (gate.shallow_clone(), up.shallow_clone());
+        let (gate, up) = (native::numbers_mut(&mut gate)?, native::numbers_mut(&mut up)?);
+        twinkle_kernels::swiglu_backward(gate, up, native::numbers(d_activated)?);
+        return Ok(());
+    }
     for_blocks(gate.size()[0], |start, rows| {
         let (mut gate, up) = (gate.f_narrow(0, start, rows)?, up.f_narrow(0, start, rows)?);
         let d_activated = d_activated.f_narrow(0, start, rows)?;
