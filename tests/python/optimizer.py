@@ -139,12 +139,10 @@ class Torch:
 
 
 def metrics(seen, settings, norm, number):
-    if settings["grad_clip_norm"] > 0:
-        expect("grad_norm" in seen, f"step {number}: the metrics {seen} hold no `grad_norm`")
-        difference = abs(seen["grad_norm"] - norm)
-        expect(difference <= 1e-5 * norm, f"step {number}: grad_norm is {seen['grad_norm']}, measured {norm}")
-    else:
-        expect("grad_norm" not in seen, f"step {number}: an unasked `grad_norm` in {seen}")
+    expect("grad_norm" in seen, f"step {number}: the metrics {seen} hold no `grad_norm`")
+    difference = abs(seen["grad_norm"] - norm)
+    expect(difference <= 1e-5 * norm, f"step {number}: grad_norm is {seen['grad_norm']}, measured {norm}")
+    expect(seen.get("learning_rate") == settings["learning_rate"], f"step {number}: no learning rate in {seen}")
 
 
 def close(what, seen, wanted, tolerance):

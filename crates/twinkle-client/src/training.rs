@@ -69,8 +69,8 @@ impl TrainingClient {
         self.forward_or_backward(data, loss, true).await
     }
 
-    /// One `AdamW` step with the accumulated gradients, which are then zero again. The result holds metrics such as
-    /// `grad_norm`, where clipping is on.
+    /// One `AdamW` step with the accumulated gradients, which are then zero again. The result's metrics are
+    /// `grad_norm`, before clipping, and `learning_rate`.
     pub async fn optim_step(&self, params: AdamParams) -> Result<Pending<BTreeMap<String, f64>>> {
         let model_id = self.model_id.clone();
         let body = move |seq_id| {

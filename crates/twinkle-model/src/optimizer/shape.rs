@@ -26,9 +26,9 @@ impl ParameterShape {
 /// The factors of an adapter, all of which decay.
 #[must_use]
 pub fn of_adapter(layout: &AdapterLayout) -> Vec<ParameterShape> {
-    let factor = |range: Range<usize>, rows: usize| ParameterShape {
+    let factor = |range: Range<usize>, dimensions: &[usize]| ParameterShape {
         start: range.start as i64,
-        dimensions: vec![rows as i64, (range.len() / rows.max(1)) as i64],
+        dimensions: dimensions.iter().map(|size| *size as i64).collect(),
         decays: true,
     };
     let factors = layout
