@@ -1,45 +1,35 @@
 //! What computes: the seam between a run's bookkeeping and the device.
 
 use tch::{Kind, Tensor};
-use twinkle_core::call::{AdamParams, ForwardBackwardOutcome};
+use twinkle_core::call::{AdamParams, OptimizerWork};
 use twinkle_core::{Error, Result};
 use twinkle_nn::BaseModel;
 
-use crate::batch::Example;
-use crate::losses::Loss;
-use crate::run::Run;
-use crate::step;
+use crate::pass::{self, Found, Participant};
+use crate::run::{Optimized, Run};
 
 /// Computes what changes a run's tensors.
 ///
-/// The same run, input and base model give the same bits, every time: a lost run is rebuilt by computing again. An error
-/// leaves the run as it was. A panic need not: the engine throws the run away then.
+/// The same run, input and base model give the same bits, every time and in any company: a lost run is rebuilt by
+/// computing again. An error of an optimizer step leaves the run as it was; a panic need not: the engine throws the run
+/// away then. A pass changes the gradients of its runs only, which the engine takes back if it fails.
 pub trait Backend: Send + Sync + 'static {
     /// Whether the device works. Asked before an engine that follows a lost one takes work.
     fn probe(&self, base: &BaseModel) -> Result<()>;
 
-    /// Loss and logprobs of every example; with `backward`, adds the gradient of their sum to the run's.
-    fn forward_backward(
-        &self,
-        run: &mut Run,
-        base: &BaseModel,
-        batch: Batch<'_>,
-        backward: bool,
-    ) -> Result<ForwardBackwardOutcome>;
+    /// One pass over data of several runs; with `backward`, each run's gradients grow by its own. Per run and share what
+    /// was found.
+    fn pass(&self, base: &BaseModel, participants: &mut [Participant<'_>], backward: bool) -> Result<Vec<Vec<Found>>> {
+        pass::compute(base, participants, backward)
+    }
 
-    /// One optimizer step that consumes the accumulated gradients. Returns the gradient norm before clipping.
+    /// One step of `AdamW` that consumes the accumulated gradients. Returns the gradient norm before clipping.
     fn optimizer_step(&self, run: &mut Run, settings: &AdamParams) -> Result<f64>;
-}
 
-/// The examples of one operation.
-#[derive(Clone, Copy)]
-pub struct Batch<'a> {
-    /// Checked examples, in the order of the data.
-    pub examples: &'a [Example],
-    /// What is computed of each.
-    pub loss: &'a dyn Loss,
-    /// Most packed rows in one pass.
-    pub rows_per_pass: usize,
+    /// Works on the accumulated gradients with the run's own optimizer.
+    fn optimize(&self, run: &mut Run, work: &OptimizerWork) -> Result<Optimized> {
+        run.optimize(work)
+    }
 }
 
 /// The YAML's `backend: transformers`: one device, libtorch.
@@ -55,16 +45,6 @@ impl Backend for Transformers {
             Ok(sum) => Err(Error::internal(format!("the device {device:?} adds 64 ones to {sum}"))),
             Err(error) => Err(Error::internal(format!("the device {device:?} does not work: {error}"))),
         }
-    }
-
-    fn forward_backward(
-        &self,
-        run: &mut Run,
-        base: &BaseModel,
-        batch: Batch<'_>,
-        backward: bool,
-    ) -> Result<ForwardBackwardOutcome> {
-        step::forward_backward(run, base, batch.examples, batch.loss, backward, batch.rows_per_pass)
     }
 
     fn optimizer_step(&self, run: &mut Run, settings: &AdamParams) -> Result<f64> {

@@ -104,8 +104,9 @@ impl Service<Call> for ModelComponent {
         let asked = Asked::of(&tenant, &call);
         let (ticket, answer) = ticket(&self.shared.gauges.pulse);
         // In line before this function returns: the order of calls is the order of work.
-        if self.line.send_item(Command::Execute(Work { tenant, call, ticket, carried: Carried::from_here() })).is_err()
-        {
+        let is_suspect = self.shared.suspects.is_suspect(&asked.place);
+        let work = Work { tenant, call, ticket, carried: Carried::from_here(), is_suspect };
+        if self.line.send_item(Command::Execute(work)).is_err() {
             return async { Err(stopped()) }.boxed();
         }
         let shared = Arc::clone(&self.shared);

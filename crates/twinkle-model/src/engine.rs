@@ -1,9 +1,14 @@
 //! The engine: one thread that owns the device and every run's tensors.
 //!
-//! It takes commands from a bounded channel, asks the [`Schedule`] whose turn it is, executes one
-//! operation, answers, and now and then writes a snapshot so that a restart has little to replay.
+//! It takes commands from a bounded channel and does what the [`Schedule`] says is next: an operation, or a pass over rows
+//! of many runs (`passes`). It answers, and now and then writes a snapshot so that a restart has little to replay. It
+//! waits for nothing but work: whatever has arrived when a pass is formed may share it.
 //! A failure costs at most the run it happened in; one that costs the device ends the engine, and another follows it.
 
+mod passes;
+mod waiting;
+
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,7 +19,6 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
-use twinkle_core::Result;
 use twinkle_core::call::{Position, RunCall, RunOperation, RunOutcome, SamplerTarget};
 use twinkle_core::checkpoint::CheckpointStore;
 use twinkle_core::engine::pulse::Pulse;
@@ -24,16 +28,21 @@ use twinkle_core::ids::{RunId, SamplingSessionId, TenantId};
 use twinkle_core::state::StateStore;
 use twinkle_core::telemetry::carried::Carried;
 use twinkle_core::telemetry::labels::{BaseModel as BaseModelLabel, Component, Deployment, Model, Task, TaskType};
-use twinkle_core::telemetry::metrics::{ENGINE_RESTARTS, ENGINE_TURN, RUNS_RESIDENT, RUNS_SPILLED, TOKENS_TRAINED};
+use twinkle_core::telemetry::metrics::{ENGINE_RESTARTS, ENGINE_TURN, RUNS_RESIDENT, RUNS_SPILLED};
 use twinkle_core::telemetry::spans::{self, Attribute};
+use twinkle_core::{Error, Result};
 use twinkle_nn::{BaseModel, Publication, PublishedAdapters};
 
+use self::waiting::Waiting;
 use crate::backend::Backend;
+use crate::batch::Limits;
 use crate::failure::Ending;
+use crate::memory::MemoryLimits;
 use crate::operations;
-use crate::residents::{Disk, ResidentRun, Residents};
-use crate::schedule::Schedule;
+use crate::residents::{Capacity, Disk, ResidentRun, Residents};
+use crate::schedule::{JobId, Schedule};
 use crate::snapshot::Snapshots;
+use crate::undo::Undo;
 
 /// What the engine needs to know and to reach.
 #[derive(Clone)]
@@ -63,6 +72,8 @@ pub struct EngineLimits {
     pub rows_per_pass: usize,
     /// Most runs in memory, the others wait on disk; `None`: all of them.
     pub max_runs: Option<usize>,
+    /// Most bytes for runs and for a pass.
+    pub memory: MemoryLimits,
     /// Largest LoRA rank.
     pub max_rank: u32,
     /// A run is snapshotted when replaying it would take longer than this.
@@ -93,6 +104,8 @@ pub struct Work {
     pub ticket: Ticket<RunOutcome>,
     /// Which request it belongs to, for log and trace.
     pub carried: Carried,
+    /// Whether an engine was lost over it, perhaps through the fault of another operation.
+    pub is_suspect: bool,
 }
 
 /// What an engine shows while it works.
@@ -111,7 +124,11 @@ pub struct Engine {
     runtime: Handle,
     gauges: Gauges,
     runs: Residents,
-    schedule: Schedule<Work>,
+    schedule: Schedule,
+    /// What the schedule speaks of.
+    jobs: HashMap<JobId, Waiting>,
+    /// Runs whose gradients hold a part of an operation that is not over.
+    undo: HashMap<RunId, Undo>,
     stopping: Option<(Instant, oneshot::Sender<()>)>,
 }
 
@@ -132,8 +149,11 @@ impl Engine {
         if incarnation > 0 {
             ENGINE_RESTARTS.add(1, Component { deployment: Deployment::Model });
         }
-        let runs = if incarnation == 0 { Residents::new(most) } else { Residents::after_a_loss(most) };
-        Self { context, backend, runtime, gauges, runs, schedule: Schedule::default(), stopping: None }
+        let capacity = Capacity { runs: most, bytes: context.limits.memory.runs };
+        let runs = if incarnation == 0 { Residents::new(capacity) } else { Residents::after_a_loss(capacity) };
+        let schedule = Schedule::new(context.limits.rows_per_pass, most);
+        let (jobs, undo) = (HashMap::new(), HashMap::new());
+        Self { context, backend, runtime, gauges, runs, schedule, jobs, undo, stopping: None }
     }
 
     /// Works until it is drained, every sender is gone, or the device is lost.
@@ -165,18 +185,34 @@ impl Engine {
             if self.stopping.is_some() {
                 break;
             }
-            if let Some(work) = self.schedule.take() {
-                self.execute(work)?;
-            }
+            self.take_turn()?;
         }
         Ok(())
+    }
+
+    /// One operation that is not computed in passes; when none is due, a pass.
+    fn take_turn(&mut self) -> Result<(), Lost> {
+        let Some(id) = self.schedule.immediate() else {
+            for plan in self.schedule.passes() {
+                self.pass(plan)?;
+            }
+            return Ok(());
+        };
+        match self.jobs.remove(&id) {
+            Some(Waiting::Operation(work, refused)) => self.execute(*work, refused),
+            _ => Ok(()),
+        }
     }
 
     fn admit(&mut self, command: Command) {
         match command {
             Command::Execute(work) => {
-                let cost = work.call.input_tokens() as u64;
-                self.schedule.push(work.tenant.clone(), cost, work);
+                let (tenant, run) = (work.tenant.clone(), work.call.run.clone());
+                let vocabulary = self.context.base.config().vocab_size;
+                let limits = Limits { vocabulary, max_length: self.context.limits.max_length };
+                let (demand, waiting) = Waiting::of(work, limits);
+                let id = self.schedule.push(tenant, run, demand);
+                self.jobs.insert(id, waiting);
             }
             Command::Drain { deadline, done } => self.stopping = Some((deadline, done)),
         }
@@ -186,14 +222,17 @@ impl Engine {
     fn stop(mut self, commands: &mut mpsc::Receiver<Command>) {
         commands.close();
         let Some((deadline, done)) = self.stopping.take() else { return };
-        while Instant::now() < deadline {
-            let Some(work) = self.schedule.take() else { break };
-            if let Err(Lost(reason)) = self.execute(work) {
+        while Instant::now() < deadline && !self.schedule.is_empty() {
+            if let Err(Lost(reason)) = self.take_turn() {
                 error!(reason, "the device was lost while the engine stopped; the journal has everything");
                 return;
             }
         }
         let parked = self.schedule.len();
+        let halfway: Vec<RunId> = self.undo.keys().cloned().collect();
+        for run in &halfway {
+            self.take_back(run);
+        }
         let runs = self.runs.names();
         for run in &runs {
             self.snapshot(run);
@@ -204,8 +243,8 @@ impl Engine {
     }
 
     /// Executes and answers. On an error the device is lost, and so is the ticket: it says that work had begun.
-    fn execute(&mut self, work: Work) -> Result<(), Lost> {
-        let Work { tenant, call, mut ticket, carried } = work;
+    fn execute(&mut self, work: Work, refused: Option<Error>) -> Result<(), Lost> {
+        let Work { tenant, call, mut ticket, carried, .. } = work;
         let run = call.run.clone();
         let task_type = TaskType(call.operation.name());
         let _taken_up = carried.take_up(Deployment::Model, task_type);
@@ -220,12 +259,10 @@ impl Engine {
         let started = Instant::now();
         self.gauges.pulse.begin(format!("{} of run `{run}`", call.operation.name()));
         ticket.begin();
-        let ending = Ending::of(catch_unwind(AssertUnwindSafe(|| self.perform(&tenant, call))));
+        let ending = Ending::of(catch_unwind(AssertUnwindSafe(|| self.perform(&tenant, call, refused))));
         ENGINE_TURN.record(started.elapsed(), Task { deployment: Deployment::Model, task_type });
         stage.end();
-        if let Some(resident) = self.runs.in_memory(&run) {
-            resident.unsaved += started.elapsed();
-        }
+        self.executed(&run, position, started.elapsed());
         let outcome = match ending {
             Ending::Whole(outcome) => outcome,
             Ending::Torn(reason) => {
@@ -239,20 +276,16 @@ impl Engine {
         let published = published_session(&outcome);
         // The journal may be gone while the node stops; the operation is durable, so nothing is lost.
         ticket.answer(outcome);
-        let kept = catch_unwind(AssertUnwindSafe(|| {
+        self.keep(&run, |engine| {
             if let Some(session) = published {
-                self.save_published(&run, &session, position);
+                engine.save_published(&run, &session, position);
             }
             if depends_on_checkpoint {
-                self.snapshot(&run);
+                engine.snapshot(&run);
             } else {
-                self.snapshot_if_due(&run);
+                engine.snapshot_if_due(&run);
             }
-        }));
-        if let Err(panic) = kept {
-            // Writing reads the run only; what was not written is computed again after a restart.
-            error!(%run, reason = panic_text(panic.as_ref()), "writing a run to disk panicked");
-        }
+        });
         self.gauges.pulse.end();
         Ok(())
     }
@@ -264,28 +297,37 @@ impl Engine {
         RUNS_SPILLED.set(self.runs.on_disk() as u64, Model { base_model });
     }
 
-    fn perform(&mut self, tenant: &TenantId, call: RunCall) -> Result<RunOutcome> {
-        let position = call.position;
-        let run = call.run.clone();
-        let tokens = call.input_tokens() as u64;
+    fn perform(&mut self, tenant: &TenantId, call: RunCall, refused: Option<Error>) -> Result<RunOutcome> {
         let (context, backend, runtime) = (&self.context, self.backend.as_ref(), &self.runtime);
-        let outcome = operations::perform(context, backend, runtime, &mut self.runs, tenant, call);
-        if let Some(resident) = self.runs.in_memory(&run)
-            && resident.position < position
-        {
+        if let Some(reason) = refused {
+            self.runs.get(&Snapshots { context, runtime }, tenant, &call.run)?;
+            return Err(reason);
+        }
+        operations::perform(context, backend, runtime, &mut self.runs, tenant, call)
+    }
+
+    /// The run is now as it is after the operation at `position`, whatever came of that.
+    fn executed(&mut self, run: &RunId, position: Position, took: Duration) {
+        let Some(resident) = self.runs.in_memory(run) else { return };
+        resident.unsaved += took;
+        if resident.position < position {
             resident.position = position;
             resident.saved = None;
         }
-        if tokens > 0 && outcome.is_ok() {
-            TOKENS_TRAINED.add(tokens, Model { base_model: BaseModelLabel::new(&self.context.base_model) });
+    }
+
+    /// Writes what should be on disk after an operation.
+    fn keep(&mut self, run: &RunId, write: impl FnOnce(&mut Self)) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| write(self))) {
+            // Writing reads the run only; what was not written is computed again after a restart.
+            error!(%run, reason = panic_text(panic.as_ref()), "writing a run to disk panicked");
         }
-        outcome
     }
 
     /// The sampler has the adapter already; the copy on disk is for after a restart, so nobody waits for it.
     fn save_published(&mut self, run: &RunId, session: &SamplingSessionId, position: Position) {
         let Some(ResidentRun { run, .. }) = self.runs.in_memory(run) else { return };
-        let publication = Publication { position, optimizer_steps: run.adam.steps };
+        let publication = Publication { position, optimizer_steps: run.optimizer.steps() };
         let saved = self.context.published.save(session, &run.layout, &run.parameters, &run.base_model, publication);
         if let Err(reason) = saved {
             warn!(%session, %reason, "a live adapter could not be saved and will be gone after a restart");

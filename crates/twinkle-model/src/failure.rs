@@ -5,7 +5,8 @@
 //! | an error | the error, recorded as failed | as before | as before |
 //! | too little memory | `ResourceExhausted`, recorded as failed | as before, or rebuilt | as before |
 //! | a panic | `Internal`, recorded as failed | rebuilt from its journal | as before |
-//! | the device is lost | executed again by the next engine, twice at most | rebuilt | rebuilt |
+//! | a failure in a pass that several operations share | each begins again apart: one of the above | as before | as before |
+//! | the device is lost | executed again by the next engine, apart, twice at most | rebuilt | rebuilt |
 
 use std::any::Any;
 
@@ -14,21 +15,21 @@ use twinkle_core::engine::supervisor::panic_text;
 use twinkle_core::{Error, ErrorCode, Result};
 use twinkle_nn::{DeviceFailure, device_failure, out_of_memory};
 
-/// How an operation ended.
+/// How an operation, or a pass, ended.
 #[derive(Debug)]
-pub enum Ending {
+pub enum Ending<Outcome = RunOutcome> {
     /// With an answer, and its run is whole.
-    Whole(Result<RunOutcome>),
+    Whole(Result<Outcome>),
     /// With an answer, but its run may be half changed.
     Torn(Error),
     /// Without an answer: the device is lost, for this reason.
     Lost(String),
 }
 
-impl Ending {
+impl<Outcome> Ending<Outcome> {
     /// Judges what came out of an operation: its result, or the panic that ended it.
     #[must_use]
-    pub fn of(ended: std::thread::Result<Result<RunOutcome>>) -> Self {
+    pub fn of(ended: std::thread::Result<Result<Outcome>>) -> Self {
         match ended {
             Ok(Err(error)) if is_lost_device(&error) => Self::Lost(error.message),
             Ok(outcome) => Self::Whole(outcome),

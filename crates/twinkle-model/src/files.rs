@@ -22,8 +22,8 @@ use twinkle_core::ids::TenantId;
 use twinkle_core::{Error, ErrorCode, Result};
 use twinkle_nn::{AdapterLayout, BaseModel, peft};
 
-use crate::optimizer::{Optimizer, shape};
 use crate::optimizer::state::SavedOptimizer;
+use crate::optimizer::{Optimizer, shape};
 use crate::run::Run;
 
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";

@@ -4,22 +4,21 @@ use std::collections::BTreeMap;
 
 use tokio::runtime::Handle;
 use twinkle_core::call::{
-    AdamParams, CheckpointRecord, CreateRun, Position, RunCall, RunOperation, RunOutcome, SamplerTarget,
+    AdamParams, CheckpointRecord, CreateRun, OptimizerWork, Position, RunCall, RunOperation, RunOutcome, SamplerTarget,
 };
 use twinkle_core::checkpoint::{CheckpointMeta, Recipients};
 use twinkle_core::ids::{CheckpointKind, CheckpointPath, TenantId};
 use twinkle_core::{Error, Result};
 use twinkle_nn::Publication;
 
-use crate::backend::{Backend, Batch};
-use crate::batch::{self, Limits};
+use crate::backend::Backend;
 use crate::engine::EngineContext;
 use crate::residents::{Disk, Residents};
-use crate::run::Run;
+use crate::run::{Optimized, Run};
 use crate::snapshot::Snapshots;
-use crate::{files, losses, snapshot};
+use crate::{files, snapshot};
 
-/// Executes one operation. On an error the run is as it was before.
+/// Executes one operation that is not computed in passes. On an error the run is as it was before.
 pub(crate) fn perform(
     context: &EngineContext,
     backend: &dyn Backend,
@@ -33,25 +32,25 @@ pub(crate) fn perform(
     match operation {
         RunOperation::Create(create) => {
             let run = create_run(context, tenant, create)?;
-            runs.insert(&disk, &id, run, position, None);
+            runs.insert(&disk, &id, run, position, None)?;
             Ok(RunOutcome::Created { run: id })
         }
         RunOperation::Restore { directory } => {
             let run = disk.read(&directory, tenant)?;
-            runs.insert(&disk, &id, run, position, Some(directory));
+            runs.insert(&disk, &id, run, position, Some(directory))?;
             Ok(RunOutcome::Restored { run: id })
         }
-        RunOperation::ForwardBackward { data, loss, backward } => {
-            let run = runs.get(&disk, tenant, &id)?;
-            let loss = losses::build(&loss)?;
-            let limits = Limits { vocabulary: context.base.config().vocab_size, max_length: context.limits.max_length };
-            let examples = batch::check(data, loss.as_ref(), limits)?;
-            let rows_per_pass = context.limits.rows_per_pass;
-            let batch = Batch { examples: &examples, loss: loss.as_ref(), rows_per_pass };
-            let outcome = backend.forward_backward(run, &context.base, batch, backward)?;
-            Ok(RunOutcome::ForwardBackward(outcome))
-        }
+        RunOperation::ForwardBackward { .. } => Err(Error::internal("a forward-backward is computed in passes")),
         RunOperation::OptimStep(settings) => optimizer_step(backend, runs.get(&disk, tenant, &id)?, &settings),
+        RunOperation::SetOptimizer(spec) => {
+            runs.get(&disk, tenant, &id)?.set_optimizer(spec)?;
+            Ok(RunOutcome::OptimizerSet { run: id })
+        }
+        RunOperation::SetScheduler(spec) => {
+            runs.get(&disk, tenant, &id)?.optimizer.schedule(spec)?;
+            Ok(RunOutcome::OptimizerSet { run: id })
+        }
+        RunOperation::Optimize(work) => optimize(backend, runs.get(&disk, tenant, &id)?, &work),
         RunOperation::SaveState { path, ttl_seconds, overwrite, user_metadata } => {
             let run = runs.get(&disk, tenant, &id)?;
             let saving = Saving { ttl_seconds, overwrite, user_metadata, ..Saving::new(&path, position) };
@@ -66,7 +65,7 @@ pub(crate) fn perform(
                     save(context, runtime, run, saving)?;
                 }
                 SamplerTarget::Live(name) | SamplerTarget::Inflight { weights: name, .. } => {
-                    let publication = Publication { position, optimizer_steps: run.adam.steps };
+                    let publication = Publication { position, optimizer_steps: run.optimizer.steps() };
                     if matches!(target, SamplerTarget::Inflight { .. }) {
                         // On disk first: after a crash the name must not stand for older weights.
                         let (layout, parameters) = (&run.layout, &run.parameters);
@@ -85,13 +84,16 @@ pub(crate) fn perform(
         }
         RunOperation::LoadState { path, with_optimizer, owner } => {
             let owner = owner.as_ref().unwrap_or(tenant);
-            let loaded = load(context, tenant, owner, &path, with_optimizer)?;
+            let mut loaded = load(context, tenant, owner, &path, with_optimizer)?;
             let run = runs.get(&disk, tenant, &id)?;
             if loaded.lora.rank != run.lora.rank || loaded.layout.parameter_count() != run.layout.parameter_count() {
                 return Err(Error::invalid(format!(
                     "checkpoint `{path}` has another adapter shape (rank {}) than this run (rank {})",
                     loaded.lora.rank, run.lora.rank
                 )));
+            }
+            if !with_optimizer {
+                loaded.renew_optimizer(&run.optimizer)?;
             }
             *run = loaded;
             Ok(RunOutcome::Loaded { run: id, path })
@@ -156,11 +158,16 @@ fn load(
 
 fn optimizer_step(backend: &dyn Backend, run: &mut Run, settings: &AdamParams) -> Result<RunOutcome> {
     let norm = backend.optimizer_step(run, settings)?;
-    let mut metrics = BTreeMap::new();
-    if settings.grad_clip_norm > 0.0 {
-        metrics.insert("grad_norm".to_owned(), norm);
-    }
-    Ok(RunOutcome::OptimStep { metrics })
+    let metrics = [("grad_norm", norm), ("learning_rate", settings.learning_rate)];
+    Ok(RunOutcome::OptimStep { metrics: metrics.map(|(name, value)| (name.to_owned(), value)).into() })
+}
+
+fn optimize(backend: &dyn Backend, run: &mut Run, work: &OptimizerWork) -> Result<RunOutcome> {
+    let Optimized { grad_norm, learning_rate, next_learning_rate } = backend.optimize(run, work)?;
+    let metrics =
+        [("grad_norm", grad_norm), ("learning_rate", Some(learning_rate)), ("next_learning_rate", next_learning_rate)];
+    let known = metrics.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
+    Ok(RunOutcome::OptimStep { metrics: known.collect() })
 }
 
 struct Saving<'a> {

@@ -1,151 +1,281 @@
-//! One pass: examples laid end to end, once through the network, and once or twice through the head.
+//! One pass: data of one or more runs laid end to end, once through the network, and once or twice through the head.
+//!
+//! Every run has an adapter of its own and a sum of gradients of its own; every operation its loss. No bit of what is
+//! found for one depends on the others: a row's products do not see other rows, attention and adapter gradients are
+//! computed datum by datum, and each run's data are added in its own order.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use tch::Tensor;
-use tokio::time::Instant;
-use twinkle_core::Result;
-use twinkle_core::telemetry::labels::{Component, Deployment};
-use twinkle_core::telemetry::metrics::ENGINE_PASS;
-use twinkle_core::telemetry::spans::{self, Attribute};
-use twinkle_nn::{Adapter, BaseModel, Gradients, HeadOutcome, LossFunction, Pack, Segment};
+use twinkle_core::{Error, Result};
+use twinkle_nn::{Adapter, BaseModel, DeviceFailure, Gradients, Pack, Segment, device_failure, out_of_memory};
 
-use crate::batch::{Example, packs};
+use crate::batch::Example;
 use crate::losses::{DatumView, PerSequence, PerToken};
+use crate::run::Run;
 
-/// Examples with the same number of candidates, packed.
-pub(crate) struct Pass<'a> {
-    base: &'a BaseModel,
-    /// The run's, alone.
-    adapters: &'a [Arc<Adapter>],
-    pub(crate) examples: &'a [Example],
-    pack: Pack,
-    /// Row-major `[rows × candidates]`.
-    targets: Vec<u32>,
+/// A run in a pass.
+pub struct Participant<'a> {
+    /// The run. A pass that goes back adds to its gradients and changes nothing else.
+    pub run: &'a mut Run,
+    /// What is computed for it, in its order.
+    pub shares: Vec<Share<'a>>,
 }
 
-/// Cuts the examples, in order, into passes of at most `row_limit` rows. How they are cut changes no bit of a result.
-pub(crate) fn passes<'a>(
+/// The data of one operation in a pass.
+pub struct Share<'a> {
+    /// Checked examples, in order.
+    pub examples: &'a [Example],
+    /// What is made of their logprobs.
+    pub rule: Rule<'a>,
+    /// The sum of the operation's loss over the data before these.
+    pub value: f64,
+}
+
+/// What is made of the targets' logprobs.
+#[derive(Clone, Copy)]
+pub enum Rule<'a> {
+    /// Nothing.
+    Score,
+    /// A sum over tokens; each has so many numbers in [`Example::inputs`].
+    Token(&'a dyn PerToken, usize),
+    /// A sum over datums.
+    Sequence(&'a dyn PerSequence),
+    /// Derivatives that are known already, per example `[tokens × candidates]`.
+    Given(&'a [Vec<f32>]),
+}
+
+/// What a pass found for a share.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Found {
+    /// Per example the natural-log probability of each target.
+    pub logprobs: Vec<Vec<f32>>,
+    /// The sum of the operation's loss through these data.
+    pub value: f64,
+}
+
+/// Computes a pass; with `backward`, adds each share's gradient to its run's. Per participant and share what was found.
+///
+/// On an error, and after a panic, the gradients of every participant are undefined and nothing else has changed.
+pub fn compute(base: &BaseModel, participants: &mut [Participant<'_>], backward: bool) -> Result<Vec<Vec<Found>>> {
+    let adapters: Vec<Arc<Adapter>> =
+        participants.iter_mut().map(|participant| participant.run.adapter(base)).collect();
+    let (mut data, mut gradients) = (Vec::new(), Vec::with_capacity(participants.len()));
+    let mut found: Vec<Vec<Found>> = Vec::with_capacity(participants.len());
+    for (place, participant) in participants.iter_mut().enumerate() {
+        for (share, wanted) in participant.shares.iter().enumerate() {
+            for (index, example) in wanted.examples.iter().enumerate() {
+                let given = match wanted.rule {
+                    Rule::Given(derivatives) => derivatives.get(index).map(Vec::as_slice),
+                    _ => None,
+                };
+                data.push(PassDatum { example, rule: wanted.rule, given, place: (place, share) });
+            }
+        }
+        let begin = |share: &Share| Found { logprobs: Vec::with_capacity(share.examples.len()), value: share.value };
+        found.push(participant.shares.iter().map(begin).collect());
+        gradients.push(&mut participant.run.gradients);
+    }
+    let pass = Pass { base, adapters: &adapters, data: &data };
+    let pack = pass.pack(&data);
+    if !backward {
+        let hidden = base.forward(&pack, &adapters)?;
+        pass.head(&hidden, &mut found, None)?;
+        return Ok(found);
+    }
+    let (hidden, tape) = base.forward_training(&pack, &adapters)?;
+    let d_hidden = pass.head(&hidden, &mut found, Some(&mut gradients))?;
+    drop(hidden);
+    if let Some(d_hidden) = d_hidden {
+        base.backward(tape, d_hidden, &pack, &adapters, &mut gradients)?;
+    }
+    Ok(found)
+}
+
+/// The data of a pass, in the order of its rows.
+struct Pass<'a> {
     base: &'a BaseModel,
     adapters: &'a [Arc<Adapter>],
-    examples: &'a [Example],
-    row_limit: usize,
-) -> impl Iterator<Item = Pass<'a>> {
-    examples.chunk_by(|left, right| left.width() == right.width()).flat_map(move |alike| {
-        let lengths: Vec<usize> = alike.iter().map(|example| example.tokens.len()).collect();
-        packs(&lengths, row_limit).into_iter().map(move |range| Pass::new(base, adapters, &alike[range]))
-    })
+    data: &'a [PassDatum<'a>],
+}
+
+/// One datum of a pass.
+#[derive(Clone, Copy)]
+struct PassDatum<'a> {
+    example: &'a Example,
+    rule: Rule<'a>,
+    /// Its derivatives, if they are known.
+    given: Option<&'a [f32]>,
+    /// Which participant, and which of its shares.
+    place: (usize, usize),
+}
+
+impl PassDatum<'_> {
+    /// Data that go through the head together have the same number of targets per row, and are all scored before any
+    /// derivative is known, or none is.
+    fn goes_with(&self, other: &Self) -> bool {
+        let is_scored_first = |datum: &Self| matches!(datum.rule, Rule::Sequence(_));
+        self.example.width() == other.example.width() && is_scored_first(self) == is_scored_first(other)
+    }
 }
 
 impl<'a> Pass<'a> {
-    fn new(base: &'a BaseModel, adapters: &'a [Arc<Adapter>], examples: &'a [Example]) -> Self {
-        let pack = Pack {
-            tokens: examples.iter().flat_map(|example| &example.tokens).copied().collect(),
-            segments: examples
+    fn pack(&self, data: &[PassDatum]) -> Pack {
+        Pack {
+            tokens: data.iter().flat_map(|datum| &datum.example.tokens).copied().collect(),
+            segments: data
                 .iter()
-                .map(|example| Segment { length: example.tokens.len(), adapter: Some(0) })
+                .map(|datum| Segment { length: datum.example.tokens.len(), adapter: Some(datum.place.0) })
                 .collect(),
-        };
-        let targets = examples.iter().flat_map(|example| &example.targets).copied().collect();
-        Self { base, adapters, examples, pack, targets }
-    }
-
-    /// The targets' logprobs.
-    pub(crate) fn score(&self) -> Result<Vec<f32>> {
-        self.network(None, |hidden, _| self.head(hidden, &mut |_, _, _| {}, None))
-    }
-
-    /// Logprobs and gradients of a sum over tokens; adds each token's value to `sum`, in order.
-    pub(crate) fn by_token(
-        &self,
-        rule: &dyn PerToken,
-        columns: usize,
-        sum: &mut f64,
-        gradients: Option<&mut Gradients>,
-    ) -> Result<Vec<f32>> {
-        let inputs: Vec<f32> = self.examples.iter().flat_map(|example| &example.inputs).copied().collect();
-        let mut fused = |rows: Range<usize>, logprobs: &[f32], derivatives: &mut [f32]| {
-            let first = rows.start * self.width();
-            for (place, logprob) in logprobs.iter().enumerate() {
-                let target = first + place;
-                let token = rule.token(*logprob, &inputs[target * columns..(target + 1) * columns]);
-                *sum += f64::from(token.value);
-                derivatives[place] = token.derivative;
-            }
-        };
-        self.network(gradients, |hidden, gradients| self.head(hidden, &mut fused, gradients))
-    }
-
-    /// Logprobs and gradients of a sum over datums: the head scores first, and runs again with the derivatives.
-    pub(crate) fn by_datum(
-        &self,
-        rule: &dyn PerSequence,
-        sum: &mut f64,
-        gradients: Option<&mut Gradients>,
-    ) -> Result<Vec<f32>> {
-        self.network(gradients, |hidden, gradients| {
-            let scored = self.head(hidden, &mut |_, _, _| {}, None)?;
-            let mut derivatives = vec![0.0; scored.logprobs.len()];
-            let mut start = 0;
-            for example in self.examples {
-                let targets = start..start + example.targets.len();
-                start = targets.end;
-                let datum = DatumView { example, logprobs: &scored.logprobs[targets.clone()] };
-                *sum += rule.sequence(datum, &mut derivatives[targets]);
-            }
-            if gradients.is_none() {
-                return Ok(scored);
-            }
-            self.head(hidden, &mut self.given(&derivatives), gradients)
-        })
-    }
-
-    /// Gradients of a loss whose derivatives, `[rows × candidates]`, are known already.
-    pub(crate) fn with_derivatives(&self, derivatives: &[f32], gradients: &mut Gradients) -> Result<Vec<f32>> {
-        self.network(Some(gradients), |hidden, gradients| self.head(hidden, &mut self.given(derivatives), gradients))
-    }
-
-    fn given<'d>(&self, known: &'d [f32]) -> impl FnMut(Range<usize>, &[f32], &mut [f32]) + 'd {
-        let width = self.width();
-        move |rows, _, derivatives| {
-            let known = &known[rows.start * width..rows.end * width];
-            derivatives.copy_from_slice(known);
         }
     }
 
-    fn width(&self) -> usize {
-        self.examples.first().map_or(1, Example::width)
-    }
-
-    /// Through the layers, `head`, and with gradients back; returns the head's logprobs.
-    fn network(
+    /// All rows through the head, in stretches of data that go together. With gradients, those of the hidden rows.
+    fn head(
         &self,
-        gradients: Option<&mut Gradients>,
-        head: impl FnOnce(&Tensor, Option<&mut Gradients>) -> Result<HeadOutcome>,
-    ) -> Result<Vec<f32>> {
-        let stage = spans::begin(spans::PASS).with(Attribute::Rows, self.pack.len() as i64);
-        let began = Instant::now();
-        let logprobs = match gradients {
-            None => head(&self.base.forward(&self.pack, self.adapters)?, None)?.logprobs,
-            Some(gradients) => {
-                let (hidden, tape) = self.base.forward_training(&self.pack, self.adapters)?;
-                let outcome = head(&hidden, Some(&mut *gradients))?;
-                drop(hidden);
-                if let Some(d_hidden) = outcome.d_hidden {
-                    self.base.backward(tape, d_hidden, &self.pack, self.adapters, &mut [gradients])?;
-                }
-                outcome.logprobs
-            }
-        };
-        stage.end();
-        ENGINE_PASS.record(began.elapsed(), Component { deployment: Deployment::Model });
-        Ok(logprobs)
+        hidden: &Tensor,
+        found: &mut [Vec<Found>],
+        mut gradients: Option<&mut Vec<&mut Gradients>>,
+    ) -> Result<Option<Tensor>> {
+        let mut parts = Vec::new();
+        let mut start = 0;
+        for data in self.data.chunk_by(PassDatum::goes_with) {
+            let rows: usize = data.iter().map(|datum| datum.example.tokens.len()).sum();
+            let hidden = hidden.f_narrow(0, start as i64, rows as i64).map_err(device_error)?;
+            start += rows;
+            let stretch = Stretch::new(self, data);
+            parts.extend(stretch.head(&hidden, found, gradients.as_deref_mut())?);
+        }
+        match parts.len() {
+            0 | 1 => Ok(parts.pop()),
+            _ => Tensor::f_cat(&parts, 0).map(Some).map_err(device_error),
+        }
+    }
+}
+
+/// Data that go through the head together.
+struct Stretch<'a> {
+    pass: &'a Pass<'a>,
+    data: &'a [PassDatum<'a>],
+    pack: Pack,
+    width: usize,
+    /// Row-major `[rows × width]`.
+    targets: Vec<u32>,
+    /// Where each datum's targets end.
+    ends: Vec<usize>,
+}
+
+impl<'a> Stretch<'a> {
+    fn new(pass: &'a Pass<'a>, data: &'a [PassDatum<'a>]) -> Self {
+        let mut end = 0;
+        let ends = data.iter().map(|datum| {
+            end += datum.example.targets.len();
+            end
+        });
+        Self {
+            pass,
+            data,
+            pack: pass.pack(data),
+            width: data.first().map_or(1, |datum| datum.example.width()),
+            ends: ends.collect(),
+            targets: data.iter().flat_map(|datum| &datum.example.targets).copied().collect(),
+        }
     }
 
-    fn head(&self, hidden: &Tensor, loss: &mut LossFunction, gradients: Option<&mut Gradients>) -> Result<HeadOutcome> {
-        let mut gradients = gradients.map(|gradients| [gradients]);
-        let gradients = gradients.as_mut().map(<[_; 1]>::as_mut_slice);
-        self.base.head_loss(hidden, &self.pack, self.adapters, &self.targets, loss, gradients)
+    fn head(
+        &self,
+        hidden: &Tensor,
+        found: &mut [Vec<Found>],
+        gradients: Option<&mut Vec<&mut Gradients>>,
+    ) -> Result<Option<Tensor>> {
+        let is_scored_first = self.data.iter().any(|datum| matches!(datum.rule, Rule::Sequence(_)));
+        if !is_scored_first {
+            let gradients = gradients.map(|gradients| gradients.as_mut_slice());
+            let mut fused = |rows: Range<usize>, logprobs: &[f32], derivatives: &mut [f32]| {
+                self.by_token(&rows, logprobs, derivatives, found);
+            };
+            let outcome = self.through(hidden, &mut fused, gradients)?;
+            self.divide(&outcome.logprobs, found);
+            return Ok(outcome.d_hidden);
+        }
+        let scored = self.through(hidden, &mut |_, _, _| {}, None)?;
+        let mut derivatives = vec![0.0; scored.logprobs.len()];
+        self.by_datum(&scored.logprobs, &mut derivatives, found);
+        self.divide(&scored.logprobs, found);
+        let Some(gradients) = gradients else { return Ok(None) };
+        let mut known = |rows: Range<usize>, _: &[f32], wanted: &mut [f32]| {
+            wanted.copy_from_slice(&derivatives[rows.start * self.width..rows.end * self.width]);
+        };
+        Ok(self.through(hidden, &mut known, Some(gradients.as_mut_slice()))?.d_hidden)
+    }
+
+    fn through(
+        &self,
+        hidden: &Tensor,
+        loss: &mut twinkle_nn::LossFunction,
+        gradients: Option<&mut [&mut Gradients]>,
+    ) -> Result<twinkle_nn::HeadOutcome> {
+        self.pass.base.head_loss(hidden, &self.pack, self.pass.adapters, &self.targets, loss, gradients)
+    }
+
+    /// Values and derivatives of some rows, as far as they are functions of one token.
+    fn by_token(&self, rows: &Range<usize>, logprobs: &[f32], derivatives: &mut [f32], found: &mut [Vec<Found>]) {
+        let (first, last) = (rows.start * self.width, rows.end * self.width);
+        let mut index = self.ends.partition_point(|end| *end <= first);
+        let mut target = first;
+        while target < last {
+            let (Some(datum), Some(end)) = (self.data.get(index), self.ends.get(index)) else { return };
+            let begin = end - datum.example.targets.len();
+            let stop = last.min(*end);
+            let here = target - first..stop - first;
+            match datum.rule {
+                Rule::Token(rule, columns) => {
+                    let sum = &mut found[datum.place.0][datum.place.1].value;
+                    for (place, derivative) in here.clone().zip(&mut derivatives[here]) {
+                        let input = (first + place - begin) * columns;
+                        let token = rule.token(logprobs[place], &datum.example.inputs[input..input + columns]);
+                        *sum += f64::from(token.value);
+                        *derivative = token.derivative;
+                    }
+                }
+                Rule::Given(_) => {
+                    if let Some(given) = datum.given {
+                        derivatives[here].copy_from_slice(&given[target - begin..stop - begin]);
+                    }
+                }
+                Rule::Score | Rule::Sequence(_) => {}
+            }
+            target = stop;
+            index += 1;
+        }
+    }
+
+    /// Values and derivatives of whole datums.
+    fn by_datum(&self, logprobs: &[f32], derivatives: &mut [f32], found: &mut [Vec<Found>]) {
+        for (datum, end) in self.data.iter().zip(&self.ends) {
+            let Rule::Sequence(rule) = datum.rule else { continue };
+            let targets = end - datum.example.targets.len()..*end;
+            let view = DatumView { example: datum.example, logprobs: &logprobs[targets.clone()] };
+            found[datum.place.0][datum.place.1].value += rule.sequence(view, &mut derivatives[targets]);
+        }
+    }
+
+    /// Gives each share the logprobs of its examples.
+    fn divide(&self, logprobs: &[f32], found: &mut [Vec<Found>]) {
+        for (datum, end) in self.data.iter().zip(&self.ends) {
+            let own = logprobs[end - datum.example.targets.len()..*end].to_vec();
+            found[datum.place.0][datum.place.1].logprobs.push(own);
+        }
+    }
+}
+
+/// A failed tensor operation, as [`crate::failure`] reads it.
+#[expect(clippy::needless_pass_by_value, reason = "handed to `map_err`")]
+fn device_error(error: tch::TchError) -> Error {
+    let text = error.to_string();
+    match device_failure(&text) {
+        DeviceFailure::OutOfMemory => out_of_memory(&text),
+        DeviceFailure::Operation | DeviceFailure::Lost => Error::internal(format!("a tensor operation failed: {text}")),
     }
 }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use tch::{Kind, Tensor};
 use twinkle_core::call::{AdamParams, GradientClip, GradientNorm, LoraSpec, OptimizerSpec, OptimizerWork};
-use twinkle_core::{Error, Result};
 use twinkle_core::ids::TenantId;
+use twinkle_core::{Error, Result};
 use twinkle_nn::{Adapter, AdapterLayout, BaseModel, Gradients};
 
 use crate::optimizer::shape::{self, ParameterShape};

@@ -1,20 +1,125 @@
-//! One forward or forward-backward: examples → passes → logprobs, loss, gradients.
+//! One forward or forward-backward: examples, pass after pass, to logprobs, a loss and gradients.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::ops::Range;
 
 use twinkle_core::call::{ForwardBackwardOutcome, Logprobs};
 use twinkle_core::{Error, Result};
-use twinkle_nn::{Adapter, BaseModel, Gradients};
+use twinkle_nn::BaseModel;
 
-use crate::batch::Example;
-use crate::losses::{DatumView, Loss, PerBatch, Scope, Tally, WholeLoss};
-use crate::pass::{Pass, passes};
+use crate::batch::{Example, packs};
+use crate::losses::{DatumView, Loss, Scope, Tally, WholeLoss};
+use crate::pass::{self, Found, Participant, Rule, Share};
 use crate::run::Run;
+use crate::schedule::Direction;
+use crate::undo::Undo;
 
-/// Computes the loss of every example; with `backward`, adds the gradient of their sum to the run's.
+/// What is computed: checked data, a loss, and whether gradients are wanted.
+#[derive(Clone, Copy)]
+pub struct Batch<'a> {
+    /// Checked examples, in the order of the data.
+    pub examples: &'a [Example],
+    /// What is computed of each.
+    pub loss: &'a dyn Loss,
+    /// Whether the gradient of the loss is added to the run's.
+    pub backward: bool,
+}
+
+/// How far a batch has come.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// The sum of the loss so far.
+    value: f64,
+    /// Per example.
+    logprobs: Vec<Vec<f32>>,
+    /// What a loss of the whole batch found, once all logprobs were known.
+    whole: Option<WholeLoss>,
+}
+
+impl<'a> Batch<'a> {
+    /// How all data go through the network, one after the other.
+    #[must_use]
+    pub fn phases(&self) -> Vec<Direction> {
+        match (self.backward, self.loss.scope()) {
+            (false, _) => vec![Direction::Forward],
+            (true, Scope::Token(_) | Scope::Sequence(_)) => vec![Direction::Backward],
+            // All logprobs first, then the gradients by the derivatives it found.
+            (true, Scope::Batch(_)) => vec![Direction::Forward, Direction::Backward],
+        }
+    }
+
+    /// What a pass computes of some of the data.
+    #[must_use]
+    pub fn share(&self, progress: &'a Progress, data: Range<usize>) -> Share<'a> {
+        let rule = match (self.loss.scope(), &progress.whole) {
+            (Scope::Token(rule), _) => Rule::Token(rule, self.loss.inputs().columns()),
+            (Scope::Sequence(rule), _) => Rule::Sequence(rule),
+            (Scope::Batch(_), None) => Rule::Score,
+            (Scope::Batch(_), Some(whole)) => Rule::Given(whole.derivatives.get(data.clone()).unwrap_or_default()),
+        };
+        Share { examples: self.examples.get(data).unwrap_or_default(), rule, value: progress.value }
+    }
+
+    /// Takes in what a pass found. A number that is not finite is an error that names its datum.
+    pub fn absorb(&self, progress: &mut Progress, found: Found) -> Result<()> {
+        let Found { logprobs, value } = found;
+        if progress.whole.is_some() {
+            // The second phase computes the same logprobs again.
+            return Ok(());
+        }
+        let is_finite = |logprobs: &Vec<f32>| logprobs.iter().all(|logprob| logprob.is_finite());
+        if let Some(place) = logprobs.iter().position(|logprobs| !is_finite(logprobs)) {
+            let datum = progress.logprobs.len() + place;
+            return Err(Error::invalid(format!(
+                "a logprob of datum {datum} is not a finite number; nothing was accumulated"
+            ))
+            .hint("the run's weights have grown too large: load an earlier checkpoint, or lower the learning rate"));
+        }
+        check_is_finite(value)?;
+        progress.logprobs.extend(logprobs);
+        progress.value = value;
+        Ok(())
+    }
+
+    /// A phase is over: a loss of the whole batch is computed after the first.
+    pub fn end_phase(&self, progress: &mut Progress) -> Result<()> {
+        let (Scope::Batch(rule), None) = (self.loss.scope(), &progress.whole) else { return Ok(()) };
+        let views: Vec<DatumView> = self.views(&progress.logprobs).collect();
+        let whole = rule.batch(&views)?;
+        check_is_finite(whole.value)?;
+        let fits = whole.derivatives.iter().map(Vec::len).eq(progress.logprobs.iter().map(Vec::len));
+        if !fits {
+            return Err(Error::internal("a loss gave derivatives of another shape than the logprobs it got"));
+        }
+        progress.value = whole.value;
+        progress.whole = Some(whole);
+        Ok(())
+    }
+
+    /// The answer, once every phase is over.
+    #[must_use]
+    pub fn outcome(&self, progress: Progress) -> ForwardBackwardOutcome {
+        let Progress { value, logprobs, whole } = progress;
+        let mut metrics = whole.map_or_else(BTreeMap::new, |whole| whole.metrics);
+        let mut tally = Tally::default();
+        for datum in self.views(&logprobs) {
+            self.loss.observe(datum, &mut tally);
+        }
+        metrics.extend(tally.into_metrics());
+        metrics.insert("loss:sum".to_owned(), value);
+        let shaped = logprobs.into_iter().zip(self.examples);
+        let logprobs = shaped.map(|(values, example)| Logprobs { values, candidates: example.candidates }).collect();
+        ForwardBackwardOutcome { logprobs, metrics }
+    }
+
+    fn views<'v>(&'v self, logprobs: &'v [Vec<f32>]) -> impl Iterator<Item = DatumView<'v>> {
+        self.examples.iter().zip(logprobs).map(|(example, logprobs)| DatumView { example, logprobs })
+    }
+}
+
+/// Computes a batch for one run alone, in passes of at most `row_limit` rows: the bits are those of any shared passes.
 ///
-/// `row_limit` bounds the rows of one pass. All or nothing: on an error the run is as it was.
+/// All or nothing: on an error the run is as it was.
 pub fn forward_backward(
     run: &mut Run,
     base: &BaseModel,
@@ -23,120 +128,44 @@ pub fn forward_backward(
     backward: bool,
     row_limit: usize,
 ) -> Result<ForwardBackwardOutcome> {
-    let adapters = [run.adapter(base)];
-    let step = Step { base, adapters: &adapters, examples, row_limit };
-    if !backward {
-        return step.evaluate(loss, None);
-    }
-    // Gradients are added in place, datum by datum, so that one call and many give the same bits.
-    // What was there before is kept aside to be put back if anything goes wrong.
-    let before = run.gradients.copy();
-    let outcome = step.evaluate(loss, Some(&mut run.gradients)).and_then(|outcome| {
-        if run.gradients.is_finite() {
-            return Ok(outcome);
-        }
-        Err(Error::invalid("the gradient of this batch is not finite; nothing was accumulated")
-            .hint("check the weights, advantages and logprobs that were sent"))
-    });
-    if outcome.is_err() {
-        run.gradients = before;
+    let batch = Batch { examples, loss, backward };
+    let undo = backward.then(|| Undo::of(&run.gradients));
+    let outcome = alone(run, base, batch, row_limit);
+    if outcome.is_err()
+        && let Some(undo) = undo
+    {
+        undo.restore(&mut run.gradients);
     }
     outcome
 }
 
-/// The examples of one request and what they run through.
-struct Step<'a> {
-    base: &'a BaseModel,
-    adapters: &'a [Arc<Adapter>],
-    examples: &'a [Example],
-    row_limit: usize,
-}
-
-/// A request's loss, and per example the logprobs it was computed from.
-struct Evaluation {
-    value: f64,
-    logprobs: Vec<Vec<f32>>,
-    metrics: BTreeMap<String, f64>,
-}
-
-impl Step<'_> {
-    fn evaluate(&self, loss: &dyn Loss, gradients: Option<&mut Gradients>) -> Result<ForwardBackwardOutcome> {
-        let Evaluation { value, logprobs, mut metrics } = match loss.scope() {
-            Scope::Token(rule) => {
-                let columns = loss.inputs().columns();
-                self.sum(gradients, |pass, sum, gradients| pass.by_token(rule, columns, sum, gradients))?
-            }
-            Scope::Sequence(rule) => self.sum(gradients, |pass, sum, gradients| pass.by_datum(rule, sum, gradients))?,
-            Scope::Batch(rule) => self.whole(rule, gradients)?,
-        };
-        check_is_finite(value)?;
-
-        let mut tally = Tally::default();
-        for datum in self.views(&logprobs) {
-            loss.observe(datum, &mut tally);
-        }
-        metrics.extend(tally.into_metrics());
-        metrics.insert("loss:sum".to_owned(), value);
-        let shaped = logprobs.into_iter().zip(self.examples);
-        let logprobs = shaped.map(|(values, example)| Logprobs { values, candidates: example.candidates }).collect();
-        Ok(ForwardBackwardOutcome { logprobs, metrics })
-    }
-
-    /// A loss that is a sum over tokens or datums: pass after pass, each complete in itself.
-    fn sum(
-        &self,
-        mut gradients: Option<&mut Gradients>,
-        compute: impl Fn(&Pass, &mut f64, Option<&mut Gradients>) -> Result<Vec<f32>>,
-    ) -> Result<Evaluation> {
-        let mut value = 0.0;
-        let mut logprobs = Vec::with_capacity(self.examples.len());
-        for pass in self.passes() {
-            cut(&pass, &compute(&pass, &mut value, gradients.as_deref_mut())?, &mut logprobs);
-        }
-        Ok(Evaluation { value, logprobs, metrics: BTreeMap::new() })
-    }
-
-    /// A loss of the whole request: all logprobs first, then the gradients by the derivatives it found.
-    fn whole(&self, rule: &dyn PerBatch, gradients: Option<&mut Gradients>) -> Result<Evaluation> {
-        let mut logprobs = Vec::with_capacity(self.examples.len());
-        for pass in self.passes() {
-            cut(&pass, &pass.score()?, &mut logprobs);
-        }
-        let views: Vec<DatumView> = self.views(&logprobs).collect();
-        let WholeLoss { value, derivatives, metrics } = rule.batch(&views)?;
-        check_is_finite(value)?;
-        let fits = derivatives.iter().map(Vec::len).eq(logprobs.iter().map(Vec::len));
-        if !fits {
-            return Err(Error::internal("a loss gave derivatives of another shape than the logprobs it got"));
-        }
-        if let Some(gradients) = gradients {
-            let mut rest = derivatives.as_slice();
-            for pass in self.passes() {
-                let (own, others) = rest.split_at(pass.examples.len());
-                rest = others;
-                pass.with_derivatives(&own.concat(), gradients)?;
+fn alone(run: &mut Run, base: &BaseModel, batch: Batch<'_>, row_limit: usize) -> Result<ForwardBackwardOutcome> {
+    let lengths: Vec<usize> = batch.examples.iter().map(|example| example.tokens.len()).collect();
+    let mut progress = Progress::default();
+    for direction in batch.phases() {
+        let backward = direction == Direction::Backward;
+        for data in packs(&lengths, row_limit) {
+            let shares = vec![batch.share(&progress, data)];
+            let found = pass::compute(base, &mut [Participant { run: &mut *run, shares }], backward)?;
+            for found in found.into_iter().flatten() {
+                batch.absorb(&mut progress, found)?;
             }
         }
-        Ok(Evaluation { value, logprobs, metrics })
+        if backward {
+            check_gradients(run)?;
+        }
+        batch.end_phase(&mut progress)?;
     }
-
-    fn passes(&self) -> impl Iterator<Item = Pass<'_>> {
-        passes(self.base, self.adapters, self.examples, self.row_limit)
-    }
-
-    fn views<'v>(&'v self, logprobs: &'v [Vec<f32>]) -> impl Iterator<Item = DatumView<'v>> {
-        self.examples.iter().zip(logprobs).map(|(example, logprobs)| DatumView { example, logprobs })
-    }
+    Ok(batch.outcome(progress))
 }
 
-/// Divides a pass's logprobs among its examples.
-fn cut(pass: &Pass, logprobs: &[f32], all: &mut Vec<Vec<f32>>) {
-    let mut rest = logprobs;
-    for example in pass.examples {
-        let (own, others) = rest.split_at(example.targets.len());
-        all.push(own.to_vec());
-        rest = others;
+/// Refuses gradients that are not finite.
+pub fn check_gradients(run: &Run) -> Result<()> {
+    if run.gradients.is_finite() {
+        return Ok(());
     }
+    Err(Error::invalid("the gradient of this batch is not finite; nothing was accumulated")
+        .hint("check the weights, advantages and logprobs that were sent"))
 }
 
 fn check_is_finite(value: f64) -> Result<()> {

@@ -92,7 +92,15 @@ impl House {
 }
 
 fn creation(seed: u64, from: Option<StartingPoint>) -> CreateRun {
-    let lora = LoraSpec { rank: 4, alpha: 32.0, seed, train_attn: true, train_mlp: true, train_unembed: true, ..LoraSpec::default() };
+    let lora = LoraSpec {
+        rank: 4,
+        alpha: 32.0,
+        seed,
+        train_attn: true,
+        train_mlp: true,
+        train_unembed: true,
+        ..LoraSpec::default()
+    };
     CreateRun { base_model: MODEL.to_owned(), lora, from, user_metadata: BTreeMap::new() }
 }
 

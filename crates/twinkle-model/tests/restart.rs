@@ -24,9 +24,10 @@ use twinkle_core::ids::{RequestId, RunId, SessionId, TenantId};
 use twinkle_core::middleware::journal::{Journal, JournalOptions};
 use twinkle_core::state::StateStore;
 use twinkle_core::{Error, ErrorCode, Result};
-use twinkle_model::backend::{Backend, Batch, Transformers};
-use twinkle_model::memory::MemoryLimits;
+use twinkle_model::backend::{Backend, Transformers};
 use twinkle_model::engine::EngineLimits;
+use twinkle_model::memory::MemoryLimits;
+use twinkle_model::pass::{Found, Participant};
 use twinkle_model::run::Run;
 use twinkle_model::{ModelComponent, ModelContext};
 use twinkle_nn::{BaseModel, LoadOptions, Precision, PublishedAdapters};
@@ -52,6 +53,10 @@ enum Fault {
 struct Faulty {
     /// By tenant and learning rate: the next faults of that step.
     planned: Mutex<HashMap<(String, u64), Vec<Fault>>>,
+    /// By tenant: the next faults of passes with a run of it.
+    in_passes: Mutex<HashMap<String, Vec<Fault>>>,
+    /// Whose runs were in each pass that came to its end.
+    passes: Mutex<Vec<Vec<TenantId>>>,
     /// The next answers of the probe.
     dead_probes: Mutex<u32>,
     gate: Mutex<Option<std::sync::mpsc::Receiver<()>>>,
@@ -71,6 +76,23 @@ impl Faulty {
         let mut planned = self.planned.lock();
         let faults = planned.get_mut(&key)?;
         if faults.is_empty() { None } else { Some(faults.remove(0)) }
+    }
+
+    /// What goes wrong in the next pass with a run of this tenant.
+    fn next_in_pass(&self, tenant: &TenantId) -> Option<Fault> {
+        let mut planned = self.in_passes.lock();
+        let faults = planned.get_mut(tenant.as_str())?;
+        if faults.is_empty() { None } else { Some(faults.remove(0)) }
+    }
+
+    fn fail(&self, fault: Fault) -> Result<()> {
+        match fault {
+            Fault::Panic => panic!("scripted panic"),
+            Fault::OutOfMemory => panic!("CUDA out of memory. Tried to allocate 2.00 GiB"),
+            Fault::DeviceLost => return Err(Error::internal("CUDA error: device-side assert triggered")),
+            Fault::Gate => self.wait_at_gate(),
+        }
+        Ok(())
     }
 
     fn wait_at_gate(&self) {
@@ -94,14 +116,15 @@ impl Backend for Faulty {
         Transformers.probe(base)
     }
 
-    fn forward_backward(
-        &self,
-        run: &mut Run,
-        base: &BaseModel,
-        batch: Batch<'_>,
-        backward: bool,
-    ) -> Result<ForwardBackwardOutcome> {
-        Transformers.forward_backward(run, base, batch, backward)
+    fn pass(&self, base: &BaseModel, participants: &mut [Participant<'_>], backward: bool) -> Result<Vec<Vec<Found>>> {
+        for participant in participants.iter_mut() {
+            let Some(fault) = self.next_in_pass(&participant.run.tenant) else { continue };
+            let _ = participant.run.gradients.flat_mut().fill_(7.0);
+            self.fail(fault)?;
+        }
+        let found = Transformers.pass(base, participants, backward)?;
+        self.passes.lock().push(participants.iter().map(|participant| participant.run.tenant.clone()).collect());
+        Ok(found)
     }
 
     fn optimizer_step(&self, run: &mut Run, settings: &AdamParams) -> Result<f64> {
@@ -109,12 +132,8 @@ impl Backend for Faulty {
         if matches!(fault, Some(Fault::Panic | Fault::OutOfMemory | Fault::DeviceLost)) {
             let _ = run.parameters.fill_(7.0);
         }
-        match fault {
-            None => {}
-            Some(Fault::Panic) => panic!("scripted panic"),
-            Some(Fault::OutOfMemory) => panic!("CUDA out of memory. Tried to allocate 2.00 GiB"),
-            Some(Fault::DeviceLost) => return Err(Error::internal("CUDA error: device-side assert triggered")),
-            Some(Fault::Gate) => self.wait_at_gate(),
+        if let Some(fault) = fault {
+            self.fail(fault)?;
         }
         Transformers.optimizer_step(run, settings)
     }
@@ -245,7 +264,15 @@ fn limits(snapshot_after: Duration) -> EngineLimits {
 const NEVER: Duration = Duration::from_hours(1);
 
 fn creation() -> RunOperation {
-    let lora = LoraSpec { rank: 4, alpha: 32.0, seed: 3, train_attn: true, train_mlp: true, train_unembed: true, ..LoraSpec::default() };
+    let lora = LoraSpec {
+        rank: 4,
+        alpha: 32.0,
+        seed: 3,
+        train_attn: true,
+        train_mlp: true,
+        train_unembed: true,
+        ..LoraSpec::default()
+    };
     RunOperation::Create(CreateRun { base_model: MODEL.to_owned(), lora, from: None, user_metadata: BTreeMap::new() })
 }
 

@@ -36,6 +36,11 @@ impl<Question: Eq + Hash> Suspects<Question> {
         false
     }
 
+    /// Whether the engine was lost while it worked on `question`, perhaps together with others.
+    pub fn is_suspect(&self, question: &Question) -> bool {
+        self.losses.lock().contains_key(question)
+    }
+
     /// The question was answered.
     pub fn acquit(&self, question: &Question) {
         self.losses.lock().remove(question);
@@ -51,6 +56,7 @@ mod tests {
         let suspects = Suspects::default();
         assert!(!suspects.accuse("a"));
         assert!(!suspects.accuse("b"), "each is counted for itself");
+        assert!(suspects.is_suspect(&"a") && !suspects.is_suspect(&"c"));
         assert!(suspects.accuse("a"));
         suspects.acquit(&"b");
         assert!(!suspects.accuse("b"), "an answered question starts afresh");

@@ -80,10 +80,14 @@ metrics! {
     // --- engines
     /// From the engine's line to the engine: the fair schedule's wait.
     ENGINE_WAIT: Durations<Task> = Server "twinkle.engine.wait_seconds" ["s"] "with the first operation";
-    /// One operation on the engine thread.
+    /// One operation on the engine thread: its share of the passes it was in.
     ENGINE_TURN: Durations<Task> = Server "twinkle.engine.turn_seconds" ["s"] "with the first training operation";
     /// One pass over packed rows (training), or one step over the batch (sampling).
     ENGINE_PASS: Durations<Component> = Server "twinkle.engine.pass_seconds" ["s"] "with the first pass";
+    /// Rows of a training pass, one a token.
+    PASS_ROWS: Sizes<Component> = Server "twinkle.engine.pass_rows" ["{row}"] "with the first training pass";
+    /// Runs that shared a training pass.
+    PASS_RUNS: Sizes<Component> = Server "twinkle.engine.pass_runs" ["{run}"] "with the first training pass";
     /// Engines that failed and were started again.
     ENGINE_RESTARTS: Counter<Component> = Server "twinkle.engine.restarts.total" ["{restart}"] "with the first restart";
     /// Training runs whose tensors are in memory.

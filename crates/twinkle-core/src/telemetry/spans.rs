@@ -85,6 +85,8 @@ attributes! {
     Sequence = "twinkle.sequence";
     /// Rows of a pass, one a token.
     Rows = "twinkle.rows";
+    /// Runs that share a pass.
+    Runs = "twinkle.runs";
 }
 
 /// The name of a span below a request; only this table makes them.
@@ -131,9 +133,9 @@ spans! {
     EXECUTE = "task_queue.execute";
     /// The operation waits in the engine's fair schedule.
     ENGINE_QUEUE = "engine.queue";
-    /// The operation on the engine thread; see [`operation`].
+    /// The operation on the engine thread, from its first pass to its last; see [`operation`].
     OPERATION = "Model.<task_type>";
-    /// One pass over packed rows.
+    /// One pass over packed rows, perhaps shared with other operations.
     PASS = "engine.pass";
     /// The result is stored.
     RESULT_COMMIT = "journal.result";

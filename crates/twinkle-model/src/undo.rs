@@ -1,0 +1,27 @@
+//! What takes back the gradients that an operation has added so far.
+
+use tch::Kind;
+use twinkle_nn::Gradients;
+
+/// The gradients of a run before an operation, or before the first of several in one pass.
+///
+/// Gradients are added in place, datum by datum, so that one operation and many give the same bits.
+#[derive(Debug)]
+pub struct Undo(Option<Gradients>);
+
+impl Undo {
+    /// Remembers `gradients`. Nothing is copied when there are none yet, as after every optimizer step.
+    #[must_use]
+    pub fn of(gradients: &Gradients) -> Self {
+        let is_zero = gradients.flat().abs().max().to_kind(Kind::Double).double_value(&[]) == 0.0;
+        Self(if is_zero { None } else { Some(gradients.copy()) })
+    }
+
+    /// Puts back what was there.
+    pub fn restore(self, gradients: &mut Gradients) {
+        match self.0 {
+            Some(before) => *gradients = before,
+            None => gradients.zero(),
+        }
+    }
+}
