@@ -41,8 +41,23 @@ QWEN2_5_0_5B = {
     "use_cache": True,
     "torch_dtype": "bfloat16",
 }
+QWEN2_5_7B = {
+    **QWEN2_5_0_5B,
+    "vocab_size": 152064,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "max_window_layers": 28,
+    "tie_word_embeddings": False,
+}
 SHAPES = {
     "qwen2.5-0.5b": QWEN2_5_0_5B,
+    # About four billion numbers, in the proportions of the others.
+    "qwen2.5-4b": {**QWEN2_5_7B, "hidden_size": 2560, "intermediate_size": 13824, "num_hidden_layers": 32,
+                   "num_attention_heads": 20, "max_window_layers": 32, "tie_word_embeddings": True},
+    "qwen2.5-7b": QWEN2_5_7B,
     # The same with few layers and a small vocabulary: to try the benchmark itself.
     "tiny": {**QWEN2_5_0_5B, "num_hidden_layers": 2, "vocab_size": 32768, "max_window_layers": 2},
 }
@@ -63,7 +78,8 @@ def main():
     special = tokenizer.write(out, "qwen")
     config["eos_token_id"] = special["eos"]
     (out / "generation_config.json").write_text(json.dumps({"eos_token_id": special["stops"]}, indent=2) + "\n")
-    generator = torch.Generator().manual_seed(arguments.seed)
+    # Billions of numbers are drawn where that is fast.
+    generator = torch.Generator("cuda" if torch.cuda.is_available() else "cpu").manual_seed(arguments.seed)
     save_file(weights(config, generator), out / "model.safetensors", metadata={"format": "pt"})
     # Last, and in one piece: its presence says that the folder is complete.
     temporary = out / "config.json.part"
@@ -79,8 +95,8 @@ def weights(config, generator):
     key_value = config["num_key_value_heads"] * head
 
     def normal(*shape):
-        values = torch.empty(shape).normal_(0.0, config["initializer_range"], generator=generator)
-        return values.to(torch.bfloat16)
+        values = torch.empty(shape, device=generator.device)
+        return values.normal_(0.0, config["initializer_range"], generator=generator).to("cpu", torch.bfloat16)
 
     def constant(value, size):
         return torch.full((size,), value, dtype=torch.bfloat16)
@@ -97,6 +113,8 @@ def weights(config, generator):
         tensors[f"{prefix}.mlp.gate_proj.weight"] = normal(width, hidden)
         tensors[f"{prefix}.mlp.up_proj.weight"] = normal(width, hidden)
         tensors[f"{prefix}.mlp.down_proj.weight"] = normal(hidden, width)
+    if not config["tie_word_embeddings"]:
+        tensors["lm_head.weight"] = normal(config["vocab_size"], hidden)
     return tensors
 
 

@@ -23,6 +23,8 @@ pub struct NodeOptions {
     pub name: String,
     /// `float32` or `bfloat16`.
     pub dtype: String,
+    /// Where model and sampler compute: `CPU` or `CUDA`.
+    pub device: String,
     /// Environment variables of the server.
     pub environment: Vec<(String, String)>,
     /// Keys of `persistence`, such as `mode: redis, redis_url: 'redis://localhost'`.
@@ -48,6 +50,7 @@ impl NodeOptions {
             model: workspace_root().join("tests/golden/fixtures").join(variant),
             name: format!("tiny/{variant}"),
             dtype: "float32".to_owned(),
+            device: "CPU".to_owned(),
             environment: Vec::new(),
             persistence: "mode: file".to_owned(),
             settings: String::new(),
@@ -167,7 +170,7 @@ fn spawn(options: &NodeOptions, folder: &Path) -> Result<Child> {
 
 fn configuration(options: &NodeOptions, port: u16, folder: &Path) -> String {
     let NodeOptions { model, name, dtype, persistence, settings, server_args, model_args, .. } = options;
-    let NodeOptions { sampler_settings, sampler_args, .. } = options;
+    let NodeOptions { sampler_settings, sampler_args, device, .. } = options;
     let (model, state) = (model.display(), folder.join("state"));
     let state = state.display();
     format!(
@@ -187,8 +190,8 @@ applications:
       model_id: {model}
       backend: transformers
       torch_dtype: {dtype}
-      device_group: {{name: model, ranks: 1, device_type: CPU}}
-      device_mesh: {{device_type: CPU, dp_size: 1}}
+      device_group: {{name: model, ranks: 1, device_type: {device}}}
+      device_mesh: {{device_type: {device}, dp_size: 1}}
       {model_args}
   - name: sampler
     route_prefix: /api/v1/sampler/{name}
@@ -199,8 +202,8 @@ applications:
       sampler_type: torch
       engine_args: {{enable_lora: true}}
       {sampler_args}
-      device_group: {{name: sampler, ranks: 1, device_type: CPU}}
-      device_mesh: {{device_type: CPU, dp_size: 1}}
+      device_group: {{name: sampler, ranks: 1, device_type: {device}}}
+      device_mesh: {{device_type: {device}, dp_size: 1}}
   - name: processor
     route_prefix: /api/v1/processor
     import_path: processor

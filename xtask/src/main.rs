@@ -6,6 +6,7 @@ mod child;
 mod clock;
 mod compat;
 mod cookbook;
+mod gpu;
 mod learn;
 mod quickstart;
 mod report;
@@ -45,6 +46,7 @@ enum Command {
     Compat(compat::Options),
     Learn(learn::Options),
     Cookbook(cookbook::Options),
+    Gpu(gpu::Options),
 }
 
 fn main() -> ExitCode {
@@ -65,6 +67,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Test(options) => test::run(&workspace, &options),
         Command::Bench(options) => bench::run(&workspace, &options).map(|()| ExitCode::SUCCESS),
         Command::Cookbook(options) => cookbook::run(&workspace, &options),
+        Command::Gpu(options) => gpu::run(&workspace, &options),
         Command::Compat(options) => compat::run(&workspace, &options),
         Command::Learn(options) => learn::run(&workspace, &options).map(|()| ExitCode::SUCCESS),
     }
