@@ -1,6 +1,7 @@
 //! The backward pass: hand-written vector-Jacobian products, layer by layer from the last.
 //!
-//! The base is frozen, so only the gradients of rows and of adapters are formed. Nothing is recorded by libtorch;
+//! A base is frozen, so only the gradients of rows and of adapters are formed; a run that trains all weights gets theirs
+//! from the same passes ([`full`]). Nothing is recorded by libtorch;
 //! norms, activations and rotations are recomputed from what the forward pass kept.
 
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use twinkle_core::{Error, Result};
 
 use crate::forward::{KeptLayer, Tape};
 use crate::layers::decoder::Pass;
+use crate::layers::full;
 use crate::layers::linear::Routing;
 use crate::lora::{Adapter, Gradients};
 use crate::model::BaseModel;
@@ -42,23 +44,25 @@ impl BaseModel {
         }
         let spans = pack.spans();
         let routing = self.training_routing(&spans, adapters);
-        tch::no_grad(|| self.run_backward(tape, d_hidden, &spans, &routing, gradients)).map_err(device_error)
+        tch::no_grad(|| self.run_backward(tape, d_hidden, (&pack.tokens, &spans), &routing, gradients)).map_err(device_error)
     }
 
     fn run_backward(
         &self,
         tape: Tape,
         d_hidden: Tensor,
-        spans: &[Span],
+        (tokens, spans): (&[u32], &[Span]),
         routing: &Routing,
         gradients: &mut [&mut Gradients],
     ) -> TorchResult<()> {
         let Tape { layers, last, rotation, .. } = tape;
         // Below the lowest adapted layer no gradient is wanted.
         let is_adapted = |layer: usize| routing.groups.iter().any(|group| group.adapter.layout().adapts_layer(layer));
-        let Some(lowest) = (0..layers.len()).find(|layer| is_adapted(*layer)) else {
+        let trains_weights = gradients.iter().any(|gradients| gradients.are_of_weights());
+        let Some(lowest) = (0..layers.len()).find(|layer| trains_weights || is_adapted(*layer)) else {
             return Ok(());
         };
+        full::norm(&self.final_norm, &last, &d_hidden, routing, gradients)?;
         let mut dx = self.final_norm.backward(&last, &d_hidden)?;
         drop((last, d_hidden));
         let pass = Pass { rotation: &rotation, spans, routing };
@@ -71,6 +75,9 @@ impl BaseModel {
                 KeptLayer::Input(input) => layer.forward(input, &pass)?.1,
             };
             dx = layer.backward(tape, dx, &pass, gradients)?;
+        }
+        if trains_weights {
+            full::embedding(self.embedding.tensor(), tokens, &dx, routing, gradients)?;
         }
         Ok(())
     }

@@ -33,6 +33,8 @@ pub struct HeadOutcome {
 pub(crate) struct Piece<'a> {
     /// From the chunk's first row.
     pub(crate) rows: Range<i64>,
+    /// The number of the sequence's adapter.
+    pub(crate) adapter: Option<usize>,
     /// The sequence's adapter on the head.
     pub(crate) pair: Option<(&'a AdapterPair, usize)>,
     /// `s · A h`, `[rows, r]`.
@@ -69,7 +71,8 @@ impl BaseModel {
                 None => None,
             };
             let mut logprobs = Vec::with_capacity(targets.len());
-            for rows in chunks(&spans, self.row_tile as usize, adapters) {
+            let trains_weights = gradients.as_ref().is_some_and(|all| all.iter().any(|own| own.are_of_weights()));
+            for rows in chunks(&spans, self.row_tile as usize, adapters, trains_weights) {
                 let (start, count) = (rows.start as i64, (rows.end - rows.start) as i64);
                 let mut pieces = pieces(&spans, &rows, adapters);
                 let chunk = Chunk {
@@ -267,6 +270,7 @@ impl Chunk<'_> {
         gradients: &mut [&mut Gradients],
     ) -> TorchResult<()> {
         let d_logits = self.differentiate_logits(targets, normalised, derivatives)?;
+        self.add_weight_gradients(&d_logits, pieces, gradients)?;
         let mut d_rows = d_rows.shallow_clone();
         if native::multiplies(&d_logits) {
             return self.backward_native(&d_logits, pieces, &mut d_rows, gradients);
@@ -287,6 +291,25 @@ impl Chunk<'_> {
             for start in (0..length).step_by(HEAD_GRADIENT_ROWS as usize) {
                 let count = HEAD_GRADIENT_ROWS.min(length - start);
                 accumulate_product(&mut db, &d_logits.f_narrow(0, start, count)?, &shrunk.f_narrow(0, start, count)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the gradient of the head's own weight, where a run trains it.
+    fn add_weight_gradients(
+        &self,
+        d_logits: &Tensor,
+        pieces: &[Piece],
+        gradients: &[&mut Gradients],
+    ) -> TorchResult<()> {
+        for piece in pieces {
+            let Some(own) = piece.adapter.and_then(|index| gradients.get(index)) else { continue };
+            let Some(mut sum) = own.weight(self.base.head_weight())? else { continue };
+            for start in piece.rows.clone().step_by(HEAD_GRADIENT_ROWS as usize) {
+                let count = HEAD_GRADIENT_ROWS.min(piece.rows.end - start);
+                let rows = |tensor: &Tensor| tensor.f_narrow(0, start, count);
+                accumulate_product(&mut sum, &rows(d_logits)?, &rows(&self.hidden)?)?;
             }
         }
         Ok(())
@@ -378,12 +401,12 @@ fn shrink(hidden: &Tensor, pair: &AdapterPair, tile: Option<i64>) -> TorchResult
 
 /// Row ranges of at most `limit` rows that cover the pack in order.
 ///
-/// The gradient of a head's `B` is a sum over rows. For its bits not to depend on what else is in the pack, a sequence
+/// The gradient of a head, or of its `B`, is a sum over rows. For its bits not to depend on what else is in the pack, a sequence
 /// is cut at multiples of `limit` counted from its own first row, and each piece goes into one chunk whole.
-fn chunks(spans: &[Span], limit: usize, adapters: &[Arc<Adapter>]) -> Vec<Range<usize>> {
+fn chunks(spans: &[Span], limit: usize, adapters: &[Arc<Adapter>], trains_weights: bool) -> Vec<Range<usize>> {
     let total = spans.last().map_or(0, |span| span.rows().end);
-    let head_is_adapted = adapters.iter().any(|adapter| adapter.at(Site::Head).is_some());
-    if !head_is_adapted {
+    let is_trained = trains_weights || adapters.iter().any(|adapter| adapter.at(Site::Head).is_some());
+    if !is_trained {
         return (0..total).step_by(limit).map(|start| start..(start + limit).min(total)).collect();
     }
     let mut chunks: Vec<Range<usize>> = Vec::new();
@@ -410,7 +433,7 @@ fn pieces<'a>(spans: &[Span], chunk: &Range<usize>, adapters: &'a [Arc<Adapter>]
         }
         let pair = span.adapter.and_then(|index| Some((adapters.get(index)?.at(Site::Head)?, index)));
         let rows = (start - chunk.start) as i64..(end - chunk.start) as i64;
-        pieces.push(Piece { rows, pair, shrunk: None });
+        pieces.push(Piece { rows, adapter: span.adapter, pair, shrunk: None });
     }
     pieces
 }

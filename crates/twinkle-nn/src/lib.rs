@@ -14,6 +14,7 @@ pub mod cache;
 pub mod config;
 mod decode;
 mod forward;
+pub mod full;
 pub mod head;
 mod layers;
 pub mod lora;

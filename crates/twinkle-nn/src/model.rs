@@ -10,10 +10,11 @@ use crate::config::ModelConfig;
 use crate::layers::decoder::DecoderLayer;
 use crate::layers::load::LayerFiles;
 use crate::layers::norm::RmsNorm;
+use crate::memory::CostModel;
 use crate::precision::Precision;
 use crate::rope::RotaryEmbedding;
 use crate::torch::device_error;
-use crate::weights::WeightFiles;
+use crate::weights::{Loaded, WeightFiles};
 
 /// How a model is loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +48,7 @@ pub struct BaseModel {
     /// `[V, H]`; `None` when the embedding is the head.
     pub(crate) untied_head: Option<Frozen>,
     pub(crate) rotary: RotaryEmbedding,
-    weight_bytes: u64,
+    loaded: Loaded,
 }
 
 impl BaseModel {
@@ -60,7 +61,23 @@ impl BaseModel {
         }
         let config = ModelConfig::read(directory)?;
         let kind = options.precision.kind(options.device);
-        let mut files = WeightFiles::open(directory, &config, kind, options.device)?;
+        let files = WeightFiles::open(directory, &config, kind, options.device)?;
+        let model = Self::assemble(config, files, (kind, options.device), options.row_tile as i64)?;
+        tracing::info!(
+            family = ?model.config.family, layers = model.config.layer_count, hidden = model.config.hidden_size,
+            vocabulary = model.config.vocab_size, ?kind, device = ?options.device, weight_bytes = model.loaded.bytes,
+            "base model mapped"
+        );
+        Ok(model)
+    }
+
+    /// The network of these weights.
+    pub(crate) fn assemble(
+        config: ModelConfig,
+        mut files: WeightFiles,
+        (kind, device): (Kind, Device),
+        row_tile: i64,
+    ) -> Result<Self> {
         let (vocabulary, hidden) = (config.vocab_size, config.hidden_size);
 
         let embedding = files.take("model.embed_tokens.weight", &[vocabulary, hidden])?;
@@ -75,15 +92,10 @@ impl BaseModel {
         };
         let untied_head =
             if config.tied_embeddings { None } else { Some(files.take("lm_head.weight", &[vocabulary, hidden])?) };
-        let weight_bytes = files.finish()?;
-        let rotary = RotaryEmbedding::new(&config.rope, config.rotary_dim, kind, options.device).map_err(device_error)?;
-        let row_tile = options.row_tile as i64;
-        let device = options.device;
-        tracing::info!(
-            family = ?config.family, layers = config.layer_count, hidden, vocabulary, ?kind, ?device, weight_bytes,
-            "base model mapped"
-        );
-        Ok(Self { config, kind, device, row_tile, embedding, layers, final_norm, untied_head, rotary, weight_bytes })
+        let loaded = files.finish()?;
+        let rotary =
+            RotaryEmbedding::new(&config.rope, config.rotary_dim, kind, device).map_err(device_error)?;
+        Ok(Self { config, kind, device, row_tile, embedding, layers, final_norm, untied_head, rotary, loaded })
     }
 
     /// Its dimensions.
@@ -107,7 +119,18 @@ impl BaseModel {
     /// Bytes of all weights.
     #[must_use]
     pub fn weight_bytes(&self) -> u64 {
-        self.weight_bytes
+        self.loaded.bytes
+    }
+
+    /// Every weight by its name in the files, in the order of the network.
+    pub(crate) fn weights(&self) -> &[(String, Frozen)] {
+        &self.loaded.weights
+    }
+
+    /// What it takes in memory, by arithmetic.
+    #[must_use]
+    pub fn cost(&self) -> CostModel {
+        CostModel::new(&self.config, self.kind, self.row_tile as usize)
     }
 
     /// The output head's weight, `[V, H]`.

@@ -49,7 +49,7 @@ impl BaseModel {
                 let count = PREFILL_TILE.min(rows - first);
                 let (tile, adapter_tile) = (PREFILL_TILE, Some(PREFILL_TILE));
                 let chunk = Chunk { base: self, hidden: hidden.f_narrow(0, first, count)?, tile, adapter_tile };
-                let logits = chunk.logits(&mut [Piece { rows: 0..count, pair, shrunk: None }])?;
+                let logits = chunk.logits(&mut [Piece { rows: 0..count, adapter: None, pair, shrunk: None }])?;
                 for (start, count) in blocks(count) {
                     let logprobs = log_softmax(&logits.f_narrow(0, start, count)?)?;
                     let start = (first + start) as usize;

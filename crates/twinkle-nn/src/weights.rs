@@ -11,16 +11,27 @@ use twinkle_torch::{Frozen, MappedFile};
 use crate::config::{ModelConfig, read_json};
 use crate::torch::device_error;
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
+pub(crate) const SINGLE: &str = "model.safetensors";
+pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
 /// A folder's tensors by canonical name, none of them read yet.
 #[derive(Debug)]
 pub struct WeightFiles {
     tensors: BTreeMap<String, Place>,
+    /// Tensors that are in memory already.
+    in_memory: BTreeMap<String, Tensor>,
     kind: Kind,
     device: Device,
-    bytes: u64,
+    loaded: Loaded,
+}
+
+/// What was taken of a model's files.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// Bytes of all tensors.
+    pub bytes: u64,
+    /// The tensors by canonical name, in the order they were taken.
+    pub(crate) weights: Vec<(String, Frozen)>,
 }
 
 /// Where a tensor lies.
@@ -36,11 +47,16 @@ struct Place {
 impl WeightFiles {
     /// Maps `model.safetensors`, or the shards of `model.safetensors.index.json`, and reads their headers.
     pub fn open(directory: &Path, config: &ModelConfig, kind: Kind, device: Device) -> Result<Self> {
-        let mut files = Self { tensors: BTreeMap::new(), kind, device, bytes: 0 };
+        let mut files = Self::of_tensors(BTreeMap::new(), kind, device);
         for name in file_names(directory)? {
             files.add_file(&directory.join(name), config)?;
         }
         Ok(files)
+    }
+
+    /// Tensors in memory, in the dtype and on the device of the model.
+    pub(crate) fn of_tensors(in_memory: BTreeMap<String, Tensor>, kind: Kind, device: Device) -> Self {
+        Self { tensors: BTreeMap::new(), in_memory, kind, device, loaded: Loaded::default() }
     }
 
     fn add_file(&mut self, path: &Path, config: &ModelConfig) -> Result<()> {
@@ -82,7 +98,7 @@ impl WeightFiles {
     /// Whether there is a tensor `name` that has not been taken.
     #[must_use]
     pub fn has(&self, name: &str) -> bool {
-        self.tensors.contains_key(name)
+        self.tensors.contains_key(name) || self.in_memory.contains_key(name)
     }
 
     /// Takes the tensor `name`, which must have this shape. It borrows the file's pages if dtype and device allow.
@@ -92,6 +108,16 @@ impl WeightFiles {
 
     /// Takes the tensor `name`, which must have this shape, in a dtype that need not be the model's.
     pub fn take_as(&mut self, name: &str, shape: &[usize], kind: Kind) -> Result<Frozen> {
+        let tensor = match self.in_memory.remove(name) {
+            Some(tensor) => tensor,
+            None => self.read(name, shape, kind)?,
+        };
+        self.loaded.bytes += (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64;
+        self.loaded.weights.push((name.to_owned(), Frozen::new(tensor.shallow_clone())));
+        Ok(Frozen::new(tensor))
+    }
+
+    fn read(&mut self, name: &str, shape: &[usize], kind: Kind) -> Result<Tensor> {
         let place = self
             .tensors
             .remove(name)
@@ -103,11 +129,9 @@ impl WeightFiles {
                 place.shape
             )));
         }
-        let tensor = self.load(&place, kind).map_err(|error| {
+        self.load(&place, kind).map_err(|error| {
             Error::new(error.code, format!("tensor `{name}` in `{}`: {}", place.path.display(), error.message))
-        })?;
-        self.bytes += (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64;
-        Ok(Frozen::new(tensor))
+        })
     }
 
     fn load(&self, place: &Place, kind: Kind) -> Result<Tensor> {
@@ -124,8 +148,8 @@ impl WeightFiles {
         tensor.f_to_device(self.device).and_then(|tensor| tensor.f_to_kind(kind)).map_err(device_error)
     }
 
-    /// Ends the loading: every tensor of the files must have been taken. Returns the bytes of those that were.
-    pub fn finish(self) -> Result<u64> {
+    /// Ends the loading: every tensor of the files must have been taken.
+    pub fn finish(self) -> Result<Loaded> {
         if let Some((name, place)) = self.tensors.first_key_value() {
             return Err(Error::invalid(format!(
                 "the model's files have `{}` tensors that this architecture does not use, the first is `{name}` in `{}`",
@@ -133,11 +157,11 @@ impl WeightFiles {
                 place.path.display()
             )));
         }
-        Ok(self.bytes)
+        Ok(self.loaded)
     }
 }
 
-fn file_names(directory: &Path) -> Result<BTreeSet<String>> {
+pub(crate) fn file_names(directory: &Path) -> Result<BTreeSet<String>> {
     let index = directory.join(INDEX);
     if index.exists() {
         let index_json = read_json(&index)?;
@@ -167,7 +191,7 @@ fn is_plain_name(name: &str) -> bool {
 }
 
 /// The name this network uses for a tensor; `None` for one that it rightly leaves out.
-fn canonical_name(name: &str, config: &ModelConfig) -> Option<String> {
+pub(crate) fn canonical_name(name: &str, config: &ModelConfig) -> Option<String> {
     let is_other_tower = ["model.visual.", "visual.", "mtp."].iter().any(|prefix| name.starts_with(prefix));
     if is_other_tower || name.ends_with(".rotary_emb.inv_freq") {
         return None;
@@ -184,7 +208,7 @@ fn canonical_name(name: &str, config: &ModelConfig) -> Option<String> {
     Some(canonical)
 }
 
-const fn float_kind(dtype: Dtype) -> Option<Kind> {
+pub(crate) const fn float_kind(dtype: Dtype) -> Option<Kind> {
     match dtype {
         Dtype::BF16 => Some(Kind::BFloat16),
         Dtype::F16 => Some(Kind::Half),

@@ -3,6 +3,7 @@
 use tch::{TchError, Tensor};
 use twinkle_core::Result;
 
+use super::full;
 use super::delta::{DeltaTape, GatedDeltaNet};
 use super::linear::Routing;
 use super::load::LayerFiles;
@@ -132,11 +133,13 @@ impl DecoderLayer {
         // y = middle + mlp(norm(middle)): the gradient passes by and through.
         let normed = self.post_norm.forward(&middle)?;
         let d_normed = self.mlp.backward(&normed, &dy, mlp, pass.routing, gradients)?;
+        full::norm(&self.post_norm, &middle, &d_normed, pass.routing, gradients)?;
         self.post_norm.backward_into(&middle, &d_normed, &dy)?;
         drop((normed, d_normed, middle));
 
         let normed = self.input_norm.forward(&input)?;
         let d_normed = self.mixer.backward(&normed, &dy, mixer, pass, gradients)?;
+        full::norm(&self.input_norm, &input, &d_normed, pass.routing, gradients)?;
         self.input_norm.backward_into(&input, &d_normed, &dy)?;
         Ok(dy)
     }

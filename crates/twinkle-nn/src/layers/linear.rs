@@ -9,6 +9,7 @@ use tch::{Kind, TchError, Tensor};
 use twinkle_kernels::Layout;
 use twinkle_torch::Frozen;
 
+use super::full;
 use super::native::{self, Ending, LowRank};
 use crate::lora::{Adapter, Gradients, Site};
 use crate::torch::TorchResult;
@@ -181,6 +182,9 @@ pub(crate) fn backward_branches(
     routing: &Routing,
     gradients: &mut [&mut Gradients],
 ) -> TorchResult<Tensor> {
+    for Branch { linear, dy, .. } in branches {
+        full::linear(linear, x, dy, routing, gradients)?;
+    }
     if native::multiplies(x) {
         let mut low = Vec::new();
         for Branch { linear, dy, shrunk } in branches {

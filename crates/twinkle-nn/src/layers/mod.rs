@@ -3,6 +3,7 @@
 pub(crate) mod attention;
 pub(crate) mod decoder;
 pub(crate) mod delta;
+pub(crate) mod full;
 pub(crate) mod gate;
 pub(crate) mod linear;
 pub(crate) mod load;

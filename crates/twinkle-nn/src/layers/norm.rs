@@ -55,6 +55,16 @@ impl RmsNorm {
         Ok(y)
     }
 
+    /// What the weight multiplies, fp32: `x / √(mean x² + ε)`, rounded where the forward pass rounds it.
+    pub(crate) fn normal(&self, x: &Tensor) -> TorchResult<Tensor> {
+        let x32 = x.f_to_kind(Kind::Float)?;
+        let normal = x32.f_mul(&self.inverse_deviation(&x32)?)?;
+        match self.flavour {
+            NormFlavour::ZeroCentred => Ok(normal),
+            NormFlavour::Plain => normal.f_to_kind(x.kind())?.f_to_kind(Kind::Float),
+        }
+    }
+
     /// The gradient of the input `x`, given that of the output. With `n = x · r`: `dx = r · (g − n · mean(g · n))`, `g = w · dy`.
     pub(crate) fn backward(&self, x: &Tensor, dy: &Tensor) -> TorchResult<Tensor> {
         if native::is_plain(x) {

@@ -3,6 +3,7 @@
 use tch::Tensor;
 use twinkle_core::Result;
 
+use super::full;
 use super::attention::{Heads, LogSumExp, Saved};
 use super::decoder::{CachedPass, Pass};
 use super::gate;
@@ -23,6 +24,8 @@ pub(crate) struct SelfAttention {
     /// The per-head norms of q and k, `[d]`.
     pub(crate) head_norms: Option<(RmsNorm, RmsNorm)>,
     pub(crate) heads: Heads,
+    /// Whether queries and keys are rotated by their positions.
+    rotates: bool,
     /// Whether `query` makes a gate for the output too: per head `d` numbers of the query, then `d` of the gate.
     is_gated: bool,
 }
@@ -82,6 +85,7 @@ impl SelfAttention {
             output: files.linear(Projection::Output, config.output_bias)?,
             head_norms,
             heads: Heads { group: config.group() as i64, kv: config.kv_head_count as i64, dim: config.head_dim as i64 },
+            rotates: config.rotary_layers.get(files.index).copied().unwrap_or(true),
             is_gated: config.attention_gate,
         })
     }
@@ -127,8 +131,13 @@ impl SelfAttention {
         }
         drop((q, k, v, out, d_out));
 
-        let (mut dq, mut dk) = (pass.rotation.undo(&dq)?, pass.rotation.undo(&dk)?);
+        let (mut dq, mut dk) = (dq, dk);
+        if self.rotates {
+            (dq, dk) = (pass.rotation.undo(&dq)?, pass.rotation.undo(&dk)?);
+        }
         if let (Some((query_norm, key_norm)), Some((q, k))) = (&self.head_norms, unnormed) {
+            full::norm(query_norm, &q, &dq, pass.routing, gradients)?;
+            full::norm(key_norm, &k, &dk, pass.routing, gradients)?;
             dq = query_norm.backward(&q, &dq)?;
             dk = key_norm.backward(&k, &dk)?;
         }
@@ -169,12 +178,16 @@ impl SelfAttention {
         let v = v.f_view([rows, kv, dim])?;
         let shrunk = (query, key, value);
         let Some((query_norm, key_norm)) = &self.head_norms else {
-            let (q, k) = (rotation.apply(&q)?, rotation.apply(&k)?);
+            let (q, k) = (self.rotate(q, rotation)?, self.rotate(k, rotation)?);
             return Ok(Projected { unnormed: None, q, k, v, gate, shrunk });
         };
-        let rotated_q = rotation.apply(&query_norm.forward(&q)?)?;
-        let rotated_k = rotation.apply(&key_norm.forward(&k)?)?;
+        let rotated_q = self.rotate(query_norm.forward(&q)?, rotation)?;
+        let rotated_k = self.rotate(key_norm.forward(&k)?, rotation)?;
         Ok(Projected { unnormed: Some((q, k)), q: rotated_q, k: rotated_k, v, gate, shrunk })
+    }
+
+    fn rotate(&self, heads: Tensor, rotation: &Rotation) -> TorchResult<Tensor> {
+        if self.rotates { rotation.apply(&heads) } else { Ok(heads) }
     }
 
     /// Queries `[T, n_h, d]`, and the gate `[T, n_h · d]` where there is one.

@@ -1,17 +1,31 @@
-//! The running sum of an adapter's gradients.
+//! The running sum of a run's gradients: of an adapter, or of all weights.
 
 use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
 
 use super::layout::AdapterLayout;
+use crate::config::ModelConfig;
+use crate::full::{TrainedModel, WeightLayout};
 use crate::torch::TorchResult;
 
-/// Gradients of all modules in one flat fp32 vector `[P]`, summed in the order the data came.
+/// Gradients in one flat fp32 vector, summed in the order the data came: of an adapter's modules, `[P]`, or of all
+/// weights of a model, whose shared embedding is then twice in it.
 #[derive(Debug)]
 pub struct Gradients {
     layout: Arc<AdapterLayout>,
     flat: Tensor,
+    weights: Option<OfWeights>,
+}
+
+/// What gradients of all weights need to find a weight's place.
+#[derive(Clone, Debug)]
+struct OfWeights {
+    layout: Arc<WeightLayout>,
+    /// Where the weights that passes multiply by begin in memory.
+    address: usize,
+    /// Bytes of one of their numbers.
+    element: usize,
 }
 
 impl Gradients {
@@ -19,7 +33,62 @@ impl Gradients {
     #[must_use]
     pub fn zeros(layout: &Arc<AdapterLayout>, device: Device) -> Self {
         let flat = Tensor::zeros([layout.parameter_count() as i64], (Kind::Float, device));
-        Self { layout: Arc::clone(layout), flat }
+        Self { layout: Arc::clone(layout), flat, weights: None }
+    }
+
+    /// No gradient yet of any weight of a model; its adapter has no modules.
+    #[must_use]
+    pub fn of_weights(config: &ModelConfig, layout: &Arc<WeightLayout>, device: Device) -> Self {
+        let flat = Tensor::zeros([layout.gradient_count() as i64], (Kind::Float, device));
+        let weights = OfWeights { layout: Arc::clone(layout), address: 0, element: 1 };
+        Self { layout: Arc::new(AdapterLayout::without_modules(config)), flat, weights: Some(weights) }
+    }
+
+    /// Says by which weights the next passes multiply.
+    pub fn attach(&mut self, trained: &TrainedModel) {
+        if let Some(weights) = &mut self.weights {
+            (weights.address, weights.element) = trained.place();
+        }
+    }
+
+    /// Adds up what is apart and gives the gradient of every parameter once, `[P]`.
+    #[must_use = "a view of the gradients"]
+    pub fn merged(&mut self) -> Tensor {
+        let Some(OfWeights { layout, .. }) = &self.weights else { return self.flat.shallow_clone() };
+        if let Some(shared) = layout.shared_embedding() {
+            let mut aside = self.flat.narrow(0, layout.count() as i64, shared.len() as i64);
+            let _ = self.flat.narrow(0, shared.start as i64, shared.len() as i64).g_add_(&aside);
+            let _ = aside.zero_();
+        }
+        self.flat.narrow(0, 0, layout.count() as i64)
+    }
+
+    /// Whether these are of all weights.
+    pub(crate) fn are_of_weights(&self) -> bool {
+        self.weights.is_some()
+    }
+
+    /// A view of the gradient of a weight that a pass multiplies by, or of a part of it.
+    pub(crate) fn weight(&self, weight: &Tensor) -> TorchResult<Option<Tensor>> {
+        let Some(start) = self.place(weight) else { return Ok(None) };
+        self.flat.f_narrow(0, start as i64, weight.numel() as i64)?.f_view(weight.size().as_slice()).map(Some)
+    }
+
+    /// A view of the gradient of the embedding by what it gives tokens, apart from that of a head it is as well.
+    pub(crate) fn embedding(&self, weight: &Tensor) -> TorchResult<Option<Tensor>> {
+        match self.weights.as_ref().and_then(|weights| Some((weights, weights.layout.shared_embedding()?))) {
+            None => self.weight(weight),
+            Some((weights, shared)) => {
+                let aside = self.flat.f_narrow(0, weights.layout.count() as i64, shared.len() as i64)?;
+                aside.f_view(weight.size().as_slice()).map(Some)
+            }
+        }
+    }
+
+    fn place(&self, weight: &Tensor) -> Option<usize> {
+        let OfWeights { layout, address, element } = self.weights.as_ref()?;
+        let start = weight.data_ptr().addr().checked_sub(*address)? / element;
+        (start + weight.numel() <= layout.count()).then_some(start)
     }
 
     /// The layout of the vector.
@@ -48,7 +117,7 @@ impl Gradients {
     /// An independent copy.
     #[must_use]
     pub fn copy(&self) -> Self {
-        Self { layout: Arc::clone(&self.layout), flat: self.flat.copy() }
+        Self { layout: Arc::clone(&self.layout), flat: self.flat.copy(), weights: self.weights.clone() }
     }
 
     /// Whether every number is finite.

@@ -101,11 +101,11 @@ pub(super) struct ModelFacts {
 }
 
 impl AdapterLayout {
-    /// Lays out the adapter `spec` asks for on a model of this shape.
-    pub fn new(config: &ModelConfig, spec: &LoraSpec) -> Result<Self> {
-        let rules = Rules::new(config, spec)?;
-        let mut layout = Self {
-            spec: spec.clone(),
+    /// The layout of an adapter that changes nothing: of a run that trains all weights itself.
+    #[must_use]
+    pub fn without_modules(config: &ModelConfig) -> Self {
+        Self {
+            spec: LoraSpec::default(),
             modules: Vec::new(),
             layers: vec![[None; Projection::COUNT]; config.layer_count],
             head: None,
@@ -117,7 +117,13 @@ impl AdapterLayout {
                     .map(|part| part.shape(config).0),
                 left_out: Vec::new(),
             },
-        };
+        }
+    }
+
+    /// Lays out the adapter `spec` asks for on a model of this shape.
+    pub fn new(config: &ModelConfig, spec: &LoraSpec) -> Result<Self> {
+        let rules = Rules::new(config, spec)?;
+        let mut layout = Self { spec: spec.clone(), ..Self::without_modules(config) };
         for layer in 0..config.layer_count {
             for projection in Projection::of_layer(config, layer) {
                 let site = Site::Layer(layer, projection);
