@@ -32,6 +32,16 @@ fn tokens(base: &BaseModel, length: usize, seed: u64) -> Vec<u32> {
     (0..length).map(|i| (stream.uniform(i as u64) * base.config().vocab_size as f32) as u32).collect()
 }
 
+/// How far the passes of a model may be from each other: linear attention rounds differently token by token and in chunks.
+fn between_passes(base: &BaseModel) -> f32 {
+    if base.config().delta.is_some() { 5e-4 } else { 1e-5 }
+}
+
+/// The fixture's adapter with the most modules.
+fn widest_adapter(variant: &str) -> &'static str {
+    common::adapters(variant).last().unwrap()
+}
+
 fn bits(tensor: &Tensor) -> Vec<u32> {
     floats(tensor).into_iter().map(f32::to_bits).collect()
 }
@@ -161,7 +171,7 @@ fn prompts_in_parts_and_steps_agree_with_the_full_pass() {
                 }
                 assert_eq!(cache.len(), 90);
                 let error = max_abs(&floats(&Tensor::cat(&rows, 0)), &floats(&full));
-                assert!(error <= 1e-5, "{variant}: off by {error}");
+                assert!(error <= between_passes(&base), "{variant}: off by {error}");
             }
         }
     }
@@ -171,7 +181,7 @@ fn prompts_in_parts_and_steps_agree_with_the_full_pass() {
 fn trainer_and_sampler_agree_on_logprobs() {
     for variant in common::VARIANTS {
         let base = load(variant, Precision::Float32);
-        let loaded = load_adapter(&base, variant, "attn_mlp_unembed");
+        let loaded = load_adapter(&base, variant, widest_adapter(variant));
         let tokens = tokens(&base, 100, 4);
         let mut targets = tokens[1..].to_vec();
         targets.push(0);
@@ -183,7 +193,7 @@ fn trainer_and_sampler_agree_on_logprobs() {
         let hidden = base.prefill(&tokens, &mut cache, Some(&loaded.adapter)).unwrap();
         let picks: Vec<Pick> = targets.iter().enumerate().map(|(row, token)| Pick { row, token: *token }).collect();
         let sampled = base.prompt_scores(&hidden, &picks, None, Some(&loaded.adapter)).unwrap();
-        assert!(max_abs(&trained, &sampled) <= 1e-5);
+        assert!(max_abs(&trained, &sampled) <= between_passes(&base), "{variant}");
     }
 }
 
@@ -191,7 +201,7 @@ fn trainer_and_sampler_agree_on_logprobs() {
 fn a_logprob_has_the_same_bits_picked_alone_among_others_or_in_its_whole_row() {
     for variant in common::VARIANTS {
         let base = load(variant, Precision::Float32);
-        let loaded = load_adapter(&base, variant, "attn_mlp_unembed");
+        let loaded = load_adapter(&base, variant, widest_adapter(variant));
         let adapter = Some(&loaded.adapter);
         let hidden = base.prefill(&tokens(&base, 150, 4), &mut KvCache::new(&base), adapter).unwrap();
         let mut rows = vec![];
@@ -235,8 +245,8 @@ fn forks_and_truncated_caches_continue_on_their_own() {
 fn the_derivative_along_any_direction_is_the_slope_of_the_loss() {
     for variant in ["llama3", "qwen2", "qwen3"] {
         let base = load(variant, Precision::Float32);
-        let loaded = load_adapter(&base, variant, "attn_mlp_unembed");
-        let data = datums(&common::Golden::read(variant), "attn_mlp_unembed");
+        let loaded = load_adapter(&base, variant, widest_adapter(variant));
+        let data = datums(&common::Golden::read(variant), widest_adapter(variant));
         let row_loss = |row: usize, logprob: f32| (f64::from(-data.weights[row] * logprob), -data.weights[row]);
         let loss_at = |flat: &Tensor| {
             let adapter = Arc::new(Adapter::from_parameters(&loaded.layout, flat, base.kind(), base.device()));

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use twinkle_core::call::SamplingSource;
 
 use crate::adapters::save_fixture_adapter;
-use crate::house::{House, VARIANTS, fixture, greedy};
+use crate::house::{House, MIXED, VARIANTS, fixture, greedy};
 
 #[derive(Deserialize)]
 struct Golden {
@@ -21,7 +21,7 @@ struct Generation {
 
 #[tokio::test]
 async fn greedy_generations_are_those_of_transformers_and_peft() {
-    for variant in VARIANTS {
+    for variant in VARIANTS.into_iter().chain(MIXED) {
         let house = House::open(variant).await;
         let golden: Golden = serde_json::from_slice(&fs::read(fixture(variant).join("golden.json")).unwrap()).unwrap();
         for generation in golden.generations {
@@ -34,7 +34,8 @@ async fn greedy_generations_are_those_of_transformers_and_peft() {
             let sequence = &outcome.sequences[0];
             assert_eq!(sequence.tokens, generation.tokens, "{variant}");
             for (ours, theirs) in sequence.logprobs.iter().zip(&generation.logprobs) {
-                assert!((ours - theirs).abs() < 1e-4, "{variant}: {ours} and {theirs}");
+                let allowed = if variant.starts_with("qwen3_5") { 1e-3 } else { 1e-4 };
+                assert!((ours - theirs).abs() < allowed, "{variant}: {ours} and {theirs}");
             }
         }
     }

@@ -21,6 +21,10 @@ use twinkle_sampler::{SamplerComponent, SamplerContext};
 
 pub(crate) const VARIANTS: [&str; 5] = ["llama3", "llama3_tied", "qwen2", "qwen2_untied", "qwen3"];
 
+/// Models whose layers are not all alike: linear attention in the published layout and in the text model's own, experts,
+/// and both. Their fixtures have one adapter.
+pub(crate) const MIXED: [&str; 5] = ["qwen3_5", "qwen3_5_vl", "qwen3_moe", "qwen3_moe_mixed", "qwen3_5_moe"];
+
 pub(crate) struct House {
     pub(crate) variant: String,
     pub(crate) base: Arc<BaseModel>,

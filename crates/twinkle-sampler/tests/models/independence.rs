@@ -2,14 +2,16 @@ use futures::future::join_all;
 use twinkle_core::call::{SampleRequest, SamplingSource};
 
 use crate::adapters::save_fixture_adapter;
-use crate::house::{House, VARIANTS, prompt, request};
+use crate::house::{House, MIXED, VARIANTS, fixture, prompt, request};
 
 #[tokio::test]
 async fn the_same_seed_gives_the_same_bits_alone_and_in_a_full_batch() {
-    for variant in VARIANTS {
+    for variant in VARIANTS.into_iter().chain(MIXED) {
         let house = House::open(variant).await;
         let adapter = SamplingSource::Checkpoint(save_fixture_adapter(&house, "attn_mlp", "a"));
-        let other = SamplingSource::Checkpoint(save_fixture_adapter(&house, "attn_mlp_unembed", "b"));
+        let unembed = "attn_mlp_unembed";
+        let other = if fixture(variant).join(unembed).is_dir() { unembed } else { "rslora" };
+        let other = SamplingSource::Checkpoint(save_fixture_adapter(&house, other, "b"));
         let mine = || {
             let mut mine = SampleRequest { num_samples: 3, source: adapter.clone(), ..request(&prompt(150, 11)) };
             mine.params.temperature = 1.3;

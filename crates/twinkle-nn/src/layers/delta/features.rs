@@ -5,6 +5,7 @@ use tch::{Kind, Tensor};
 use super::convolution::ShortConvolution;
 use super::functions::{clear_from, round, sigmoid, silu_slope, unit, unit_backward};
 use super::gates::{Gated, Gates};
+use super::sequence::Rows;
 use super::shape::Shape;
 use crate::torch::TorchResult;
 
@@ -62,9 +63,9 @@ impl FeatureMap {
         (self.shape.key_dim as f64).powf(-0.5)
     }
 
-    /// The features of a chunk: `window` `[K − 1 + 64, 2K + W]` with the rows before it, `b` and `a` `[count, n_v]`.
-    pub(super) fn forward(&self, window: &Tensor, b: &Tensor, a: &Tensor) -> TorchResult<(Features, FeaturesTape)> {
-        let count = b.size()[0];
+    /// The features of a chunk: its `rows`, up to 64, and the `window` `[K − 1 + 64, 2K + W]` with the rows before.
+    pub(super) fn forward(&self, window: &Tensor, rows: &Rows) -> TorchResult<(Features, FeaturesTape)> {
+        let count = rows.b.size()[0];
         let convolved = self.convolution.forward(window)?;
         let (activated, sigma) = self.activate(&convolved)?;
         // The convolution reaches over the end of the sequence.
@@ -73,7 +74,7 @@ impl FeatureMap {
         let by_head = |x: &Tensor| x.f_permute([1, 0, 2])?.f_contiguous();
         let (q, q_inverse) = unit(&by_head(&q)?)?;
         let (k, k_inverse) = unit(&by_head(&k)?)?;
-        let gated = self.gates.forward(b, a)?;
+        let gated = self.gates.forward(&rows.b, &rows.a)?;
         let features = Features {
             q: q.f_mul_scalar(self.query_scale())?,
             k,

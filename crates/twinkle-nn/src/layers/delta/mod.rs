@@ -29,7 +29,7 @@ use self::shape::Shape;
 pub(crate) use self::state::DeltaState;
 pub use self::state::delta_state_bytes;
 use super::decoder::{CachedPass, Pass};
-use super::linear::{Linear, Shrunk};
+use super::linear::{Branch, Linear, Routing, Shrunk, backward_branches};
 use super::load::LayerFiles;
 use crate::config::DeltaConfig;
 use crate::lora::{Gradients, Projection, Site};
@@ -163,18 +163,16 @@ impl GatedDeltaNet {
         let Rows { qkv, b, a } = d_rows;
         let (key, value) = (self.config.key_width() as i64, self.config.value_width() as i64);
         let part = |start: i64, width: i64| qkv.f_narrow(1, start, width)?.f_contiguous();
-        let mut dx = self.query.backward(normed, &part(0, key)?, &shrunk.query, pass.routing, gradients)?;
-        let rest = [
-            (&self.key, part(key, key)?, &shrunk.key),
-            (&self.value, part(2 * key, value)?, &shrunk.value),
-            (&self.gate, dz, &shrunk.gate),
-            (&self.beta, b, &shrunk.beta),
-            (&self.decay, a, &shrunk.decay),
+        let (dq, dk, dv) = (part(0, key)?, part(key, key)?, part(2 * key, value)?);
+        let branches = [
+            Branch { linear: &self.query, dy: &dq, shrunk: &shrunk.query },
+            Branch { linear: &self.key, dy: &dk, shrunk: &shrunk.key },
+            Branch { linear: &self.value, dy: &dv, shrunk: &shrunk.value },
+            Branch { linear: &self.gate, dy: &dz, shrunk: &shrunk.gate },
+            Branch { linear: &self.beta, dy: &b, shrunk: &shrunk.beta },
+            Branch { linear: &self.decay, dy: &a, shrunk: &shrunk.decay },
         ];
-        for (linear, dy, shrunk) in rest {
-            let _ = dx.f_add_(&linear.backward(normed, &dy, shrunk, pass.routing, gradients)?)?;
-        }
-        Ok(dx)
+        backward_branches(normed, &branches, pass.routing, gradients)
     }
 
     /// The output for normed rows that continue cached sequences; the memories after them join the caches.
@@ -194,11 +192,11 @@ impl GatedDeltaNet {
     }
 
     /// Normed rows to what the memory reads, and the output's gate.
-    fn project(&self, normed: &Tensor, routing: &super::linear::Routing) -> TorchResult<(Rows, Tensor, DeltaShrunk)> {
-        let (q, query) = self.query.forward(normed, routing)?;
-        let (k, key) = self.key.forward(normed, routing)?;
-        let (v, value) = self.value.forward(normed, routing)?;
-        let qkv = Tensor::f_cat(&[q, k, v], 1)?;
+    fn project(&self, normed: &Tensor, routing: &Routing) -> TorchResult<(Rows, Tensor, DeltaShrunk)> {
+        let (queries, query) = self.query.forward(normed, routing)?;
+        let (keys, key) = self.key.forward(normed, routing)?;
+        let (values, value) = self.value.forward(normed, routing)?;
+        let qkv = Tensor::f_cat(&[queries, keys, values], 1)?;
         let (z, gate) = self.gate.forward(normed, routing)?;
         let (b, beta) = self.beta.forward(normed, routing)?;
         let (a, decay) = self.decay.forward(normed, routing)?;

@@ -121,7 +121,7 @@ impl<'a> Chunk<'a> {
         let mut d_corrections = transposed(&self.query_scores)?.f_bmm(d_out)?;
         let _ = d_corrections.f_baddbmm_(&self.k_rest, d_next)?;
         let d_query_scores = d_out.f_bmm(&transposed(corrections)?)?.f_tril(0)?;
-        let d_q_grown = d_out.f_bmm(&transposed(memory)?)?;
+        let d_grown_queries = d_out.f_bmm(&transposed(memory)?)?;
         let d_k_rest = corrections.f_bmm(&transposed(d_next)?)?;
         let mut d_memory = d_next.f_mul(&self.whole)?;
         let _ = d_memory.f_baddbmm_(&transposed(&self.q_grown)?, d_out)?;
@@ -134,7 +134,7 @@ impl<'a> Chunk<'a> {
         let dv = d_right.f_mul(beta)?;
         let mut d_beta = row_sum(&d_right.f_mul(surprise)?)?;
         let _ = d_beta.f_add_(&row_sum(&d_system.f_mul(&self.key_scores)?)?)?;
-        let d_k_grown = dv.f_bmm(&transposed(memory)?)?.f_neg()?;
+        let d_grown_keys = dv.f_bmm(&transposed(memory)?)?.f_neg()?;
         let _ = d_memory.f_sub_(&transposed(&self.k_grown)?.f_bmm(&dv)?)?;
 
         // The scores, per key head: the value heads of one are summed.
@@ -142,10 +142,10 @@ impl<'a> Chunk<'a> {
         let d_query_products = self.shape.group_sum(&d_query_scores.f_mul(&self.decay)?)?;
         let grown = |d: &Tensor, by: &Tensor| self.shape.group_sum(&d.f_mul(by)?);
         let mut dq = d_query_products.f_bmm(k)?;
-        let _ = dq.f_add_(&grown(&d_q_grown, &self.growth)?)?;
+        let _ = dq.f_add_(&grown(&d_grown_queries, &self.growth)?)?;
         let mut dk = d_key_products.f_add(&transposed(&d_key_products)?)?.f_bmm(k)?;
         let _ = dk.f_baddbmm_(&transposed(&d_query_products)?, q)?;
-        let _ = dk.f_add_(&grown(&d_k_grown, &self.growth)?)?;
+        let _ = dk.f_add_(&grown(&d_grown_keys, &self.growth)?)?;
         let _ = dk.f_add_(&grown(&d_k_rest, &self.rest)?)?;
 
         // Whatever is e^x has the derivative x' e^x; D_ij has G_i and −G_j in it.
@@ -153,8 +153,8 @@ impl<'a> Chunk<'a> {
         let _ = d_exponent.f_add_(&d_query_scores.f_mul(&self.query_scores)?)?;
         let mut d_sum = row_sum(&d_exponent)?;
         let _ = d_sum.f_sub_(&transposed(&d_exponent.f_sum_dim_intlist(1_i64, true, Kind::Float)?)?)?;
-        let _ = d_sum.f_add_(&row_sum(&d_q_grown.f_mul(&self.q_grown)?)?)?;
-        let _ = d_sum.f_add_(&row_sum(&d_k_grown.f_mul(&self.k_grown)?)?)?;
+        let _ = d_sum.f_add_(&row_sum(&d_grown_queries.f_mul(&self.q_grown)?)?)?;
+        let _ = d_sum.f_add_(&row_sum(&d_grown_keys.f_mul(&self.k_grown)?)?)?;
         let d_rest = row_sum(&d_k_rest.f_mul(&self.k_rest)?)?;
         let _ = d_sum.f_sub_(&d_rest)?;
         let mut d_last = d_rest.f_sum_dim_intlist(1_i64, true, Kind::Float)?;

@@ -145,7 +145,7 @@ impl FeatureMap {
         let part = rows.narrow(start, count)?;
         let reach = self.convolution.reach();
         if start >= reach && count == CHUNK {
-            return self.forward(&rows.qkv.f_narrow(0, start - reach, reach + CHUNK)?, &part.b, &part.a);
+            return self.forward(&rows.qkv.f_narrow(0, start - reach, reach + CHUNK)?, &part);
         }
         let window = Tensor::f_zeros([reach + CHUNK, self.shape.channels()], (rows.qkv.kind(), rows.qkv.device()))?;
         if start >= reach {
@@ -157,6 +157,6 @@ impl FeatureMap {
                 window.f_narrow(0, 0, reach)?.f_copy_(tail)?;
             }
         }
-        self.forward(&window, &part.b, &part.a)
+        self.forward(&window, &part)
     }
 }

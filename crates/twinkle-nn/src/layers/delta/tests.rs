@@ -81,7 +81,7 @@ impl Case {
             (x / length).repeat_interleave_self_int(group, 1, None)
         };
         let (q, k) = (unit(0) / (dim as f64).sqrt(), unit(keys));
-        let v = activated.narrow(1, 2 * keys, self.width()).reshape([count, heads, -1]);
+        let values = activated.narrow(1, 2 * keys, self.width()).reshape([count, heads, -1]);
         let beta = b.sigmoid();
         let decay = (-self.a_log.to_kind(Kind::Double).exp() * (a + &self.dt_bias).softplus()).exp();
         let mut memory = Tensor::zeros([heads, dim, self.config.value_head_dim as i64], (Kind::Double, CPU));
@@ -90,7 +90,7 @@ impl Case {
             memory = memory * decay.get(t).view([heads, 1, 1]);
             let key = k.get(t).unsqueeze(-1);
             let predicted = (&memory * &key).sum_dim_intlist(1_i64, false, Kind::Double);
-            let correction = (v.get(t) - predicted) * beta.get(t).unsqueeze(-1);
+            let correction = (values.get(t) - predicted) * beta.get(t).unsqueeze(-1);
             memory = memory + key * correction.unsqueeze(1);
             answers.push((&memory * q.get(t).unsqueeze(-1)).sum_dim_intlist(1_i64, false, Kind::Double).view([-1]));
         }
