@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! adapter_config.json         PEFT
-//! adapter_model.safetensors   PEFT, fp32
+//! adapter_model.safetensors   PEFT, fp32; with experts or linear attention Tinker's layout, which repeats nothing
 //! optimizer.safetensors       what the optimizer remembers by torch's names (AdamW: exp_avg, exp_avg_sq) and, in a
 //!                             snapshot, gradients: fp32, flat in the order of the adapter's modules
 //! run.json                    format version, base model, adapter shape, optimizer, schedule and steps
@@ -45,6 +45,11 @@ struct RunFile {
 /// Writes only the adapter, for sampling.
 pub fn write_adapter(directory: &Path, run: &Run) -> Result<()> {
     peft::write(directory, &run.layout, &run.parameters, &run.base_model)
+}
+
+/// Writes only the adapter, for PEFT: every expert by itself, nothing in parts.
+pub fn write_export(directory: &Path, run: &Run) -> Result<()> {
+    peft::write_as(peft::Format::Peft, directory, &run.layout, &run.parameters, &run.base_model)
 }
 
 /// Writes adapter, optimizer and counters; with `with_gradients` also what has accumulated since the last step.
@@ -98,15 +103,8 @@ pub fn read_run(
             file.base_model
         )));
     }
-    let (_, parameters) = peft::read(directory, base.config())?;
     let layout = Arc::new(AdapterLayout::new(base.config(), &file.lora)?);
-    if parameters.numel() != layout.parameter_count() {
-        return Err(Error::invalid(format!(
-            "the adapter has {} parameters, but its description asks for {}",
-            parameters.numel(),
-            layout.parameter_count()
-        )));
-    }
+    let parameters = peft::read_as(directory, base.config(), &layout)?;
     let parameters = parameters.to_device(base.device());
     let (optimizer, gradients) = if with_optimizer {
         let bytes = read_file(&directory.join(OPTIMIZER_FILE))?;

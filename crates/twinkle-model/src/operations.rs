@@ -193,9 +193,8 @@ fn save(context: &EngineContext, runtime: &Handle, run: &Run, saving: Saving<'_>
     let draft = context.checkpoints.draft(&run.tenant, path)?;
     match path.kind {
         CheckpointKind::Weights => files::write_run(draft.directory(), run, false)?,
-        CheckpointKind::SamplerWeights | CheckpointKind::ExternalWeights => {
-            files::write_adapter(draft.directory(), run)?;
-        }
+        CheckpointKind::SamplerWeights => files::write_adapter(draft.directory(), run)?,
+        CheckpointKind::ExternalWeights => files::write_export(draft.directory(), run)?,
     }
     if let Some(recipients) = recipients {
         recipients.encrypt_folder(draft.directory())?;

@@ -36,7 +36,10 @@ pub struct TensorFile {
     path: PathBuf,
     file: BufWriter<File>,
     entries: Vec<Entry>,
+    /// Whole tensors that were appended.
     appended: usize,
+    /// Bytes of the next one that were appended.
+    part: usize,
 }
 
 impl TensorFile {
@@ -59,24 +62,28 @@ impl TensorFile {
         // Tensors begin at a multiple of 8, so that a reader can use them in place.
         header.resize(header.len().next_multiple_of(8), b' ');
         let file = File::create(path).map_err(|error| write_error(path, &error))?;
-        let mut written = Self { path: path.to_owned(), file: BufWriter::new(file), entries, appended: 0 };
+        let mut written = Self { path: path.to_owned(), file: BufWriter::new(file), entries, appended: 0, part: 0 };
         written.put(&(header.len() as u64).to_le_bytes())?;
         written.put(&header)?;
         Ok(written)
     }
 
-    /// Appends the next tensor, little-endian and row-major.
+    /// Appends the next tensor, little-endian and row-major, or the next part of it.
     pub fn append(&mut self, bytes: &[u8]) -> Result<()> {
-        let entry = self.entries.get(self.appended);
-        if entry.is_none_or(|entry| entry.bytes() != bytes.len()) {
+        let wanted = self.entries.get(self.appended).map_or(0, Entry::bytes);
+        self.part += bytes.len();
+        if self.part > wanted {
             return Err(Error::internal(format!(
-                "{} bytes were written to `{}` where {:?} belongs",
-                bytes.len(),
+                "{} bytes too many were written to `{}` in tensor {}",
+                self.part - wanted,
                 self.path.display(),
-                entry
+                self.appended
             )));
         }
-        self.appended += 1;
+        if self.part == wanted {
+            self.appended += 1;
+            self.part = 0;
+        }
         self.put(bytes)
     }
 

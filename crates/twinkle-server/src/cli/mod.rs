@@ -8,6 +8,7 @@ mod clear;
 mod detach;
 mod keys;
 mod launch;
+mod merge;
 mod plan;
 mod report;
 mod routes;
@@ -68,6 +69,12 @@ enum Command {
     /// Make, list and revoke API keys, also while a node runs
     #[command(subcommand, after_help = keys::EXAMPLES)]
     Keys(keys::KeysCommand),
+    /// Add an adapter to its model: a full Hugging Face checkpoint
+    #[command(after_help = merge::MERGE_EXAMPLES)]
+    Merge(merge::MergeArgs),
+    /// Write an adapter in another layout
+    #[command(after_help = merge::CONVERT_EXAMPLES)]
+    Convert(merge::ConvertArgs),
     /// Delete what a stopped node left
     #[command(subcommand)]
     Clear(clear::ClearCommand),
@@ -96,6 +103,8 @@ pub fn main() -> ExitCode {
         Some(Command::Routes(arguments)) => routes::run(&arguments),
         Some(Command::Schema) => schema::run(),
         Some(Command::Keys(command)) => keys::run(&command),
+        Some(Command::Merge(arguments)) => merge::run(&arguments),
+        Some(Command::Convert(arguments)) => merge::convert(&arguments),
         Some(Command::Clear(command)) => clear::run(&command),
     };
     outcome.err().unwrap_or(ExitCode::SUCCESS)

@@ -15,6 +15,7 @@ use std::path::Path;
 
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
+use serde_json::Value;
 use tch::Tensor;
 use twinkle_core::call::{ExpertFactors, LoraSpec, ModuleNames, Targets};
 use twinkle_core::{Error, Result};
@@ -25,7 +26,7 @@ pub use self::write::{Format, write, write_as};
 use super::layout::{AdapterLayout, Site, site_name};
 use super::projection::Projection;
 use super::targets::{Rules, divisor};
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, read_json};
 
 const CONFIG_FILE: &str = "adapter_config.json";
 const WEIGHTS_FILE: &str = "adapter_model.safetensors";
@@ -57,6 +58,12 @@ pub fn read_as(directory: &Path, config: &ModelConfig, layout: &AdapterLayout) -
     let bytes = read_weights(directory)?;
     let file = parse(directory, &bytes)?;
     assemble(directory, layout, by_site(tensors(&file, config)?, config, Some(layout))?)
+}
+
+/// The base model that an adapter's description names; empty if it names none.
+pub fn base_model(directory: &Path) -> Result<String> {
+    let settings = read_json(&directory.join(CONFIG_FILE))?;
+    Ok(settings.get("base_model_name_or_path").and_then(Value::as_str).unwrap_or_default().to_owned())
 }
 
 fn read_weights(directory: &Path) -> Result<Vec<u8>> {
