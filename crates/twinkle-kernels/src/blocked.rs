@@ -7,24 +7,26 @@ use half::bf16;
 
 use crate::panel::{PANEL, Panel, Scratch, load, store};
 use crate::pool::{self, Shared};
-use crate::product::{Finish, Term};
+use crate::product::{Finish, Right, Term};
 
-/// Rows whose fp32 sums of one panel are held at once; they fit into the second-level cache.
-const ROW_BLOCK: usize = 1024;
+/// Rows whose fp32 sums of one panel are held at once; few, so that they stay in the first-level cache.
+const ROW_BLOCK: usize = 48;
+/// Rows for which packing a panel again is no loss.
+const ROW_SHARE: usize = 512;
 
 /// The product; the shapes have been checked.
 pub(crate) fn multiply(terms: &[Term], finish: Finish, y: &mut [bf16], columns: usize) {
     assert!(crate::has_bf16_products(), "this processor has no AVX512-BF16");
     let rows = y.len() / columns;
     let panels = columns.div_ceil(PANEL);
-    let blocks = row_blocks(rows, panels);
-    let block = rows.div_ceil(blocks);
+    let shares = row_shares(rows, panels);
+    let share = rows.div_ceil(shares);
     let cost: usize = terms.iter().map(|term| term.rows.len() * term.inner * columns).sum();
     let target = pool::Shared::new(y);
-    // A task is one panel of one block of rows.
-    pool::for_each(panels * blocks, cost, |task| {
-        let (first, start) = (task / blocks * PANEL, task % blocks * block);
-        let job = Job { terms, finish, columns, first, rows: start..(start + block).min(rows) };
+    // A task is one panel of one share of the rows.
+    pool::for_each(panels * shares, cost, |task| {
+        let (first, start) = (task / shares * PANEL, task % shares * share);
+        let job = Job { terms, finish, columns, first, rows: start..(start + share).min(rows) };
         // SAFETY: AVX512-BF16 was checked above; every task writes rows and columns that no other task does.
         unsafe { job.run(target) };
     });
@@ -46,28 +48,51 @@ impl Job<'_> {
         let width = PANEL.min(self.columns - self.first);
         let vectors = width.div_ceil(16);
         Scratch::with(|scratch| {
-            scratch.clear(self.rows.len() * vectors);
-            for Term { rows, left, right, inner } in self.terms {
-                let (start, end) = (rows.start.max(self.rows.start), rows.end.min(self.rows.end));
-                if start < end {
-                    let left = &left[(start - rows.start) * inner..(end - rows.start) * inner];
-                    let (inner, columns, first) = (*inner, self.columns, self.first);
-                    let panel = Panel { right: *right, inner, columns, first, width };
-                    // SAFETY: the caller vouches for the processor.
-                    unsafe { panel.add(left, start - self.rows.start, scratch) };
+            // The right sides are packed once for all rows of the job.
+            scratch.packed.clear();
+            let panels: Vec<(Panel, usize)> = self
+                .terms
+                .iter()
+                .map(|term| {
+                    let (right, inner, first) = (term.right, term.inner, self.first);
+                    let stride = match right {
+                        Right::Transposed(_) => inner,
+                        Right::Plain(_) => self.columns,
+                    };
+                    let (panel, start) = (Panel { right, inner, stride, first, width }, scratch.packed.len());
+                    if term.rows.start < self.rows.end && self.rows.start < term.rows.end {
+                        // SAFETY: the caller vouches for the processor.
+                        unsafe { panel.pack_whole(&mut scratch.packed) };
+                    }
+                    (panel, start)
+                })
+                .collect();
+            for start in self.rows.clone().step_by(ROW_BLOCK) {
+                let block = start..(start + ROW_BLOCK).min(self.rows.end);
+                scratch.clear(block.len() * vectors);
+                let Scratch { packed, sums, padded } = &mut *scratch;
+                for (Term { rows, left, inner, .. }, (panel, place)) in self.terms.iter().zip(&panels) {
+                    let (start, end) = (rows.start.max(block.start), rows.end.min(block.end));
+                    if start < end {
+                        let left = &left[(start - rows.start) * inner..(end - rows.start) * inner];
+                        // SAFETY: the caller vouches for the processor.
+                        unsafe {
+                            panel.add(left, &packed[*place..], &mut sums[(start - block.start) * vectors..], padded)
+                        };
+                    }
                 }
+                // SAFETY: the caller vouches for the processor and for sole use of these rows and columns.
+                unsafe { self.finish(block, sums, vectors, target) };
             }
-            // SAFETY: the caller vouches for the processor and for sole use of these rows and columns.
-            unsafe { self.finish(&scratch.sums, vectors, target) };
         });
     }
 
     /// Rounds the sums into the result.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-    unsafe fn finish(&self, sums: &[__m512], vectors: usize, target: Shared<bf16>) {
+    unsafe fn finish(&self, rows: Range<usize>, sums: &[__m512], vectors: usize, target: Shared<bf16>) {
         let scale = self.finish.scale.map(|scale| _mm512_set1_ps(scale));
-        for (offset, sums) in sums.chunks_exact(vectors).enumerate() {
-            let row = (self.rows.start + offset) * self.columns;
+        for (row, sums) in rows.zip(sums.chunks_exact(vectors)) {
+            let row = row * self.columns;
             for (vector, sum) in sums.iter().enumerate() {
                 let column = self.first + 16 * vector;
                 let count = (self.columns - column).min(16);
@@ -88,13 +113,9 @@ impl Job<'_> {
     }
 }
 
-/// In how many blocks the rows are taken: enough that all threads have the same share.
-fn row_blocks(rows: usize, panels: usize) -> usize {
-    let mut blocks = rows.div_ceil(ROW_BLOCK).max(1);
-    let threads = pool::threads();
-    // An uneven number of tasks leaves a thread idle at the end; it weighs most when there are few.
-    while panels * blocks < 8 * threads && (panels * blocks) % threads != 0 && rows / (blocks + 1) >= 128 {
-        blocks += 1;
-    }
-    blocks
+/// In how many shares the rows are taken: as few as keep all threads busy, for each share packs its panels again.
+fn row_shares(rows: usize, panels: usize) -> usize {
+    let (threads, most) = (pool::threads(), (rows / ROW_SHARE).max(1));
+    // With four tasks per thread the last one to end does not leave the others idle for long.
+    (4 * threads).div_ceil(panels).min(most)
 }

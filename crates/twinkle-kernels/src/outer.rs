@@ -28,7 +28,7 @@ pub(crate) fn accumulate(
         Scratch::with(|scratch| {
             for (segment, (inner, left)) in segments.iter().zip(&transposed) {
                 let right = Right::Plain(&wide[segment.rows.start * w..segment.rows.end * w]);
-                let panel = Panel { right, inner: *inner, columns: w, first, width };
+                let panel = Panel { right, inner: *inner, stride: w, first, width };
                 // SAFETY: AVX512-BF16 was checked above; the task alone touches the panel's columns.
                 unsafe { add(&panel, left, n, layout, sums[segment.sum], scratch) };
             }
@@ -52,15 +52,20 @@ fn transpose(values: &[bf16], n: usize, rows: &Range<usize>) -> (usize, Vec<bf16
 unsafe fn add(panel: &Panel, left: &[bf16], n: usize, layout: Layout, sum: Shared<f32>, scratch: &mut Scratch) {
     let vectors = panel.vectors();
     scratch.clear(n * vectors);
+    scratch.packed.clear();
+    let Scratch { packed, sums, padded } = scratch;
     // SAFETY: the caller vouches for the processor.
-    unsafe { panel.add(left, 0, scratch) };
-    for (row, own) in scratch.sums.chunks_exact(vectors).enumerate() {
+    unsafe {
+        panel.pack_whole(packed);
+        panel.add(left, packed, sums, padded);
+    }
+    for (row, own) in sums.chunks_exact(vectors).enumerate() {
         for (vector, own) in own.iter().enumerate() {
             let column = 16 * vector;
             for (offset, value) in lanes(*own).iter().enumerate().take(panel.width - column) {
                 let column = panel.first + column + offset;
                 let place = match layout {
-                    Layout::NarrowByWide => row * panel.columns + column,
+                    Layout::NarrowByWide => row * panel.stride + column,
                     Layout::WideByNarrow => column * n + row,
                 };
                 // SAFETY: inside the sum, and no other task touches this column.

@@ -15,7 +15,7 @@ use crate::product::Right;
 
 /// Columns of the result that are computed together: four vectors of 16.
 pub(crate) const PANEL: usize = 64;
-/// Pairs of the inner dimension that are packed at once, so that a packed panel fits into the first-level cache.
+/// Pairs of the inner dimension that are multiplied at once, so that their part of a panel fits into the first-level cache.
 const PAIR_BLOCK: usize = 160;
 
 /// The right side of a product, `inner × columns`, and the panel of its columns that is computed.
@@ -23,7 +23,8 @@ const PAIR_BLOCK: usize = 160;
 pub(crate) struct Panel<'a> {
     pub(crate) right: Right<'a>,
     pub(crate) inner: usize,
-    pub(crate) columns: usize,
+    /// From one row of the right side's memory to the next.
+    pub(crate) stride: usize,
     /// The panel's first column.
     pub(crate) first: usize,
     /// How many columns it has, at most [`PANEL`].
@@ -33,12 +34,12 @@ pub(crate) struct Panel<'a> {
 /// What a thread keeps between panels.
 #[derive(Default)]
 pub(crate) struct Scratch {
-    /// A packed panel: per pair of the inner dimension up to four vectors of 16 columns.
-    packed: Vec<__m512i>,
+    /// Packed panels: per pair of the inner dimension up to four vectors of 16 columns.
+    pub(crate) packed: Vec<__m512i>,
     /// The fp32 sums `[rows][vectors]`.
     pub(crate) sums: Vec<__m512>,
     /// Left rows of an odd inner dimension, padded to pairs.
-    padded: Vec<bf16>,
+    pub(crate) padded: Vec<bf16>,
 }
 
 thread_local! {
@@ -65,21 +66,33 @@ impl Panel<'_> {
         self.width.div_ceil(16)
     }
 
-    /// Adds `left · right` to the sums from row `row` on; `left` is row-major `[rows, inner]`.
+    /// Pairs of the inner dimension, the last one filled up with a zero.
+    pub(crate) fn pairs(&self) -> usize {
+        self.inner.div_ceil(2)
+    }
+
+    /// Packs the panel behind what `packed` holds already.
     ///
     /// # Safety
     /// The processor must have AVX512-BF16.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-    pub(crate) unsafe fn add(&self, left: &[bf16], row: usize, scratch: &mut Scratch) {
+    pub(crate) unsafe fn pack_whole(&self, packed: &mut Vec<__m512i>) {
+        let start = packed.len();
+        packed.resize(start + self.pairs() * self.vectors(), _mm512_setzero_si512());
+        // SAFETY: the caller vouches for the processor.
+        unsafe { self.pack(&mut packed[start..]) };
+    }
+
+    /// Adds `left · right` to `sums`, `[rows][vectors]`; `left` is row-major `[rows, inner]`, `packed` the packed panel.
+    ///
+    /// # Safety
+    /// The processor must have AVX512-BF16.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+    pub(crate) unsafe fn add(&self, left: &[bf16], packed: &[__m512i], sums: &mut [__m512], padded: &mut Vec<bf16>) {
         if self.inner == 0 {
             return;
         }
-        let (vectors, rows) = (self.vectors(), left.len() / self.inner);
-        let Scratch { packed, sums, padded } = scratch;
-        let sums = &mut sums[row * vectors..][..rows * vectors];
-        if packed.is_empty() {
-            packed.resize(PAIR_BLOCK * PANEL / 16, _mm512_setzero_si512());
-        }
+        let rows = left.len() / self.inner;
         let (left, stride) = if self.inner.is_multiple_of(2) {
             (left, self.inner)
         } else {
@@ -90,42 +103,25 @@ impl Panel<'_> {
             }
             (&padded[..], self.inner + 1)
         };
-        let pairs = stride / 2;
-        // Blocks of about the same size, in multiples of the 16 pairs that are packed together.
-        let block = pairs.div_ceil(pairs.div_ceil(PAIR_BLOCK)).next_multiple_of(16);
-        let mut pair = 0;
-        while pair < pairs {
-            let count = block.min(pairs - pair);
-            // SAFETY: PAIR_BLOCK is a multiple of 16, so that `block` is at most PAIR_BLOCK; the rows have `stride` numbers.
-            unsafe {
-                self.pack(pair, count, packed);
-                let (left, packed, sums) = (left.as_ptr().add(2 * pair), packed.as_ptr(), sums.as_mut_ptr());
-                match vectors {
-                    1 => rows_1(rows, count, left, stride, packed, sums),
-                    2 => rows_2(rows, count, left, stride, packed, sums),
-                    3 => rows_3(rows, count, left, stride, packed, sums),
-                    _ => rows_4(rows, count, left, stride, packed, sums),
-                }
-            }
-            pair += count;
-        }
+        // SAFETY: the caller vouches for the processor.
+        unsafe { add_rows(rows, (left, stride), self.pairs(), packed, self.vectors(), sums) };
     }
 
-    /// Packs `count` pairs from `pair` on of this panel: `[pair][vector][column][2]`.
+    /// Packs the panel: `[pair][vector][column][2]`.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-    unsafe fn pack(&self, pair: usize, count: usize, packed: &mut [__m512i]) {
-        let (vectors, inner) = (self.vectors(), self.inner);
+    unsafe fn pack(&self, packed: &mut [__m512i]) {
+        let (vectors, inner, count) = (self.vectors(), self.inner, self.pairs());
         match self.right {
             Right::Transposed(weight) => {
                 for vector in 0..vectors {
                     let columns = (self.width - 16 * vector).min(16);
                     let mut at = 0;
                     while at < count {
-                        let valid = (inner - 2 * (pair + at)).min(32);
+                        let valid = (inner - 2 * at).min(32);
                         let mask = if valid == 32 { u32::MAX } else { (1_u32 << valid) - 1 };
                         let mut block = [_mm512_setzero_si512(); 16];
                         for (column, block) in block.iter_mut().enumerate().take(columns) {
-                            let place = (self.first + 16 * vector + column) * inner + 2 * (pair + at);
+                            let place = (self.first + 16 * vector + column) * self.stride + 2 * at;
                             // SAFETY: `valid` numbers from `place` on lie in the row.
                             *block = unsafe { _mm512_maskz_loadu_epi16(mask, weight.as_ptr().add(place).cast()) };
                         }
@@ -145,16 +141,16 @@ impl Panel<'_> {
                 );
                 let high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
                 for offset in 0..count {
-                    let k = 2 * (pair + offset);
+                    let k = 2 * offset;
                     for half in 0..vectors.div_ceil(2) {
                         let columns = (self.width - 32 * half).min(32);
                         let mask = if columns == 32 { u32::MAX } else { (1_u32 << columns) - 1 };
-                        let place = k * self.columns + self.first + 32 * half;
+                        let place = k * self.stride + self.first + 32 * half;
                         // SAFETY: `columns` numbers from `place` on lie in the row, and in the next if there is one.
                         let (even, odd) = unsafe {
                             let even = _mm512_maskz_loadu_epi16(mask, weight.as_ptr().add(place).cast());
                             let odd = if k + 1 < inner {
-                                let place = place + self.columns;
+                                let place = place + self.stride;
                                 _mm512_maskz_loadu_epi16(mask, weight.as_ptr().add(place).cast())
                             } else {
                                 _mm512_setzero_si512()
@@ -170,6 +166,44 @@ impl Panel<'_> {
                 }
             }
         }
+    }
+}
+
+/// Adds to `sums`, `[rows][vectors]`, the product of rows and a packed panel, both of `pairs` pairs.
+///
+/// # Safety
+/// The processor must have AVX512-BF16.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+pub(crate) unsafe fn add_rows(
+    rows: usize,
+    (left, stride): (&[bf16], usize),
+    pairs: usize,
+    packed: &[__m512i],
+    vectors: usize,
+    sums: &mut [__m512],
+) {
+    if rows == 0 || pairs == 0 {
+        return;
+    }
+    assert!(left.len() >= (rows - 1) * stride + 2 * pairs, "{rows} rows of {pairs} pairs");
+    assert!(packed.len() >= pairs * vectors && sums.len() >= rows * vectors, "a panel of {rows} rows");
+    // Blocks of about the same size, so that one fits into the first-level cache for all rows.
+    let block = pairs.div_ceil(pairs.div_ceil(PAIR_BLOCK));
+    let mut pair = 0;
+    while pair < pairs {
+        let count = block.min(pairs - pair);
+        // SAFETY: rows, panel and sums were checked above.
+        unsafe {
+            let (left, packed) = (left.as_ptr().add(2 * pair), packed.as_ptr().add(pair * vectors));
+            let sums = sums.as_mut_ptr();
+            match vectors {
+                1 => rows_1(rows, count, left, stride, packed, sums),
+                2 => rows_2(rows, count, left, stride, packed, sums),
+                3 => rows_3(rows, count, left, stride, packed, sums),
+                _ => rows_4(rows, count, left, stride, packed, sums),
+            }
+        }
+        pair += count;
     }
 }
 
