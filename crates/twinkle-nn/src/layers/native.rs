@@ -65,6 +65,19 @@ pub(crate) fn product(terms: &[(&Tensor, &Tensor)], low: &[LowRank], ending: End
     Ok(y)
 }
 
+/// `[rows, columns]`, the sum of parts that each add `left · right` to their own rows, rounded once. The caller has asked
+/// [`multiplies`].
+pub(crate) fn sum_of_parts(rows: i64, columns: i64, parts: &[LowRank]) -> TorchResult<Tensor> {
+    let mut y = Tensor::f_empty([rows, columns], (Kind::BFloat16, Device::Cpu))?;
+    let operands = parts
+        .iter()
+        .map(|part| Operands::new(part.rows.clone(), &part.left, &part.right))
+        .collect::<TorchResult<Vec<_>>>()?;
+    let terms = operands.iter().map(Operands::term).collect::<TorchResult<Vec<_>>>()?;
+    twinkle_kernels::multiply(&terms, Finish::default(), numbers_mut(&mut y)?, columns as usize);
+    Ok(y)
+}
+
 /// The sides of a term, contiguous.
 struct Operands {
     rows: Range<usize>,

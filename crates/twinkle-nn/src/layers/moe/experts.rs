@@ -1,6 +1,6 @@
 //! The experts: many small gated MLPs, each of which works on its own range of slots.
 
-use tch::{Kind, Tensor};
+use tch::{Kind, TchError, Tensor};
 use twinkle_core::Result;
 use twinkle_torch::Frozen;
 
@@ -10,6 +10,7 @@ use crate::config::MoeConfig;
 use crate::layers::linear::{Routing, multiply_rows};
 use crate::layers::load::LayerFiles;
 use crate::layers::mlp::{activate, differentiate};
+use crate::layers::native::{self, LowRank};
 use crate::lora::{Gradients, Projection, Site};
 use crate::torch::{TorchResult, device_error};
 
@@ -34,6 +35,9 @@ struct Expert {
     /// `[H, I_m]`.
     down: Frozen,
 }
+
+/// Rows, one per slot, and the matrix `[in, out]` that an expert multiplies them by.
+type Term<'a> = (&'a Tensor, fn(&Expert) -> TorchResult<Tensor>);
 
 /// What backward needs of [`Experts::forward`].
 #[derive(Debug)]
@@ -83,13 +87,13 @@ impl Experts {
     ) -> TorchResult<(Tensor, ExpertsTape)> {
         let adapted = AdaptedSlots::new(self.layer, dispatch, routing, x.device())?;
         let x = dispatch.gather(x)?;
-        let gate = self.multiply(&x, dispatch, routing, |expert| expert.gate.tensor().f_tr())?;
+        let gate = self.multiply(&[(&x, |expert| expert.gate.tensor().f_tr())], dispatch, routing)?;
         let gate_shrunk = adapted.add(self.site(Projection::ExpertGate), &x, &gate, routing)?;
-        let up = self.multiply(&x, dispatch, routing, |expert| expert.up.tensor().f_tr())?;
+        let up = self.multiply(&[(&x, |expert| expert.up.tensor().f_tr())], dispatch, routing)?;
         let up_shrunk = adapted.add(self.site(Projection::ExpertUp), &x, &up, routing)?;
         drop(x);
         let activated = activate(&gate, &up)?;
-        let y = self.multiply(&activated, dispatch, routing, |expert| expert.down.tensor().f_tr())?;
+        let y = self.multiply(&[(&activated, |expert| expert.down.tensor().f_tr())], dispatch, routing)?;
         let down_shrunk = adapted.add(self.site(Projection::ExpertDown), &activated, &y, routing)?;
         Ok((y, ExpertsTape { gate, up, adapted, gate_shrunk, up_shrunk, down_shrunk }))
     }
@@ -107,22 +111,28 @@ impl Experts {
     ) -> TorchResult<(Tensor, Tensor)> {
         let ExpertsTape { gate, up, adapted, gate_shrunk, up_shrunk, down_shrunk } = tape;
         let activated = activate(&gate, &up)?;
-        let d_activated = self.multiply(d_slots, dispatch, routing, |expert| Ok(expert.down.tensor().shallow_clone()))?;
+        let d_activated =
+            self.multiply(&[(d_slots, |expert| Ok(expert.down.tensor().shallow_clone()))], dispatch, routing)?;
         let site = self.site(Projection::ExpertDown);
         adapted.backward(site, &activated, d_slots, &d_activated, &down_shrunk, routing, gradients)?;
         // The output is linear in `activated`, so with y = D a and dy = w g: w · ⟨g, y⟩ = ⟨dy, D a⟩ = ⟨Dᵀ dy, a⟩.
-        let shares = activated
-            .f_to_kind(Kind::Float)?
-            .f_mul(&d_activated.f_to_kind(Kind::Float)?)?
-            .f_sum_dim_intlist(-1_i64, false, Kind::Float)?;
+        let shares = activated.f_to_kind(Kind::Float)?.f_mul(&d_activated.f_to_kind(Kind::Float)?)?.f_sum_dim_intlist(
+            -1_i64,
+            false,
+            Kind::Float,
+        )?;
         drop(activated);
         differentiate(&gate, &up, &d_activated)?;
         drop(d_activated);
         // `gate` and `up` now hold their own gradients.
-        let dx = self.multiply(&gate, dispatch, routing, |expert| Ok(expert.gate.tensor().shallow_clone()))?;
-        let from_up = self.multiply(&up, dispatch, routing, |expert| Ok(expert.up.tensor().shallow_clone()))?;
-        let _ = dx.shallow_clone().f_add_(&from_up)?;
-        drop(from_up);
+        let dx = self.multiply(
+            &[
+                (&gate, |expert| Ok(expert.gate.tensor().shallow_clone())),
+                (&up, |expert| Ok(expert.up.tensor().shallow_clone())),
+            ],
+            dispatch,
+            routing,
+        )?;
         let x = dispatch.gather(x)?;
         let site = self.site(Projection::ExpertGate);
         adapted.backward(site, &x, &gate, &dx, &gate_shrunk, routing, gradients)?;
@@ -131,20 +141,37 @@ impl Experts {
         Ok((dx, shares))
     }
 
-    /// Every expert's slots times its matrix `[in, out]`, `[S, out]`.
-    fn multiply(
-        &self,
-        x: &Tensor,
-        dispatch: &Dispatch,
-        routing: &Routing,
-        matrix: impl Fn(&Expert) -> TorchResult<Tensor>,
-    ) -> TorchResult<Tensor> {
-        let tile = Some(routing.tile.min(EXPERT_TILE));
-        let mut parts = Vec::with_capacity(dispatch.ranges.len());
+    /// Every expert's slots times its matrix `[in, out]`, summed over the terms, `[S, out]`.
+    fn multiply(&self, terms: &[Term], dispatch: &Dispatch, routing: &Routing) -> TorchResult<Tensor> {
+        let mut parts = Vec::with_capacity(terms.len() * dispatch.ranges.len());
         for range in &dispatch.ranges {
-            parts.push(multiply_rows(&range.of(x)?, &matrix(&self.experts[range.expert])?, None, tile)?);
+            let rows = range.start as usize..(range.start + range.length) as usize;
+            for (x, matrix) in terms {
+                let (left, right) = (range.of(x)?, matrix(&self.experts[range.expert])?);
+                parts.push(LowRank { rows: rows.clone(), left, right });
+            }
         }
-        Tensor::f_cat(&parts, 0)
+        let rows = dispatch.row_of.len() as i64;
+        let Some((first, columns)) = parts.first().map(|part| (&part.left, part.right.size()[1])) else {
+            return Err(TchError::Torch("no row has an expert".to_owned()));
+        };
+        if native::multiplies(first) {
+            return native::sum_of_parts(rows, columns, &parts);
+        }
+        let y = Tensor::f_empty([rows, columns], (first.kind(), first.device()))?;
+        let tile = Some(routing.tile.min(EXPERT_TILE));
+        for terms in parts.chunks(terms.len()) {
+            for (place, part) in terms.iter().enumerate() {
+                let product = multiply_rows(&part.left, &part.right, None, tile)?;
+                let mut own = y.f_narrow(0, part.rows.start as i64, part.rows.len() as i64)?;
+                if place == 0 {
+                    own.f_copy_(&product)?;
+                } else {
+                    let _ = own.f_add_(&product)?;
+                }
+            }
+        }
+        Ok(y)
     }
 
     fn site(&self, projection: Projection) -> Site {

@@ -5,8 +5,8 @@
 
 mod adapters;
 mod dispatch;
-mod experts;
 mod expert_load;
+mod experts;
 mod router;
 
 use std::sync::Arc;
@@ -16,8 +16,8 @@ use twinkle_core::{Error, Result};
 use twinkle_torch::Frozen;
 
 use self::dispatch::Dispatch;
-use self::experts::{Experts, ExpertsTape};
 pub use self::expert_load::ExpertLoad;
+use self::experts::{Experts, ExpertsTape};
 pub(crate) use self::router::Choice;
 use self::router::Router;
 use super::delta::functions::sigmoid;
@@ -143,10 +143,11 @@ impl SharedExpert {
         let SharedTape { mlp, ungated, gate } = tape;
         let d_ungated = dy.f_mul(&gate.f_to_kind(dy.kind())?)?;
         let dx = self.mlp.backward(x, &d_ungated, mlp, routing, gradients)?;
-        let d_gate = dy
-            .f_to_kind(Kind::Float)?
-            .f_mul(&ungated.f_to_kind(Kind::Float)?)?
-            .f_sum_dim_intlist(-1_i64, true, Kind::Float)?;
+        let d_gate = dy.f_to_kind(Kind::Float)?.f_mul(&ungated.f_to_kind(Kind::Float)?)?.f_sum_dim_intlist(
+            -1_i64,
+            true,
+            Kind::Float,
+        )?;
         // σ'(z) = σ(z) (1 − σ(z))
         let slope = gate.f_mul(&gate.f_neg()?.f_add_scalar(1.0)?)?;
         let d_logits = d_gate.f_mul(&slope)?;
