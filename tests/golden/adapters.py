@@ -114,6 +114,10 @@ class Adapter:
         doubled = {key: value.double() for key, value in self.parameters.items()}
         return oracle.functional_logits(self.double, doubled, self.scales, tokens)
 
+    def rounded_logits(self, rounded, tokens):
+        """What the model computes in a lower precision."""
+        return oracle.functional_logits(self.base, self.parameters, self.scales, tokens, rounded)
+
     def merged(self):
         """A model with the sums as its weights. A tied head gets weights of its own."""
         merged = copy.deepcopy(self.base)

@@ -97,6 +97,10 @@ def another(model, attention):
     return copy.eval().requires_grad_(False)
 
 
+def has_experts(model):
+    return hasattr(model.config, "num_experts_per_tok")
+
+
 def has_delta(model):
     return any(kind == "linear_attention" for kind in getattr(model.config, "layer_types", None) or [])
 

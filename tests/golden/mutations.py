@@ -38,6 +38,9 @@ def mutations(directory, sequences, tensors):
         whole = {"rope_type": "default", "rope_theta": rope["rope_theta"], "partial_rotary_factor": 0.5, "mrope_section": [3, 3, 2]}
         found["partial_rotary_factor"] = moved(load(directory, rope_parameters=whole))
 
+    if getattr(config, "no_rope_layers", None):
+        found["no_rope_layers"] = moved(load(directory, no_rope_layers=[1] * len(layers)))
+
     def swap_norms(layer):
         layer.input_layernorm, layer.post_attention_layernorm = layer.post_attention_layernorm, layer.input_layernorm
 

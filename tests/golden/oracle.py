@@ -33,9 +33,15 @@ def adapted_weights(model, lora, scales):
     return weights
 
 
-def functional_logits(model, lora, scales, tokens):
-    """The logits of `model` with every adapted weight replaced by W + s·B·A. A tied head is replaced alone."""
-    call = torch.func.functional_call(model, adapted_weights(model, lora, scales), (tokens[None],), tie_weights=False)
+def functional_logits(model, lora, scales, tokens, rounded=None):
+    """The logits of `model` with every adapted weight replaced by W + s·B·A. A tied head is replaced alone.
+
+    With a `rounded` model, what that one computes with the sums in its own dtype.
+    """
+    weights = adapted_weights(model, lora, scales)
+    if rounded is not None:
+        model, weights = rounded, {key: value.to(rounded.dtype) for key, value in weights.items()}
+    call = torch.func.functional_call(model, weights, (tokens[None],), tie_weights=False)
     return call.logits[0]
 
 

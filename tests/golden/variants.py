@@ -257,6 +257,26 @@ VARIANTS = {
         tie_word_embeddings=False,
         torch_dtype="float32",
     ),
+    # The middle layer's heads do not rotate.
+    "smollm3": _common(
+        architectures=["SmolLM3ForCausalLM"],
+        model_type="smollm3",
+        vocab_size=320,
+        num_hidden_layers=3,
+        rms_norm_eps=1e-5,
+        attention_bias=False,
+        mlp_bias=False,
+        no_rope_layers=[1, 0, 1],
+        no_rope_layer_interval=4,
+        pad_token_id=300,
+        rope_theta=10000.0,
+        rope_scaling=None,
+        use_sliding_window=False,
+        sliding_window=None,
+        max_window_layers=3,
+        tie_word_embeddings=True,
+        torch_dtype="float32",
+    ),
 }
 
 SHARDED = {"qwen2_untied"}

@@ -61,14 +61,15 @@ pub enum RopeScaling {
 const ROPE_TYPES: &[&str] = &["default", "linear", "llama3", "yarn"];
 
 impl RopeConfig {
-    /// Reads `rope_parameters`, or `rope_theta` and `rope_scaling`.
+    /// Reads `rope_parameters`, or `rope_theta` and `rope_scaling`; `theta` is that of a model that names none.
     pub(crate) fn from_keys(
         root: &Map<String, Value>,
         text: &Map<String, Value>,
         max_position_embeddings: usize,
+        theta: f64,
     ) -> Result<Self> {
         let settings = Settings::new(root, text);
-        let theta = settings.number("rope_theta")?.unwrap_or(10_000.0);
+        let theta = settings.number("rope_theta")?.unwrap_or(theta);
         let scaling = settings.rope_scaling(max_position_embeddings as f64)?;
         Ok(Self { theta, scaling })
     }
@@ -364,7 +365,7 @@ mod tests {
     fn computed(settings: &Value, max_position_embeddings: usize) -> (Vec<f32>, f64) {
         let text = json!({ "rope_parameters": settings });
         let text = text.as_object().unwrap();
-        let config = RopeConfig::from_keys(text, text, max_position_embeddings).unwrap();
+        let config = RopeConfig::from_keys(text, text, max_position_embeddings, 1e4).unwrap();
         let (frequencies, magnitude) = config.frequencies(16).unwrap();
         (Vec::try_from(&frequencies).unwrap(), magnitude)
     }

@@ -8,14 +8,51 @@ use twinkle_model::step::forward_backward;
 use crate::fixture::{Golden, largest, worst};
 use crate::{HARD_CASES, ROWS_PER_PASS};
 
-const VARIANTS: [&str; 5] = ["llama3", "llama3_tied", "qwen2", "qwen2_untied", "qwen3"];
-const ADAPTERS: [&str; 2] = ["attn_mlp", "attn_mlp_unembed"];
+const VARIANTS: [&str; 13] = [
+    "llama3",
+    "llama3_tied",
+    "qwen2",
+    "qwen2_untied",
+    "qwen3",
+    "qwen3_moe",
+    "qwen3_moe_mixed",
+    "qwen3_5",
+    "qwen3_5_vl",
+    "qwen3_5_moe",
+    "qwen3_yarn",
+    "llama_linear",
+    "smollm3",
+];
+
+/// How near to the reference is near enough; a recurrence over a sequence leaves the reference's own fp32 further from
+/// fp64.
+struct Tolerance {
+    /// Of logprobs, absolute; a tenth of it of a loss, relative.
+    logprobs: f32,
+    /// Of a gradient's tensor, relative to its largest number.
+    gradient: f32,
+    /// Of a parameter after the first and the second step.
+    parameters: [f32; 2],
+    /// Gradients below this, relative to the largest, are noise.
+    noise: f32,
+}
+
+impl Tolerance {
+    fn of(golden: &Golden) -> Self {
+        if golden.base.config().delta.is_some() {
+            Self { logprobs: 1e-3, gradient: 5e-4, parameters: [1e-6, 2e-5], noise: 1e-3 }
+        } else {
+            Self { logprobs: 1e-4, gradient: 1e-4, parameters: [1e-6, 2e-6], noise: 1e-5 }
+        }
+    }
+}
 
 #[test]
 fn losses_logprobs_and_gradients_are_those_of_torch() {
     for variant in VARIANTS {
         let golden = Golden::open(variant);
-        for adapter in ADAPTERS {
+        let tolerance = Tolerance::of(&golden);
+        for adapter in &golden.adapters() {
             for name in golden.facts["losses"].as_object().unwrap().keys() {
                 let loss = golden.loss(name);
                 let examples = golden.examples(adapter, loss.as_ref());
@@ -30,15 +67,18 @@ fn losses_logprobs_and_gradients_are_those_of_torch() {
                 let per_datum = facts["per_datum"].as_array().unwrap_or_else(|| panic!("no terms of {label}"));
                 let size: f64 = per_datum.iter().filter_map(Value::as_f64).map(f64::abs).sum();
                 let sum = outcome.metrics["loss:sum"];
-                assert!((sum - expected).abs() <= 1e-5 * size, "{label}: loss {sum}, not {expected}");
+                let allowed = f64::from(tolerance.logprobs) / 10.0 * size;
+                assert!((sum - expected).abs() <= allowed, "{label}: loss {sum}, not {expected}");
                 for (number, logprobs) in outcome.logprobs.iter().enumerate() {
                     let scored = golden.floats(&format!("{adapter}.datum.{number}.scored"));
-                    assert!(worst(&logprobs.values, &scored) <= 1e-4, "{label}: logprobs of datum {number}");
+                    let error = worst(&logprobs.values, &scored);
+                    assert!(error <= tolerance.logprobs, "{label}: logprobs of datum {number} are off by {error}");
                 }
                 let prefix = format!("{adapter}.{name}.gradient");
                 golden.compare(&run, run.gradients.flat(), &prefix, |key, gradient, expected| {
                     let difference = worst(gradient, expected);
-                    assert!(difference <= 1e-4 * largest(expected), "{label} {key}: off by {difference}");
+                    let allowed = tolerance.gradient * largest(expected);
+                    assert!(difference <= allowed, "{label} {key}: off by {difference}");
                 });
             }
         }
@@ -89,7 +129,8 @@ fn two_optimizer_steps_are_those_of_torch() {
     for variant in VARIANTS {
         let golden = Golden::open(variant);
         let adam: AdamParams = serde_json::from_value(adam_settings(&golden.facts["adam"])).unwrap();
-        for adapter in ADAPTERS {
+        let tolerance = Tolerance::of(&golden);
+        for adapter in &golden.adapters() {
             let loss = golden.loss("cross_entropy");
             let examples = golden.examples(adapter, loss.as_ref());
             let mut run = golden.run(adapter);
@@ -102,9 +143,9 @@ fn two_optimizer_steps_are_those_of_torch() {
                 let expected_norm = golden.facts["adapters"][adapter]["steps"][step - 1]["gradient_norm"]
                     .as_f64()
                     .unwrap_or_else(|| panic!("no gradient norm of {label}"));
-                assert!((norm - expected_norm).abs() <= 1e-4 * expected_norm, "{label}: {norm}, not {expected_norm}");
-                let noise = 1e-5 * largest(&gradients);
-                let tolerance = [1e-6, 2e-6][step - 1];
+                let allowed = f64::from(tolerance.gradient) * expected_norm;
+                assert!((norm - expected_norm).abs() <= allowed, "{label}: {norm}, not {expected_norm}");
+                let noise = tolerance.noise * largest(&gradients);
                 let mut offset = 0;
                 golden.compare(
                     &run,
@@ -114,8 +155,11 @@ fn two_optimizer_steps_are_those_of_torch() {
                         for (place, (value, expected)) in values.iter().zip(expected).enumerate() {
                             // With eps = 1e-12 an entry whose gradient is noise may take a whole step either way.
                             let is_noise = gradients[offset + place].abs() < noise;
-                            let allowed =
-                                if is_noise { 2.0 * step as f32 * adam.learning_rate as f32 } else { tolerance };
+                            let allowed = if is_noise {
+                                2.0 * step as f32 * adam.learning_rate as f32
+                            } else {
+                                tolerance.parameters[step - 1]
+                            };
                             assert!(
                                 (value - expected).abs() <= allowed,
                                 "{label} {key}[{place}]: {value}, not {expected}"

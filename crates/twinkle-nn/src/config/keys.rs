@@ -19,6 +19,7 @@ const FAMILIES: &[(&str, Family)] = &[
     ("qwen3_5_text", Family::Qwen35),
     ("qwen3_5_moe", Family::Qwen35Moe),
     ("qwen3_5_moe_text", Family::Qwen35Moe),
+    ("smollm3", Family::SmolLm3),
 ];
 
 /// The two levels of `config.json`: multimodal checkpoints keep the text model's keys in `text_config`.
@@ -108,11 +109,11 @@ impl Keys<'_> {
         }
     }
 
-    pub(super) fn tied_embeddings(&self) -> Result<bool> {
+    pub(super) fn tied_embeddings(&self, family: Family) -> Result<bool> {
         match self.root.get("tie_word_embeddings") {
             Some(Value::Bool(tied)) => Ok(*tied),
-            // The default of all these configurations in transformers.
-            _ => self.flag("tie_word_embeddings", false),
+            // The defaults of these configurations in transformers.
+            _ => self.flag("tie_word_embeddings", family == Family::SmolLm3),
         }
     }
 

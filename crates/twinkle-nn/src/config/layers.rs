@@ -128,7 +128,9 @@ impl Keys<'_> {
             .iter()
             .map(|layer| {
                 layer.as_u64().ok_or_else(|| {
-                    Error::invalid(format!("`mlp_only_layers` in `config.json` holds {layer}, not the number of a layer"))
+                    Error::invalid(format!(
+                        "`mlp_only_layers` in `config.json` holds {layer}, not the number of a layer"
+                    ))
                 })
             })
             .collect::<Result<_>>()?;
@@ -137,6 +139,32 @@ impl Keys<'_> {
             if is_sparse { MlpKind::Sparse } else { MlpKind::Dense }
         };
         Ok((0..count).map(mlp).collect())
+    }
+
+    /// Which layers rotate their queries and keys.
+    pub(super) fn rotary_layers(&self, family: Family, count: usize) -> Result<Vec<bool>> {
+        if family != Family::SmolLm3 {
+            return Ok(vec![true; count]);
+        }
+        let Some(flags) = self.list("no_rope_layers")? else {
+            let interval = self.optional_size("no_rope_layer_interval")?.unwrap_or(4);
+            return Ok((1..=count).map(|layer| !layer.is_multiple_of(interval)).collect());
+        };
+        // In spite of the key's name, 1 stands for a layer that rotates.
+        let flags: Vec<bool> = flags
+            .iter()
+            .map(|flag| match flag.as_u64() {
+                Some(flag @ (0 | 1)) => Ok(flag == 1),
+                _ => Err(Error::invalid(format!("`no_rope_layers` in `config.json` holds {flag}, not 0 or 1"))),
+            })
+            .collect::<Result<_>>()?;
+        if flags.len() < count {
+            return Err(Error::invalid(format!(
+                "`no_rope_layers` has `{}` entries, `num_hidden_layers` is `{count}`",
+                flags.len()
+            )));
+        }
+        Ok(flags.into_iter().take(count).collect())
     }
 
     /// The experts of a model that has sparse layers.

@@ -31,6 +31,8 @@ pub enum Family {
     Qwen35,
     /// Qwen3.5 with a mixture of experts and a shared expert.
     Qwen35Moe,
+    /// SmolLM3: Llama with some layers whose heads do not rotate.
+    SmolLm3,
 }
 
 impl Family {
@@ -46,6 +48,11 @@ impl Family {
         matches!(self, Self::Qwen3Moe | Self::Qwen35Moe)
     }
 
+    /// The base of the rotation when `rope_theta` is absent.
+    fn default_theta(self) -> f64 {
+        if self == Self::SmolLm3 { 2_000_000.0 } else { 10_000.0 }
+    }
+
     fn has_qk_norm(self) -> bool {
         matches!(self, Self::Qwen3 | Self::Qwen3Moe | Self::Qwen35 | Self::Qwen35Moe)
     }
@@ -54,7 +61,7 @@ impl Family {
     fn default_head_dim(self) -> Option<usize> {
         match self {
             // As in transformers, where Qwen3-MoE differs from dense Qwen3.
-            Self::Llama | Self::Qwen2 | Self::Qwen3Moe => None,
+            Self::Llama | Self::Qwen2 | Self::Qwen3Moe | Self::SmolLm3 => None,
             Self::Qwen3 => Some(128),
             Self::Qwen35 | Self::Qwen35Moe => Some(256),
         }
@@ -119,6 +126,9 @@ pub struct ModelConfig {
     pub max_position_embeddings: usize,
     /// The first numbers of each head that are rotated, even and at most `head_dim`; the rest passes unchanged.
     pub rotary_dim: usize,
+    /// Which layers rotate their queries and keys, `[L]`; the others know positions by the causal mask alone (NoPE,
+    /// Kazemnejad et al. 2023).
+    pub rotary_layers: Vec<bool>,
     /// The rotary position embedding.
     pub rope: RopeConfig,
     /// The dtype the weights were made in (`bfloat16`, …), if stated.
@@ -186,14 +196,15 @@ impl ModelConfig {
             rms_norm_eps: keys.optional_number("rms_norm_eps")?.unwrap_or(1e-6),
             qkv_bias: family == Family::Qwen2 || attention_bias,
             output_bias: family != Family::Qwen2 && attention_bias,
-            mlp_bias: family == Family::Llama && keys.flag("mlp_bias", false)?,
+            mlp_bias: matches!(family, Family::Llama | Family::SmolLm3) && keys.flag("mlp_bias", false)?,
             qk_norm: family.has_qk_norm(),
             attention_gate: family.is_qwen3_5() && keys.flag("attn_output_gate", true)?,
-            tied_embeddings: keys.tied_embeddings()?,
+            tied_embeddings: keys.tied_embeddings(family)?,
             nested: root.contains_key("text_config"),
             max_position_embeddings,
             rotary_dim: rope::rotary_dim(root, text, head_dim, if family.is_qwen3_5() { 0.25 } else { 1.0 })?,
-            rope: RopeConfig::from_keys(root, text, max_position_embeddings)?,
+            rotary_layers: keys.rotary_layers(family, layer_count)?,
+            rope: RopeConfig::from_keys(root, text, max_position_embeddings, family.default_theta())?,
             dtype: keys.dtype(),
             eos_token_ids: keys.eos_token_ids(generation)?,
         })

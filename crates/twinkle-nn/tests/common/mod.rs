@@ -10,8 +10,29 @@ use safetensors::{Dtype, SafeTensors};
 use tch::{Device, Kind, Tensor};
 use twinkle_nn::{Adapter, AdapterLayout, BaseModel, Gradients, LoadOptions, Pack, Precision, peft};
 
-pub const VARIANTS: [&str; 5] = ["llama3", "llama3_tied", "qwen2", "qwen2_untied", "qwen3"];
-pub const ADAPTERS: [&str; 2] = ["attn_mlp", "attn_mlp_unembed"];
+pub const VARIANTS: [&str; 13] = [
+    "llama3",
+    "llama3_tied",
+    "qwen2",
+    "qwen2_untied",
+    "qwen3",
+    "qwen3_yarn",
+    "llama_linear",
+    "qwen3_moe",
+    "qwen3_moe_mixed",
+    "qwen3_5",
+    "qwen3_5_vl",
+    "qwen3_5_moe",
+    "smollm3",
+];
+/// Adapters in other formats, of which the fixtures have one gradient: rank-stabilised, and Tinker's layout.
+pub const FORMATS: [&str; 2] = ["rslora", "tinker"];
+
+/// The adapters for which a variant has every number.
+pub fn adapters(variant: &str) -> &'static [&'static str] {
+    let all: &[&str] = &["attn_mlp", "attn_mlp_unembed"];
+    if fixture(variant).join(all[1]).is_dir() { all } else { &all[..1] }
+}
 
 /// The folder of a tiny model and its expected results.
 pub fn fixture(variant: &str) -> PathBuf {
@@ -47,9 +68,18 @@ pub struct Golden {
 }
 
 impl Golden {
+    /// Everything computed with the variant, whichever file it is in.
     pub fn read(variant: &str) -> Self {
-        let bytes = std::fs::read(fixture(variant).join("golden.safetensors")).unwrap();
-        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let mut tensors = HashMap::new();
+        for file in ["golden", "formats", "hidden"] {
+            let bytes = std::fs::read(fixture(variant).join(format!("{file}.safetensors"))).unwrap();
+            tensors.extend(Self::decode(&bytes));
+        }
+        Self { tensors }
+    }
+
+    fn decode(bytes: &[u8]) -> HashMap<String, (Vec<usize>, Vec<f32>)> {
+        let file = SafeTensors::deserialize(bytes).unwrap();
         let tensors = file.iter().map(|(name, view)| {
             let words = view.data().chunks_exact(4).map(|bytes| [bytes[0], bytes[1], bytes[2], bytes[3]]);
             let values = match view.dtype() {
@@ -64,7 +94,28 @@ impl Golden {
             };
             (name.to_owned(), (view.shape().to_vec(), values))
         });
-        Self { tensors: tensors.collect() }
+        tensors.collect()
+    }
+
+    pub fn find(&self, name: &str) -> Option<&[f32]> {
+        self.tensors.get(name).map(|(_, values)| values.as_slice())
+    }
+
+    /// The sequences that are compared in bf16, with their fp32 logits. With experts it is one in which bf16 sends no
+    /// token to another expert.
+    pub fn rounded(&self) -> Vec<(Vec<u32>, &[f32])> {
+        if let Some(logits) = self.find("clear.logits") {
+            return vec![(self.ids("clear.tokens"), logits)];
+        }
+        let with_logits = |(i, tokens)| Some((tokens, self.find(&format!("logits.{i}"))?));
+        self.sequences().into_iter().enumerate().filter_map(with_logits).collect()
+    }
+
+    /// The residual stream after each layer, and the sequence it is of.
+    pub fn hidden(&self) -> (usize, Vec<Vec<f32>>) {
+        let i = (0..).find(|i| self.tensors.contains_key(&format!("hidden.{i}"))).unwrap();
+        let (shape, values) = &self.tensors[&format!("hidden.{i}")];
+        (i, values.chunks(shape[1] * shape[2]).map(<[f32]>::to_vec).collect())
     }
 
     pub fn floats(&self, name: &str) -> &[f32] {
@@ -98,6 +149,10 @@ pub fn floats(tensor: &Tensor) -> Vec<f32> {
 pub fn max_abs(left: &[f32], right: &[f32]) -> f32 {
     assert_eq!(left.len(), right.len());
     left.iter().zip(right).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+pub fn largest(values: &[f32]) -> f32 {
+    values.iter().fold(0.0, |largest, value| largest.max(value.abs()))
 }
 
 /// The logits of every row of one sequence, `[n · V]`.
