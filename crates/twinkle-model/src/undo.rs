@@ -1,6 +1,5 @@
 //! What takes back the gradients that an operation has added so far.
 
-use tch::Kind;
 use twinkle_nn::Gradients;
 
 /// The gradients of a run before an operation, or before the first of several in one pass.
@@ -13,8 +12,9 @@ impl Undo {
     /// Remembers `gradients`. Nothing is copied when there are none yet, as after every optimizer step.
     #[must_use]
     pub fn of(gradients: &Gradients) -> Self {
-        let is_zero = gradients.flat().abs().max().to_kind(Kind::Double).double_value(&[]) == 0.0;
-        Self(if is_zero { None } else { Some(gradients.copy()) })
+        let flat = gradients.flat();
+        let is_zero = flat.min().double_value(&[]) == 0.0 && flat.max().double_value(&[]) == 0.0;
+        Self((!is_zero).then(|| gradients.copy()))
     }
 
     /// Puts back what was there.

@@ -1,6 +1,6 @@
 //! An adapter as the device multiplies by it.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
@@ -13,7 +13,10 @@ use super::layout::{AdapterLayout, Site};
 pub struct Adapter {
     layout: Arc<AdapterLayout>,
     pairs: Vec<AdapterPair>,
-    hash: [u8; 32],
+    /// Of which every factor is a view, `[P]`.
+    rounded: Frozen,
+    /// Made when first asked for: a trainer makes an adapter with every step and publishes few.
+    hash: OnceLock<[u8; 32]>,
 }
 
 /// The two factors of one module.
@@ -31,9 +34,6 @@ impl Adapter {
     /// The adapter of these fp32 parameters `[P]`, rounded to `kind` on `device`. The parameters are copied.
     #[must_use]
     pub fn from_parameters(layout: &Arc<AdapterLayout>, flat: &Tensor, kind: Kind, device: Device) -> Self {
-        let mut values = vec![0.0_f32; flat.numel()];
-        flat.to_device(Device::Cpu).copy_data(&mut values, flat.numel());
-        let hash = Sha256::digest(bytemuck::cast_slice::<f32, u8>(&values)).into();
         // One copy in the model's dtype, of which every module is a view.
         let rounded = flat.detach().to_device(device).to_dtype(kind, false, true);
         let part = |range: std::ops::Range<usize>, shape: &[usize]| {
@@ -49,7 +49,7 @@ impl Adapter {
                 scale: module.scale,
             })
             .collect();
-        Self { layout: Arc::clone(layout), pairs, hash }
+        Self { layout: Arc::clone(layout), pairs, rounded: Frozen::new(rounded), hash: OnceLock::new() }
     }
 
     /// The modules it covers.
@@ -58,10 +58,15 @@ impl Adapter {
         &self.layout
     }
 
-    /// SHA-256 of the fp32 parameters it was made from: equal adapters have equal hashes.
+    /// SHA-256 of what the device multiplies by, as fp32: equal adapters have equal hashes.
     #[must_use]
     pub fn content_hash(&self) -> &[u8; 32] {
-        &self.hash
+        self.hash.get_or_init(|| {
+            let rounded = self.rounded.tensor();
+            let mut values = vec![0.0_f32; rounded.numel()];
+            rounded.to_device(Device::Cpu).to_kind(Kind::Float).copy_data(&mut values, rounded.numel());
+            Sha256::digest(bytemuck::cast_slice::<f32, u8>(&values)).into()
+        })
     }
 
     /// The factors at `site`, if it is adapted.
