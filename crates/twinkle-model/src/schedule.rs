@@ -95,6 +95,8 @@ pub struct Schedule {
     busy: VecDeque<TenantId>,
     owners: HashMap<JobId, (TenantId, RunId)>,
     arrivals: u64,
+    /// The round in which the first tenant is.
+    round: u64,
     /// Runs that had an optimizer step in this turn.
     stepped: HashSet<RunId>,
     /// Tenants that had something else in this turn.
@@ -113,6 +115,7 @@ impl Schedule {
             busy: VecDeque::new(),
             owners: HashMap::new(),
             arrivals: 0,
+            round: 0,
             stepped: HashSet::new(),
             attended: HashSet::new(),
         }
@@ -161,17 +164,31 @@ impl Schedule {
         let quantum = self.quantum();
         let mut turn = Turn::new(self.rows_per_pass, self.runs_per_pass, quantum);
         let (mut passed_over, mut fresh, mut busy) = (VecDeque::new(), VecDeque::new(), VecDeque::new());
+        // Of those set aside who want more: the round in which the first of them is.
+        let mut least_aside = u64::MAX;
         while !turn.is_full() {
             let next = self.fresh.pop_front().map(|tenant| (tenant, true));
             let Some((tenant, is_fresh)) = next.or_else(|| Some((self.busy.pop_front()?, false))) else { break };
+            let least_open = self.least_round();
             let Some(lane) = self.lanes.get_mut(&tenant) else { continue };
+            if lane.was_idle {
+                // Its absence neither costs nor earns it anything.
+                lane.round = lane.round.max(least_open.min(least_aside).min(self.round));
+                lane.was_idle = false;
+            }
             if lane.credit <= 0 {
-                // Nobody has a second quantum in a pass whose answers another tenant waits for.
+                // No round begins while somebody has not had its share of the last one, and nobody has a second quantum
+                // in a pass whose answers another tenant waits for.
                 let has_had_its_share = turn.has_served(&tenant) && turn.answers_another_than(&tenant);
-                if has_had_its_share {
+                if lane.round > least_open && !has_had_its_share {
+                    self.busy.push_back(tenant);
+                } else if lane.round > least_aside || has_had_its_share {
+                    least_aside = least_aside.min(lane.round);
                     busy.push_back(tenant);
                 } else {
                     lane.credit += quantum;
+                    lane.round += 1;
+                    self.round = self.round.max(lane.round);
                     self.busy.push_back(tenant);
                 }
                 continue;
@@ -188,9 +205,14 @@ impl Schedule {
             match lane.serve(&tenant, &mut turn) {
                 Taken::Some if is_fresh => self.fresh.push_front(tenant),
                 Taken::Some => self.busy.push_front(tenant),
-                Taken::NoRoom => passed_over.push_back((tenant, is_fresh)),
-                Taken::Nothing if is_fresh => fresh.push_back(tenant),
-                Taken::Nothing => busy.push_back(tenant),
+                Taken::NoRoom => {
+                    least_aside = least_aside.min(lane.round);
+                    passed_over.push_back((tenant, is_fresh));
+                }
+                Taken::Nothing => {
+                    lane.was_idle = true;
+                    if is_fresh { fresh.push_back(tenant) } else { busy.push_back(tenant) }
+                }
             }
         }
         self.fresh.append(&mut fresh);
@@ -204,6 +226,12 @@ impl Schedule {
             self.fresh.push_front(tenant);
         }
         turn.into_passes()
+    }
+
+    /// The round of the first of those that are in line and have work.
+    fn least_round(&self) -> u64 {
+        let waiting = self.fresh.iter().chain(&self.busy).filter_map(|tenant| self.lanes.get(tenant));
+        waiting.filter(|lane| !lane.is_empty() && !lane.was_idle).map(|lane| lane.round).min().unwrap_or(u64::MAX)
     }
 
     /// All rows of the operation have been through a phase; the next one begins.

@@ -12,6 +12,10 @@ use super::{Demand, Direction, JobId};
 pub(super) struct Lane {
     /// Below zero when a datum was longer than what was left.
     pub(super) credit: i64,
+    /// How many quanta it has had; of those that always have work, all have had as many, or one more.
+    pub(super) round: u64,
+    /// Whether nothing of it could go when it was last asked.
+    pub(super) was_idle: bool,
     lines: BTreeMap<RunId, VecDeque<Job>>,
 }
 
@@ -77,7 +81,7 @@ struct Rest<'a> {
 
 impl Lane {
     pub(super) fn new(credit: i64) -> Self {
-        Self { credit, lines: BTreeMap::new() }
+        Self { credit, round: 0, was_idle: true, lines: BTreeMap::new() }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -124,59 +128,69 @@ impl Lane {
         ready.sort_unstable_by_key(|(_, line)| line.front().map(|job| job.id));
         let mut is_blocked = false;
         for (run, line) in ready {
-            let Some(head) = line.front() else { continue };
-            let Some(rest) = head.rest().filter(|rest| !rest.lengths.is_empty()) else { continue };
-            let direction = rest.direction;
             if !turn.admits(run) {
                 is_blocked = true;
                 continue;
             }
-            let mut whole_operations_only = false;
-            let mut has_taken = false;
+            let (mut wanted, mut has_taken, mut follows) = (false, false, None);
             for job in line.iter_mut() {
                 let Some(rest) = job.rest() else { break };
-                if whole_operations_only && !rest.is_like(direction) {
+                // What follows in the run may share the pass, but only whole: should it fail, the run is as it was
+                // before all of them, and each is tried apart.
+                if follows.is_some_and(|direction| !rest.is_like(direction)) {
                     break;
                 }
                 let apart = rest.apart.then_some(job.id);
-                let mut room = turn.room_for(apart);
-                let (mut count, mut rows) = (0, 0);
-                let mut credit = self.credit;
-                for length in rest.lengths {
-                    let fits = *length <= room || (turn.is_empty() && rows == 0);
-                    if !fits || (credit <= 0 && !whole_operations_only) {
+                if !rest.lengths.is_empty() {
+                    wanted = true;
+                    let credit = if follows.is_some() { i64::MAX } else { self.credit };
+                    let (count, rows) = fitting(&rest, credit, turn.room_for(apart), turn.is_empty());
+                    let is_whole = count == rest.lengths.len();
+                    if count == 0 || (follows.is_some() && !is_whole) {
                         break;
                     }
-                    room = room.saturating_sub(*length);
+                    let ends = is_whole && rest.is_last_phase;
+                    let data = job.next..job.next + count;
+                    turn.take(rest.direction, apart, tenant, run, job.id, data, rows, ends);
                     // Nothing is free.
-                    credit -= i64::try_from(*length).unwrap_or(i64::MAX).max(1);
-                    rows += length;
-                    count += 1;
-                }
-                let is_whole = count == rest.lengths.len();
-                if count == 0 || (whole_operations_only && !(is_whole && self.credit > 0)) {
+                    self.credit -= i64::try_from(rows).unwrap_or(i64::MAX).max(1);
+                    has_taken = true;
+                    let goes_on = is_whole && self.credit > 0;
+                    let (direction, is_over) = (rest.direction, ends && apart.is_none());
+                    job.next += count;
+                    if !(goes_on && is_over) {
+                        break;
+                    }
+                    follows = Some(direction);
+                } else if rest.is_last_phase && !rest.apart {
+                    follows = Some(rest.direction);
+                } else {
                     break;
                 }
-                let ends = is_whole && rest.is_last_phase;
-                let data = job.next..job.next + count;
-                turn.take(direction, apart, tenant, run, job.id, data, rows, ends);
-                job.next += count;
-                self.credit = credit;
-                has_taken = true;
-                if !ends || apart.is_some() {
-                    break;
-                }
-                // What follows in the run may share the pass, but only whole: should it fail, the run is as it was
-                // before all of them, and each is tried apart.
-                whole_operations_only = true;
             }
             if has_taken {
                 return Taken::Some;
             }
-            is_blocked = true;
+            is_blocked |= wanted;
         }
         if is_blocked { Taken::NoRoom } else { Taken::Nothing }
     }
+}
+
+/// How many of the data the credit and the room are enough for, and their rows. The first that goes beyond the credit is
+/// still served; the first of all that goes beyond the room has a pass for itself.
+fn fitting(rest: &Rest, credit: i64, mut room: usize, is_first: bool) -> (usize, usize) {
+    let (mut count, mut rows) = (0, 0);
+    for length in rest.lengths {
+        let fits = *length <= room || (is_first && count == 0);
+        if !fits || i64::try_from(rows).unwrap_or(i64::MAX) >= credit {
+            break;
+        }
+        room = room.saturating_sub(*length);
+        rows += length;
+        count += 1;
+    }
+    (count, rows)
 }
 
 impl Rest<'_> {

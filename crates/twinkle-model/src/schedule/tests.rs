@@ -172,7 +172,8 @@ proptest! {
             device.push(owner, 0, backward(lengths));
             device.push(owner, 1, rows(lengths, &[Direction::Forward]));
         }
-        for _ in 0..turns {
+        // By then nobody else is new.
+        for _ in 0..heavy.len() + turns {
             device.turn();
         }
         let newcomer = device.push(99, 0, backward(&small));
@@ -195,7 +196,8 @@ proptest! {
         }
         let rows: Vec<usize> = (0..lengths.len()).map(|owner| device.rows_of(owner)).collect();
         let (least, most) = (rows.iter().min().unwrap(), rows.iter().max().unwrap());
-        prop_assert!(most - least <= ROWS / 2 + 400, "{rows:?}");
+        // A quantum more or less, one at the beginning, what is left of one, and the datum that goes beyond it.
+        prop_assert!(most - least <= 3 * (ROWS / 4) + 400, "{rows:?}");
         prop_assert!(rows.iter().sum::<usize>() >= 40 * (ROWS - 400), "the device was not kept busy: {rows:?}");
     }
 }
