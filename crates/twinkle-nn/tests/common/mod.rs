@@ -34,9 +34,17 @@ pub fn adapters(variant: &str) -> &'static [&'static str] {
     if fixture(variant).join(all[1]).is_dir() { all } else { &all[..1] }
 }
 
-/// The folder of a tiny model and its expected results.
+/// The folder of a tiny model and its expected results; `TWINKLE_TEST_FIXTURES` names another folder of fixtures, for a
+/// machine without this checkout.
 pub fn fixture(variant: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/fixtures").join(variant)
+    let fixtures = std::env::var_os("TWINKLE_TEST_FIXTURES").map(PathBuf::from);
+    let here = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/fixtures");
+    fixtures.unwrap_or_else(here).join(variant)
+}
+
+/// Where the tests compute: on the CPU, or on the device that `TWINKLE_TEST_DEVICE` names (`cuda`).
+pub fn device() -> Device {
+    std::env::var("TWINKLE_TEST_DEVICE").map_or(Device::Cpu, |name| twinkle_torch::cuda::device(&name).unwrap())
 }
 
 pub fn load(variant: &str, precision: Precision) -> BaseModel {
@@ -44,7 +52,7 @@ pub fn load(variant: &str, precision: Precision) -> BaseModel {
 }
 
 pub fn load_tiled(variant: &str, precision: Precision, row_tile: usize) -> BaseModel {
-    let options = LoadOptions { precision, device: Device::Cpu, row_tile };
+    let options = LoadOptions { precision, device: device(), row_tile };
     BaseModel::load(&fixture(variant), &options).unwrap()
 }
 

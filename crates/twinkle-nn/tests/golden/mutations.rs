@@ -7,10 +7,9 @@ use std::path::Path;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
-use tch::Device;
 use twinkle_nn::{BaseModel, LoadOptions, Precision};
 
-use crate::common::{Golden, VARIANTS, fixture};
+use crate::common::{Golden, VARIANTS, device, fixture};
 use crate::{Tolerance, worst_logits};
 
 /// Loads a model of the fixtures after a mistake was made in its files.
@@ -23,7 +22,7 @@ fn mutated(variant: &str, spoil: impl FnOnce(&Path)) -> BaseModel {
         }
     }
     spoil(folder.path());
-    let options = LoadOptions { precision: Precision::Float32, device: Device::Cpu, row_tile: 64 };
+    let options = LoadOptions { precision: Precision::Float32, device: device(), row_tile: 64 };
     BaseModel::load(folder.path(), &options).unwrap()
 }
 
