@@ -81,11 +81,16 @@ fn every_format_gives_back_the_very_numbers() {
         let config = ModelConfig::read(&fixture(model)).unwrap();
         for adapter in ADAPTERS {
             let known = read(&fixture(model).join(adapter), &config);
-            for format in [Format::Peft, Format::Tinker] {
+            for format in [Format::Peft, Format::PeftFused, Format::Tinker] {
                 let what = format!("{model} {adapter} {format:?}");
                 let folder = tempfile::tempdir().unwrap();
                 peft::write_as(format, folder.path(), &known.layout, &known.flat, "a/base").unwrap();
                 let again = read(folder.path(), &config);
+                // PEFT has one scale for gate and up of experts, which this adapter has two for: one `B` takes it in.
+                if adapter == "rslora" && config.moe.is_some() && format != Format::Tinker {
+                    assert_same_deltas(&known, &again, &what);
+                    continue;
+                }
                 assert_eq!(known.layout, again.layout, "{what}");
                 assert_eq!(floats(&known.flat), floats(&again.flat), "{what}");
                 let as_asked = peft::read_as(folder.path(), &config, &known.layout).unwrap();
@@ -101,12 +106,12 @@ fn every_format_says_the_same_to_a_reader_that_knows_nothing_of_us() {
         let config = ModelConfig::read(&fixture(model)).unwrap();
         for adapter in ADAPTERS {
             let known = read(&fixture(model).join(adapter), &config);
-            for format in [Format::Peft, Format::Tinker] {
+            for format in [Format::Peft, Format::PeftFused, Format::Tinker] {
                 let folder = tempfile::tempdir().unwrap();
                 peft::write_as(format, folder.path(), &known.layout, &known.flat, "a/base").unwrap();
                 forget_the_spec(folder.path());
                 let mut again = read(folder.path(), &config);
-                if format == Format::Peft {
+                if format != Format::Tinker {
                     again = as_laid_out(again, &known.layout, folder.path(), &config);
                 }
                 assert_same_deltas(&known, &again, &format!("{model} {adapter} {format:?}"));

@@ -57,8 +57,10 @@ pub(super) struct ConvertArgs {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Format {
-    /// PEFT and vLLM
+    /// PEFT and vLLM, every expert a module
     Peft,
+    /// PEFT on transformers 5, experts fused
+    PeftFused,
     /// Tinker's own tools
     Tinker,
 }
@@ -88,6 +90,7 @@ pub(super) fn convert(arguments: &ConvertArgs) -> Outcome {
         })?;
         let format = match arguments.format {
             Format::Peft => peft::Format::Peft,
+            Format::PeftFused => peft::Format::PeftFused,
             Format::Tinker => peft::Format::Tinker,
         };
         let base = peft::base_model(&arguments.adapter)?;

@@ -2,9 +2,12 @@
 //!
 //! Read are the layouts of PEFT (every projection a module, with each expert by itself or with fused experts) and of
 //! Tinker (experts stacked, `in_proj_qkv` in three parts, the head as `unembed_tokens`). Written is one of [`Format`].
-//! [`keys`] knows the names, [`factors`] cuts and joins the numbers, [`settings`] is the description.
+//! [`keys`] knows the names, [`factors`] cuts the numbers and [`join`] joins them, [`settings`] is the description that is
+//! read and [`describe`] makes one.
 
+mod describe;
 mod factors;
+mod join;
 mod keys;
 mod settings;
 mod write;
@@ -41,7 +44,7 @@ pub fn read(directory: &Path, config: &ModelConfig) -> Result<(LoraSpec, Tensor)
     if let Some(spec) = stored_spec(&bytes) {
         let layout = AdapterLayout::new(config, &spec)?;
         // Whoever changed the description by hand means the description.
-        if write::shapes(&layout).iter().any(|shape| shape.agrees_with(&settings)) {
+        if describe::shapes(&layout).iter().any(|shape| shape.agrees_with(&settings)) {
             let flat = assemble(directory, &layout, by_site(tensors(&file, config)?, config, Some(&layout))?)?;
             return Ok((spec, flat));
         }

@@ -21,18 +21,35 @@ pub(super) struct Described {
 
 /// What `adapter_config.json` says of ranks, scales and targets.
 pub(super) struct Shape {
-    pub(super) rank: u32,
-    pub(super) alpha: f64,
-    pub(super) use_rslora: bool,
-    pub(super) targets: Vec<String>,
+    rank: u32,
+    alpha: f64,
+    use_rslora: bool,
+    /// `target_modules`.
+    modules: Vec<String>,
+    /// `target_parameters`.
+    parameters: Vec<String>,
     rank_pattern: Map<String, Value>,
     alpha_pattern: Map<String, Value>,
 }
 
 impl Shape {
     /// The settings by which PEFT gives these modules their ranks and scales. `rank` and `alpha` are those of most.
-    pub(super) fn new(rank: u32, alpha: f64, use_rslora: bool, targets: Vec<String>, modules: &[Described]) -> Self {
-        let mut shape = Self { rank, alpha, use_rslora, targets, rank_pattern: Map::new(), alpha_pattern: Map::new() };
+    pub(super) fn new(
+        rank: u32,
+        alpha: f64,
+        use_rslora: bool,
+        (target_modules, parameters): (Vec<String>, Vec<String>),
+        modules: &[Described],
+    ) -> Self {
+        let mut shape = Self {
+            rank,
+            alpha,
+            use_rslora,
+            modules: target_modules,
+            parameters,
+            rank_pattern: Map::new(),
+            alpha_pattern: Map::new(),
+        };
         let is_usual_alpha = |module: &Described| alpha / divisor(module.rank, use_rslora) == module.scale;
         for module in modules {
             // One key for all modules of that leaf, if they agree.
@@ -55,13 +72,13 @@ impl Shape {
 
     /// The whole `adapter_config.json`.
     pub(super) fn to_json(&self, base_model: &str) -> Value {
-        json!({
+        let mut settings = json!({
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
             "base_model_name_or_path": base_model,
             "r": self.rank,
             "lora_alpha": integral(self.alpha),
-            "target_modules": self.targets,
+            "target_modules": self.modules,
             "lora_dropout": 0.0,
             "bias": "none",
             "use_rslora": self.use_rslora,
@@ -72,7 +89,12 @@ impl Shape {
             "rank_pattern": self.rank_pattern,
             "alpha_pattern": self.alpha_pattern,
             "modules_to_save": null,
-        })
+        });
+        // Versions of PEFT before 0.17 do not know the key.
+        if !self.parameters.is_empty() {
+            settings["target_parameters"] = json!(self.parameters);
+        }
+        settings
     }
 
     /// Whether the file's settings give the same ranks and scales.
