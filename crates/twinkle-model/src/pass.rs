@@ -9,7 +9,10 @@ use std::sync::Arc;
 
 use tch::Tensor;
 use twinkle_core::{Error, Result};
-use twinkle_nn::{Adapter, BaseModel, DeviceFailure, Gradients, Pack, Segment, device_failure, out_of_memory};
+use twinkle_nn::{
+    Adapter, BaseModel, DeviceFailure, ExpertLoad, Gradients, Pack, Recompute, Segment, Tape, device_failure,
+    out_of_memory,
+};
 
 use crate::batch::Example;
 use crate::losses::{DatumView, PerSequence, PerToken};
@@ -53,12 +56,32 @@ pub struct Found {
     pub logprobs: Vec<Vec<f32>>,
     /// The sum of the operation's loss through these data.
     pub value: f64,
+    /// How often each expert was given a row, on a way back through a model with experts.
+    pub expert_load: ExpertLoad,
 }
 
-/// Computes a pass; with `backward`, adds each share's gradient to its run's. Per participant and share what was found.
+/// Which way a pass goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Forward only.
+    Forward,
+    /// Forward and back, with so many layers computed twice to save memory. No bit depends on how many.
+    Back(Recompute),
+}
+
+/// Computes a pass; on the way back, adds each share's gradient to its run's. Per participant and share what was found.
 ///
 /// On an error, and after a panic, the gradients of every participant are undefined and nothing else has changed.
-pub fn compute(base: &BaseModel, participants: &mut [Participant<'_>], backward: bool) -> Result<Vec<Vec<Found>>> {
+pub fn compute(base: &BaseModel, participants: &mut [Participant<'_>], way: Way) -> Result<Vec<Vec<Found>>> {
+    // A run that trains all weights has a network of its own and shares no pass.
+    let own = match participants {
+        [only] => only.run.own_model(base)?,
+        several if several.iter().any(|participant| participant.run.lora.full) => {
+            return Err(Error::internal("a run that trains all weights was put into a pass with others"));
+        }
+        _ => None,
+    };
+    let base = own.as_ref().map_or(base, |own| own.model());
     let adapters: Vec<Arc<Adapter>> =
         participants.iter_mut().map(|participant| participant.run.adapter(base)).collect();
     let (mut data, mut gradients) = (Vec::new(), Vec::with_capacity(participants.len()));
@@ -73,24 +96,39 @@ pub fn compute(base: &BaseModel, participants: &mut [Participant<'_>], backward:
                 data.push(PassDatum { example, rule: wanted.rule, given, place: (place, share) });
             }
         }
-        let begin = |share: &Share| Found { logprobs: Vec::with_capacity(share.examples.len()), value: share.value };
+        let begin = |share: &Share| Found {
+            logprobs: Vec::with_capacity(share.examples.len()),
+            value: share.value,
+            expert_load: ExpertLoad::default(),
+        };
         found.push(participant.shares.iter().map(begin).collect());
         gradients.push(&mut participant.run.gradients);
     }
     let pass = Pass { base, adapters: &adapters, data: &data };
     let pack = pass.pack(&data);
-    if !backward {
+    let Way::Back(recompute) = way else {
         let hidden = base.forward(&pack, &adapters)?;
         pass.head(&hidden, &mut found, None)?;
         return Ok(found);
-    }
-    let (hidden, tape) = base.forward_training(&pack, &adapters)?;
+    };
+    let (hidden, tape) = base.forward_recomputing(&pack, &adapters, recompute)?;
+    count_experts(&tape, &data, &mut found);
     let d_hidden = pass.head(&hidden, &mut found, Some(&mut gradients))?;
     drop(hidden);
     if let Some(d_hidden) = d_hidden {
         base.backward(tape, d_hidden, &pack, &adapters, &mut gradients)?;
     }
     Ok(found)
+}
+
+/// Gives each share the experts of its rows.
+fn count_experts(tape: &Tape, data: &[PassDatum], found: &mut [Vec<Found>]) {
+    let mut start = 0;
+    for datum in data {
+        let rows = start..start + datum.example.tokens.len();
+        start = rows.end;
+        found[datum.place.0][datum.place.1].expert_load.add(&tape.expert_load(&rows));
+    }
 }
 
 /// The data of a pass, in the order of its rows.

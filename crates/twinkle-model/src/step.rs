@@ -5,11 +5,11 @@ use std::ops::Range;
 
 use twinkle_core::call::{ForwardBackwardOutcome, Logprobs};
 use twinkle_core::{Error, Result};
-use twinkle_nn::BaseModel;
+use twinkle_nn::{BaseModel, ExpertLoad, Recompute};
 
 use crate::batch::{Example, packs};
 use crate::losses::{DatumView, Loss, Scope, Tally, WholeLoss};
-use crate::pass::{self, Found, Participant, Rule, Share};
+use crate::pass::{self, Found, Participant, Rule, Share, Way};
 use crate::run::Run;
 use crate::schedule::Direction;
 use crate::undo::Undo;
@@ -34,6 +34,8 @@ pub struct Progress {
     logprobs: Vec<Vec<f32>>,
     /// What a loss of the whole batch found, once all logprobs were known.
     whole: Option<WholeLoss>,
+    /// How often each expert was given a row.
+    expert_load: ExpertLoad,
 }
 
 impl<'a> Batch<'a> {
@@ -62,7 +64,8 @@ impl<'a> Batch<'a> {
 
     /// Takes in what a pass found. A number that is not finite is an error that names its datum.
     pub fn absorb(&self, progress: &mut Progress, found: Found) -> Result<()> {
-        let Found { logprobs, value } = found;
+        let Found { logprobs, value, expert_load } = found;
+        progress.expert_load.add(&expert_load);
         if progress.whole.is_some() {
             // The second phase computes the same logprobs again.
             return Ok(());
@@ -99,7 +102,7 @@ impl<'a> Batch<'a> {
     /// The answer, once every phase is over.
     #[must_use]
     pub fn outcome(&self, progress: Progress) -> ForwardBackwardOutcome {
-        let Progress { value, logprobs, whole } = progress;
+        let Progress { value, logprobs, whole, expert_load } = progress;
         let mut metrics = whole.map_or_else(BTreeMap::new, |whole| whole.metrics);
         let mut tally = Tally::default();
         for datum in self.views(&logprobs) {
@@ -107,6 +110,9 @@ impl<'a> Batch<'a> {
         }
         metrics.extend(tally.into_metrics());
         metrics.insert("loss:sum".to_owned(), value);
+        if let Some(violation) = expert_load.max_violation() {
+            metrics.insert("expert_max_violation:mean".to_owned(), violation);
+        }
         let shaped = logprobs.into_iter().zip(self.examples);
         let logprobs = shaped.map(|(values, example)| Logprobs { values, candidates: example.candidates }).collect();
         ForwardBackwardOutcome { logprobs, metrics }
@@ -143,15 +149,18 @@ fn alone(run: &mut Run, base: &BaseModel, batch: Batch<'_>, row_limit: usize) ->
     let lengths: Vec<usize> = batch.examples.iter().map(|example| example.tokens.len()).collect();
     let mut progress = Progress::default();
     for direction in batch.phases() {
-        let backward = direction == Direction::Backward;
+        let way = match direction {
+            Direction::Forward => Way::Forward,
+            Direction::Backward => Way::Back(Recompute::NOTHING),
+        };
         for data in packs(&lengths, row_limit) {
             let shares = vec![batch.share(&progress, data)];
-            let found = pass::compute(base, &mut [Participant { run: &mut *run, shares }], backward)?;
+            let found = pass::compute(base, &mut [Participant { run: &mut *run, shares }], way)?;
             for found in found.into_iter().flatten() {
                 batch.absorb(&mut progress, found)?;
             }
         }
-        if backward {
+        if direction == Direction::Backward {
             check_gradients(run)?;
         }
         batch.end_phase(&mut progress)?;
