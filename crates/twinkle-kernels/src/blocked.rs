@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use half::bf16;
 
-use crate::panel::{PANEL, Panel, Scratch, load, store};
+use crate::panel::{PANEL, Panel, Scratch, add_rows, load, store};
 use crate::pool::{self, Shared};
 use crate::product::{Finish, Right, Term};
 
@@ -14,38 +14,51 @@ const ROW_BLOCK: usize = 48;
 /// Rows for which packing a panel again is no loss.
 const ROW_SHARE: usize = 512;
 
+/// Inner dimensions from this on are taken in parts: neither a packed panel nor the left rows would fit into a cache whole.
+const LONG: usize = 16_384;
+/// How long a part is: the rows of a share, in it, stay in the second-level cache for all panels of a task.
+const PART: usize = 512;
+
 /// The product; the shapes have been checked.
 pub(crate) fn multiply(terms: &[Term], finish: Finish, y: &mut [bf16], columns: usize) {
     assert!(crate::has_bf16_products(), "this processor has no AVX512-BF16");
     let rows = y.len() / columns;
+    let is_long = terms.iter().any(|term| term.inner >= LONG) && terms.iter().all(|term| term.inner.is_multiple_of(2));
     let panels = columns.div_ceil(PANEL);
-    let shares = row_shares(rows, panels);
-    let share = rows.div_ceil(shares);
+    // How many columns and rows a task takes.
+    let (width, share) = if is_long {
+        (panels.div_ceil(2 * pool::threads()) * PANEL, rows.min(ROW_SHARE))
+    } else {
+        (PANEL, rows.div_ceil(row_shares(rows, panels)))
+    };
+    let shares = rows.div_ceil(share);
     let cost: usize = terms.iter().map(|term| term.rows.len() * term.inner * columns).sum();
     let target = pool::Shared::new(y);
-    // A task is one panel of one share of the rows.
-    pool::for_each(panels * shares, cost, |task| {
-        let (first, start) = (task / shares * PANEL, task % shares * share);
-        let job = Job { terms, finish, columns, first, rows: start..(start + share).min(rows) };
+    pool::for_each(columns.div_ceil(width) * shares, cost, |task| {
+        let (first, start) = (task / shares * width, task % shares * share);
+        let width = width.min(columns - first);
+        let job = Job { terms, finish, columns, first, width, rows: start..(start + share).min(rows) };
         // SAFETY: AVX512-BF16 was checked above; every task writes rows and columns that no other task does.
-        unsafe { job.run(target) };
+        unsafe { if is_long { job.run_long(target) } else { job.run(target) } };
     });
 }
 
-/// One panel of some rows.
+/// Some columns of some rows.
 struct Job<'a> {
     terms: &'a [Term<'a>],
     finish: Finish<'a>,
     rows: Range<usize>,
     columns: usize,
-    /// The panel's first column.
+    /// The first column and how many there are.
     first: usize,
+    width: usize,
 }
 
 impl Job<'_> {
+    /// One panel, packed whole; few rows at a time, so that their sums stay in the first-level cache.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
     unsafe fn run(&self, target: Shared<bf16>) {
-        let width = PANEL.min(self.columns - self.first);
+        let width = self.width;
         let vectors = width.div_ceil(16);
         Scratch::with(|scratch| {
             // The right sides are packed once for all rows of the job.
@@ -82,19 +95,68 @@ impl Job<'_> {
                     }
                 }
                 // SAFETY: the caller vouches for the processor and for sole use of these rows and columns.
-                unsafe { self.finish(block, sums, vectors, target) };
+                unsafe { self.finish((block, self.first), sums, vectors, target) };
             }
         });
     }
 
-    /// Rounds the sums into the result.
+    /// Several panels, a part of the inner dimension after the other, with the sums of all of them kept meanwhile.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-    unsafe fn finish(&self, rows: Range<usize>, sums: &[__m512], vectors: usize, target: Shared<bf16>) {
+    unsafe fn run_long(&self, target: Shared<bf16>) {
+        let panels = || (self.first..self.first + self.width).step_by(PANEL);
+        let vectors_of = |first: usize| PANEL.min(self.first + self.width - first).div_ceil(16);
+        // All panels but the last have four vectors of sums per row.
+        let place_of = |first: usize| (first - self.first) / PANEL * self.rows.len() * 4;
+        Scratch::with(|scratch| {
+            scratch.clear(panels().count() * self.rows.len() * 4);
+            for Term { rows, left, right, inner } in self.terms {
+                let (start, end) = (rows.start.max(self.rows.start), rows.end.min(self.rows.end));
+                if start >= end {
+                    continue;
+                }
+                for from in (0..*inner).step_by(PART) {
+                    let (right, stride) = match right {
+                        Right::Transposed(weight) => (Right::Transposed(&weight[from..]), *inner),
+                        Right::Plain(weight) => (Right::Plain(&weight[from * self.columns..]), self.columns),
+                    };
+                    let left = (&left[(start - rows.start) * inner + from..], *inner);
+                    for first in panels() {
+                        let (inner, width) = (PART.min(inner - from), PANEL.min(self.first + self.width - first));
+                        let panel = Panel { right, inner, stride, first, width };
+                        let sums = place_of(first) + (start - self.rows.start) * vectors_of(first);
+                        let Scratch { packed, sums: all, .. } = &mut *scratch;
+                        packed.clear();
+                        // SAFETY: the caller vouches for the processor.
+                        unsafe {
+                            panel.pack_whole(packed);
+                            add_rows(end - start, left, panel.pairs(), packed, panel.vectors(), &mut all[sums..]);
+                        }
+                    }
+                }
+            }
+            for first in panels() {
+                let (place, vectors) = (place_of(first), vectors_of(first));
+                let sums = &scratch.sums[place..place + self.rows.len() * vectors];
+                // SAFETY: the caller vouches for the processor and for sole use of these rows and columns.
+                unsafe { self.finish((self.rows.clone(), first), sums, vectors, target) };
+            }
+        });
+    }
+
+    /// Rounds the sums of one panel, whose first column is `first`, into the result.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+    unsafe fn finish(
+        &self,
+        (rows, first): (Range<usize>, usize),
+        sums: &[__m512],
+        vectors: usize,
+        target: Shared<bf16>,
+    ) {
         let scale = self.finish.scale.map(|scale| _mm512_set1_ps(scale));
         for (row, sums) in rows.zip(sums.chunks_exact(vectors)) {
             let row = row * self.columns;
             for (vector, sum) in sums.iter().enumerate() {
-                let column = self.first + 16 * vector;
+                let column = first + 16 * vector;
                 let count = (self.columns - column).min(16);
                 let mut sum = *sum;
                 if let Some(scale) = scale {

@@ -1,11 +1,11 @@
 //! The inner loop of the matrix products: one panel of columns, AVX512-BF16.
 
 use std::arch::x86_64::{
-    __m256bh, __m256i, __m512, __m512bh, __m512i, _mm256_mask_storeu_epi16, _mm256_maskz_loadu_epi16, _mm512_add_epi16,
-    _mm512_castsi512_ps, _mm512_cvtepu16_epi32, _mm512_cvtneps_pbh, _mm512_dpbf16_ps, _mm512_maskz_loadu_epi16,
-    _mm512_permutex2var_epi16, _mm512_set_epi16, _mm512_set1_epi16, _mm512_set1_epi32, _mm512_setzero_ps,
-    _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_slli_epi32, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64,
-    _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+    __m256bh, __m256i, __m512, __m512bh, __m512i, _MM_HINT_T0, _mm_prefetch, _mm256_mask_storeu_epi16,
+    _mm256_maskz_loadu_epi16, _mm512_add_epi16, _mm512_castsi512_ps, _mm512_cvtepu16_epi32, _mm512_cvtneps_pbh,
+    _mm512_dpbf16_ps, _mm512_maskz_loadu_epi16, _mm512_permutex2var_epi16, _mm512_set_epi16, _mm512_set1_epi16,
+    _mm512_set1_epi32, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_slli_epi32,
+    _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
 use std::cell::RefCell;
 
@@ -15,6 +15,8 @@ use crate::product::Right;
 
 /// Columns of the result that are computed together: four vectors of 16.
 pub(crate) const PANEL: usize = 64;
+/// How many numbers ahead of a row's load its memory is asked for.
+const AHEAD: usize = 256;
 /// Pairs of the inner dimension that are multiplied at once, so that their part of a panel fits into the first-level cache.
 const PAIR_BLOCK: usize = 160;
 
@@ -122,6 +124,9 @@ impl Panel<'_> {
                         let mut block = [_mm512_setzero_si512(); 16];
                         for (column, block) in block.iter_mut().enumerate().take(columns) {
                             let place = (self.first + 16 * vector + column) * self.stride + 2 * at;
+                            // The rows are streams too many for the processor to foresee; asking for what is not
+                            // there is harmless.
+                            _mm_prefetch::<_MM_HINT_T0>(weight.as_ptr().wrapping_add(place + AHEAD).cast());
                             // SAFETY: `valid` numbers from `place` on lie in the row.
                             *block = unsafe { _mm512_maskz_loadu_epi16(mask, weight.as_ptr().add(place).cast()) };
                         }
@@ -146,6 +151,10 @@ impl Panel<'_> {
                         let columns = (self.width - 32 * half).min(32);
                         let mask = if columns == 32 { u32::MAX } else { (1_u32 << columns) - 1 };
                         let place = k * self.stride + self.first + 32 * half;
+                        for row in [8, 9] {
+                            let place = place + row * self.stride;
+                            _mm_prefetch::<_MM_HINT_T0>(weight.as_ptr().wrapping_add(place).cast());
+                        }
                         // SAFETY: `columns` numbers from `place` on lie in the row, and in the next if there is one.
                         let (even, odd) = unsafe {
                             let even = _mm512_maskz_loadu_epi16(mask, weight.as_ptr().add(place).cast());

@@ -229,7 +229,25 @@ mod tests {
     }
 
     #[test]
-    fn large_products_on_many_threads_have_the_bits_of_small_ones() {
+    fn long_inner_dimensions_keep_the_order_of_the_sums() {
+        // An inner dimension that is taken in parts.
+        let (rows, columns, inner) = (70, 200, 17_000);
+        let (x, weight) = (random(rows * inner, 3), random(columns * inner, 4));
+        let run = |rows: Range<usize>, right: Right, multiply: fn(&[Term], Finish, &mut [bf16], usize)| {
+            let mut y = vec![bf16::ZERO; rows.len() * columns];
+            let left = &x[rows.start * inner..rows.end * inner];
+            multiply(&[Term { rows: 0..rows.len(), left, right, inner }], Finish::default(), &mut y, columns);
+            y
+        };
+        for right in [Right::Transposed(&weight), Right::Plain(&weight)] {
+            let whole = run(0..rows, right, multiply);
+            assert_close(&whole, &run(0..rows, right, mirror::multiply), inner);
+            assert!(run(33..34, right, multiply) == whole[33 * columns..34 * columns]);
+        }
+    }
+
+    #[test]
+    fn many_rows_have_the_bits_of_few() {
         let (rows, columns, inner) = (1500, 200, 330);
         let (x, weight) = (random(rows * inner, 1), random(columns * inner, 2));
         let run = |rows: Range<usize>| {
