@@ -59,6 +59,9 @@ impl BaseModel {
         if options.row_tile < 16 {
             return Err(Error::invalid(format!("the row tile is `{}`, but must be at least 16", options.row_tile)));
         }
+        if options.device == Device::Cpu {
+            twinkle_torch::memory::keep_freed_blocks();
+        }
         let config = ModelConfig::read(directory)?;
         let kind = options.precision.kind(options.device);
         let files = WeightFiles::open(directory, &config, kind, options.device)?;

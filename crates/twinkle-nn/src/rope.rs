@@ -9,6 +9,7 @@ use twinkle_core::error::suggestion;
 use twinkle_core::{Error, Result};
 use twinkle_torch::Frozen;
 
+use crate::layers::native;
 use crate::torch::TorchResult;
 
 /// How positions become angles.
@@ -200,11 +201,8 @@ impl<'a> Settings<'a> {
     }
 
     fn rope_scaling(&self, max_position_embeddings: f64) -> Result<RopeScaling> {
-        let name = ["rope_type", "type"]
-            .iter()
-            .find_map(|key| self.own(key))
-            .and_then(Value::as_str)
-            .unwrap_or("default");
+        let name =
+            ["rope_type", "type"].iter().find_map(|key| self.own(key)).and_then(Value::as_str).unwrap_or("default");
         match name {
             "default" => Ok(RopeScaling::None),
             "linear" => Ok(RopeScaling::Linear { factor: self.required("factor")? }),
@@ -332,6 +330,14 @@ impl Rotation {
 
     fn rotate(&self, heads: &Tensor, direction: f64) -> TorchResult<Tensor> {
         let (width, half) = (heads.size()[2], self.cos.size()[2]);
+        if native::is_plain(heads) {
+            let mut rotated = heads.f_contiguous()?.copy();
+            let shape = (heads.size()[1] as usize, width as usize);
+            let (cos, sin) = (native::numbers(&self.cos)?, native::numbers(&self.sin)?);
+            let is_inverse = direction < 0.0;
+            twinkle_kernels::rotate(native::numbers_mut(&mut rotated)?, shape, cos, sin, half as usize, is_inverse);
+            return Ok(rotated);
+        }
         let (first, second) = (heads.f_narrow(2, 0, half)?, heads.f_narrow(2, half, half)?);
         let rotated = Tensor::f_empty_like(heads)?;
         if 2 * half < width {

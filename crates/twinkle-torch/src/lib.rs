@@ -3,6 +3,7 @@
 //! * [`gradients`]: backward with output gradients; [`custom_function`]: a node of the autograd graph made of Rust closures;
 //! * [`MappedFile`]: tensors that borrow a file's pages instead of copying them;
 //! * [`Frozen`]: a tensor that threads may share because nobody changes it;
+//! * [`memory`]: how the allocator treats the blocks of tensors;
 //! * [`slices`]: a tensor's numbers without a copy;
 //! * [`threads`]: how many threads an operation may use;
 //! * [`cuda`]: libtorch's CUDA half, loaded only when a CUDA device is asked for.
@@ -16,6 +17,7 @@ mod error;
 mod ffi;
 mod frozen;
 mod mapped;
+pub mod memory;
 pub mod slices;
 pub mod threads;
 

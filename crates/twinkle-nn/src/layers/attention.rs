@@ -4,8 +4,10 @@
 //! strides, and a key head is shown to its group of query heads by a stride of 0, so nothing is copied or repeated.
 
 use tch::{Device, Kind, Tensor};
+use twinkle_kernels::{Attended, HeadShape, Sequence};
 
-use crate::torch::TorchResult;
+use super::native;
+use crate::torch::{TorchResult, to_floats};
 
 /// The attention's dimensions.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +37,9 @@ impl Heads {
 
     /// Causal attention of one whole sequence; writes `[n, n_h · d]` into `out`.
     pub(crate) fn causal(self, q: &Tensor, k: &Tensor, v: &Tensor, out: &Tensor) -> TorchResult<LogSumExp> {
+        if self.is_native(q) {
+            return self.native(q, k, v, out).map(Some);
+        }
         let (q, k, v) = (self.queries(q)?, self.keys(k)?, self.keys(v)?);
         let (result, lse) = attend(&q, &k, &v, true, None)?;
         self.store(&result, out)?;
@@ -43,6 +48,10 @@ impl Heads {
 
     /// Attention of `n` new rows that follow `past` cached ones; keys and values hold both.
     pub(crate) fn continued(self, q: &Tensor, k: &Tensor, v: &Tensor, out: &Tensor) -> TorchResult<()> {
+        if self.is_native(q) {
+            let _ = self.native(q, k, v, out)?;
+            return Ok(());
+        }
         let (new, all) = (q.size()[0], k.size()[0]);
         if new == all {
             self.causal(q, k, v, out)?;
@@ -81,6 +90,9 @@ impl Heads {
         d_out: &Tensor,
         into: (&Tensor, &Tensor, &Tensor),
     ) -> TorchResult<()> {
+        if self.is_native(saved.q) {
+            return self.native_backward(saved, d_out, into);
+        }
         let (q, k, v) = (self.queries(saved.q)?, self.keys(saved.k)?, self.keys(saved.v)?);
         let rows = d_out.size()[0];
         let d_out = d_out.f_view([rows, self.kv, self.group, self.dim])?.f_permute([1, 2, 0, 3])?;
@@ -100,6 +112,53 @@ impl Heads {
             let summed = gradient.f_sum_dim_intlist(1_i64, false, Kind::Float)?;
             into.f_permute([1, 0, 2])?.f_copy_(&summed)?;
         }
+        Ok(())
+    }
+
+    /// Whether our own kernel computes it: then a row has the same bits in training, in a prompt and in a step.
+    fn is_native(self, q: &Tensor) -> bool {
+        native::multiplies(q) && self.dim % 2 == 0
+    }
+
+    fn shape(self) -> HeadShape {
+        HeadShape { kv: self.kv as usize, group: self.group as usize, dim: self.dim as usize }
+    }
+
+    /// Attention of the last rows of one sequence; returns the log-sum-exp, fp32 `[n, n_h]`.
+    fn native(self, q: &Tensor, k: &Tensor, v: &Tensor, out: &Tensor) -> TorchResult<Tensor> {
+        let (q, k, v) = (q.f_contiguous()?, k.f_contiguous()?, v.f_contiguous()?);
+        let sequence = Sequence { q: native::numbers(&q)?, k: native::numbers(&k)?, v: native::numbers(&v)? };
+        let mut log_sum_exp = vec![0.0; (q.size()[0] * self.kv * self.group) as usize];
+        let mut out = out.shallow_clone();
+        twinkle_kernels::attention(&[sequence], self.shape(), native::numbers_mut(&mut out)?, &mut log_sum_exp);
+        Tensor::f_from_slice(&log_sum_exp)
+    }
+
+    fn native_backward(
+        self,
+        saved: &Saved,
+        d_out: &Tensor,
+        (dq, dk, dv): (&Tensor, &Tensor, &Tensor),
+    ) -> TorchResult<()> {
+        let Some(lse) = saved.lse else {
+            return Err(tch::TchError::Torch("attention kept no log-sum-exp".to_owned()));
+        };
+        let (q, k, v) = (saved.q.f_contiguous()?, saved.k.f_contiguous()?, saved.v.f_contiguous()?);
+        let (out, d_out, log_sum_exp) = (saved.out.f_contiguous()?, d_out.f_contiguous()?, to_floats(lse)?);
+        let attended = Attended {
+            sequence: Sequence { q: native::numbers(&q)?, k: native::numbers(&k)?, v: native::numbers(&v)? },
+            out: native::numbers(&out)?,
+            log_sum_exp: &log_sum_exp,
+            d_out: native::numbers(&d_out)?,
+        };
+        let (mut dq, mut dk, mut dv) = (dq.shallow_clone(), dk.shallow_clone(), dv.shallow_clone());
+        twinkle_kernels::attention_backward(
+            &[attended],
+            self.shape(),
+            native::numbers_mut(&mut dq)?,
+            native::numbers_mut(&mut dk)?,
+            native::numbers_mut(&mut dv)?,
+        );
         Ok(())
     }
 }

@@ -3,11 +3,11 @@
 use tch::Tensor;
 use twinkle_core::Result;
 
-use super::full;
 use super::attention::{Heads, LogSumExp, Saved};
 use super::decoder::{CachedPass, Pass};
+use super::full;
 use super::gate;
-use super::linear::{Linear, Routing, Shrunk};
+use super::linear::{Branch, Linear, Routing, Shrunk, backward_branches};
 use super::load::LayerFiles;
 use super::norm::RmsNorm;
 use crate::lora::{Gradients, Projection};
@@ -146,10 +146,13 @@ impl SelfAttention {
         }
         let rows = normed.size()[0];
         let flat = |tensor: &Tensor| tensor.f_view([rows, -1]);
-        let mut dx = self.query.backward(normed, &flat(&dq)?, &shrunk.query, pass.routing, gradients)?;
-        let _ = dx.f_add_(&self.key.backward(normed, &flat(&dk)?, &shrunk.key, pass.routing, gradients)?)?;
-        let _ = dx.f_add_(&self.value.backward(normed, &flat(&dv)?, &shrunk.value, pass.routing, gradients)?)?;
-        Ok(dx)
+        let (dq, dk, dv) = (flat(&dq)?, flat(&dk)?, flat(&dv)?);
+        let branches = [
+            Branch { linear: &self.query, dy: &dq, shrunk: &shrunk.query },
+            Branch { linear: &self.key, dy: &dk, shrunk: &shrunk.key },
+            Branch { linear: &self.value, dy: &dv, shrunk: &shrunk.value },
+        ];
+        backward_branches(normed, &branches, pass.routing, gradients)
     }
 
     /// The output for normed rows that continue cached sequences; their keys and values join the caches.
