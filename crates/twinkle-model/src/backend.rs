@@ -5,7 +5,7 @@ use twinkle_core::call::{AdamParams, OptimizerWork};
 use twinkle_core::{Error, Result};
 use twinkle_nn::BaseModel;
 
-use crate::pass::{self, Found, Participant};
+use crate::pass::{self, Found, Participant, Way};
 use crate::run::{Optimized, Run};
 
 /// Computes what changes a run's tensors.
@@ -17,10 +17,10 @@ pub trait Backend: Send + Sync + 'static {
     /// Whether the device works. Asked before an engine that follows a lost one takes work.
     fn probe(&self, base: &BaseModel) -> Result<()>;
 
-    /// One pass over data of several runs; with `backward`, each run's gradients grow by its own. Per run and share what
+    /// One pass over data of several runs; on the way back, each run's gradients grow by its own. Per run and share what
     /// was found.
-    fn pass(&self, base: &BaseModel, participants: &mut [Participant<'_>], backward: bool) -> Result<Vec<Vec<Found>>> {
-        pass::compute(base, participants, backward)
+    fn pass(&self, base: &BaseModel, participants: &mut [Participant<'_>], way: Way) -> Result<Vec<Vec<Found>>> {
+        pass::compute(base, participants, way)
     }
 
     /// One step of `AdamW` that consumes the accumulated gradients. Returns the gradient norm before clipping.

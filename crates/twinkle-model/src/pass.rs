@@ -105,7 +105,7 @@ pub fn compute(base: &BaseModel, participants: &mut [Participant<'_>], way: Way)
         gradients.push(&mut participant.run.gradients);
     }
     let pass = Pass { base, adapters: &adapters, data: &data };
-    let pack = pass.pack(&data);
+    let pack = Pass::pack(&data);
     let Way::Back(recompute) = way else {
         let hidden = base.forward(&pack, &adapters)?;
         pass.head(&hidden, &mut found, None)?;
@@ -158,8 +158,8 @@ impl PassDatum<'_> {
     }
 }
 
-impl<'a> Pass<'a> {
-    fn pack(&self, data: &[PassDatum]) -> Pack {
+impl Pass<'_> {
+    fn pack(data: &[PassDatum]) -> Pack {
         Pack {
             tokens: data.iter().flat_map(|datum| &datum.example.tokens).copied().collect(),
             segments: data
@@ -214,7 +214,7 @@ impl<'a> Stretch<'a> {
         Self {
             pass,
             data,
-            pack: pass.pack(data),
+            pack: Pass::pack(data),
             width: data.first().map_or(1, |datum| datum.example.width()),
             ends: ends.collect(),
             targets: data.iter().flat_map(|datum| &datum.example.targets).copied().collect(),
@@ -229,7 +229,7 @@ impl<'a> Stretch<'a> {
     ) -> Result<Option<Tensor>> {
         let is_scored_first = self.data.iter().any(|datum| matches!(datum.rule, Rule::Sequence(_)));
         if !is_scored_first {
-            let gradients = gradients.map(|gradients| gradients.as_mut_slice());
+            let gradients = gradients.map(Vec::as_mut_slice);
             let mut fused = |rows: Range<usize>, logprobs: &[f32], derivatives: &mut [f32]| {
                 self.by_token(&rows, logprobs, derivatives, found);
             };

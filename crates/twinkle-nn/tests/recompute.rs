@@ -25,7 +25,8 @@ fn pack(base: &BaseModel, lengths: &[usize]) -> Pack {
     let vocabulary = base.config().vocab_size;
     let mut pack = Pack::new();
     for (sequence, length) in lengths.iter().enumerate() {
-        let tokens: Vec<u32> = (0..*length).map(|place| ((place * 37 + sequence * 5 + 3) % vocabulary) as u32).collect();
+        let tokens: Vec<u32> =
+            (0..*length).map(|place| ((place * 37 + sequence * 5 + 3) % vocabulary) as u32).collect();
         pack.push(&tokens, Some(0));
     }
     pack

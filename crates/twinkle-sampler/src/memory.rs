@@ -9,7 +9,7 @@ use twinkle_nn::{BaseModel, ModelConfig, delta_state_bytes};
 /// Share of the machine's free memory on a CPU; the trainer and the weights' page cache need the rest.
 const CPU_SHARE: f64 = 0.25;
 /// A cache that has just grown has room for half as much again.
-const GROWTH: f64 = 1.5;
+pub const GROWTH: f64 = 1.5;
 /// When the system does not tell how much memory is free.
 const FALLBACK_BYTES: u64 = 1 << 30;
 

@@ -19,6 +19,7 @@ use twinkle_core::{Error, ErrorCode, Result};
 use super::waiting::{RowsJob, Waiting};
 use super::{Engine, Lost};
 use crate::failure::Ending;
+use crate::memory;
 use crate::pass::{Found, Participant};
 use crate::schedule::{Direction, JobId, Piece, PlannedPass};
 use crate::snapshot::Snapshots;
@@ -85,7 +86,7 @@ impl Engine {
             match groups.iter_mut().find(|group| group.run == piece.run) {
                 Some(group) => group.pieces.push(piece),
                 None => {
-                    groups.push(Group { tenant: piece.tenant.clone(), run: piece.run.clone(), pieces: vec![piece] })
+                    groups.push(Group { tenant: piece.tenant.clone(), run: piece.run.clone(), pieces: vec![piece] });
                 }
             }
         }
@@ -155,7 +156,8 @@ impl Engine {
             }
             participants.push(Participant { run: &mut resident.run, shares });
         }
-        backend.pass(&context.base, &mut participants, backward)
+        let way = memory::plan_pass(&context.base, context.limits.memory, &participants, backward)?;
+        backend.pass(&context.base, &mut participants, way)
     }
 
     /// What a pass found for one run: its operations go on or are answered, or fail and are taken back.

@@ -14,8 +14,8 @@
 //! through a window of `row_tile` rows.
 
 use tch::Kind;
-use twinkle_core::call::LoraSpec;
 use twinkle_core::Result;
+use twinkle_core::call::LoraSpec;
 
 use crate::config::{MixerKind, MlpKind, ModelConfig};
 use crate::lora::{AdapterLayout, Projection};
@@ -95,7 +95,8 @@ impl CostModel {
     pub(super) fn layer_weights(&self, layer: usize, every_expert: bool) -> u64 {
         let config = &self.config;
         let (hidden, moe) = (config.hidden_size as u64, config.moe.as_ref());
-        let experts = |all: bool| moe.map_or(0, |moe| if all { moe.expert_count } else { moe.experts_per_token }) as u64;
+        let experts =
+            |all: bool| moe.map_or(0, |moe| if all { moe.expert_count } else { moe.experts_per_token }) as u64;
         let mut count = 2 * hidden;
         for projection in Projection::of_layer(config, layer) {
             let (outputs, inputs) = projection.shape(config);
@@ -197,7 +198,8 @@ impl CostModel {
     pub fn kept_bytes(&self, layer: usize, shape: PassShape) -> u64 {
         let (config, rows) = (&self.config, shape.rows as u64);
         let Some(kind) = config.layers.get(layer) else { return 0 };
-        let projections = Projection::of_layer(config, layer).filter(|projection| !projection.is_expert()).count() as u64;
+        let projections =
+            Projection::of_layer(config, layer).filter(|projection| !projection.is_expert()).count() as u64;
         let shrunk = projections * shape.rank as u64 * self.element;
         let mixer = match kind.mixer {
             MixerKind::FullAttention => self.attention_row(),
@@ -219,13 +221,12 @@ impl CostModel {
         (2 * queries + 2 * keys + normed + gate) * self.element + config.head_count as u64 * FLOAT
     }
 
-    /// The convolution's input and output, gate, decay and strength, the output, and a state at the start of each chunk.
+    /// The convolution's input, gate, decay and strength, and what the memory answers.
     fn delta_row(&self) -> u64 {
         let Some(delta) = &self.config.delta else { return 0 };
         let (channels, values) = (delta.conv_channels() as u64, delta.value_width() as u64);
         let heads = delta.value_head_count as u64;
-        let state = values * delta.key_head_dim as u64 / DELTA_CHUNK * FLOAT;
-        (2 * channels + 2 * values) * self.element + 2 * heads * FLOAT + state
+        (channels + 2 * values + 2 * heads) * self.element
     }
 
     /// Rows sorted by expert with gate and up, the router's choice, and the shared expert.
@@ -251,7 +252,9 @@ impl CostModel {
         let delta = config.delta.as_ref().map_or(0, |delta| {
             let heads = delta.value_head_count as u64;
             let widths = 3 * (delta.key_head_dim + delta.value_head_dim) as u64;
-            heads * (2 * DELTA_CHUNK + widths) * FLOAT
+            // A state at the start of each chunk, and the gradient of the convolution's input.
+            let state = delta.value_width() * delta.key_head_dim / DELTA_CHUNK as usize;
+            heads * (2 * DELTA_CHUNK + widths) * FLOAT + (state + delta.conv_channels()) as u64 * FLOAT
         });
         // Attention sees one sequence at a time, each key head spread to its group, and sums in fp32.
         let spread = longest * queries * (4 * self.element + 2 * FLOAT);

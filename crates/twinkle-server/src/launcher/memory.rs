@@ -302,9 +302,10 @@ impl TrainerPlan {
         self.limits = MemoryLimits::divide(limit);
         let rank = self.max_rank as usize;
         let whole = self.cost.rows_within(self.limits.pass, self.max_length, rank, Recompute::NOTHING);
-        self.rows_per_pass = whole.clamp(FEWEST_ROWS, MOST_ROWS);
         let all = self.recompute_most();
-        self.longest = self.cost.rows_within(self.limits.pass, usize::MAX, rank, all).min(self.max_length);
+        let recomputed = self.cost.rows_within(self.limits.pass, usize::MAX, rank, all);
+        self.longest = recomputed.min(self.max_length);
+        self.rows_per_pass = whole.max(recomputed.min(FEWEST_ROWS)).min(MOST_ROWS);
         if self.longest > 0 && self.largest_run <= self.limits.runs {
             return Ok(());
         }

@@ -6,6 +6,7 @@ use serde::Serialize;
 use twinkle_core::ByteSize;
 use twinkle_core::config::Device;
 use twinkle_nn::memory::Recompute;
+use twinkle_sampler::memory::GROWTH;
 
 use super::speed::{LENGTH, Measured, SHARE_OF_PRODUCTS, Speeds};
 use crate::launcher::memory::{DevicePlan, MemoryPlan, SamplerPlan, TrainerPlan, device_name};
@@ -142,8 +143,9 @@ impl TrainerFacts {
 impl SamplerFacts {
     fn of(plan: &SamplerPlan, speeds: &Speeds) -> Self {
         let rate = speeds.rate(plan.kind).filter(|_| plan.is_on_cpu());
-        let per_token = plan.bytes_per_token.max(1);
-        let sequence = plan.context as u64 * plan.bytes_per_token + plan.bytes_per_sequence;
+        // A cache that has just grown has room for more than it holds.
+        let per_token = (plan.bytes_per_token as f64 * GROWTH).ceil().max(1.0) as u64;
+        let sequence = plan.context as u64 * per_token + plan.bytes_per_sequence;
         Self {
             application: plan.application.clone(),
             model: plan.model.clone(),
@@ -250,7 +252,7 @@ impl SamplerFacts {
             why += &format!(", {} a sequence", ByteSize(self.bytes_per_sequence));
         }
         if let Some(tokens) = self.tokens {
-            why += &format!(": {tokens} tokens");
+            why += &format!(", with room to grow {tokens} tokens");
         }
         line(formatter, "caches", &Known(self.caches), &why)?;
         if let Some(sequences) = self.full_sequences {

@@ -126,7 +126,7 @@ fn repeat(mut work: impl FnMut() -> Result<(), TchError>) -> Result<Duration, Tc
 }
 
 impl Measured {
-    /// Loads the model and trains one small batch, after one that warms up.
+    /// Loads the model and trains one small batch twice.
     fn of(trainer: &TrainerPlan) -> Result<Self> {
         let device = crate::launcher::base_models::device_of(trainer.device)?;
         let options = LoadOptions { precision: trainer.precision(), device, ..LoadOptions::default() };
@@ -142,15 +142,17 @@ impl Measured {
             pack.push(&tokens, Some(0));
         }
         let mut gradients = Gradients::zeros(&layout, device);
-        train(&base, &pack, &adapter, &mut gradients)?;
+        // The first one is the one that makes the process grow, the second one is fast.
         let growth = Growth::watch();
+        train(&base, &pack, &adapter, &mut gradients)?;
         let began = Instant::now();
         train(&base, &pack, &adapter, &mut gradients)?;
         let elapsed = began.elapsed();
+        let growth = growth.peak();
         let shape = PassShape { rows: pack.len(), longest: length, rank: RANK as usize, backward: true };
         Ok(Self {
             tokens_per_second: pack.len() as f64 / elapsed.as_secs_f64(),
-            bytes: growth.peak(),
+            bytes: growth,
             predicted_bytes: trainer.cost.pass_bytes(shape, Recompute::NOTHING),
         })
     }
