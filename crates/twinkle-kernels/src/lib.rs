@@ -3,6 +3,7 @@
 //! * [`multiply`] and [`accumulate_outer`]: bf16 matrix products with AVX512-BF16, where there is no such unit number by
 //!   number; a row's bits never depend on its neighbours, on threads or on blocking;
 //! * [`attention()`]: causal attention of whole sequences, pieces of prompts and decoding steps, with the same bits;
+//! * [`delta_scan`]: the gated delta rule in fp32, with the convolution before it, token by token;
 //! * [`rms_norm`], [`swiglu`], [`rotate`], [`log_sum_exp`] and their gradients: each reads and writes its rows once, in
 //!   fp32 between, with the roundings that transformers makes; compiled for AVX-512, AVX2 and any processor.
 //!
@@ -12,6 +13,7 @@
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod blocked;
+mod delta;
 mod features;
 #[cfg(target_arch = "x86_64")]
 mod heads;
@@ -29,6 +31,7 @@ mod softmax;
 mod swiglu;
 
 pub use attention::{Attended, HeadShape, Sequence, attention, attention_backward};
+pub use delta::{DeltaGradients, DeltaRows, DeltaShape, DeltaWeights, delta_scan, delta_scan_backward};
 pub use features::has_bf16_products;
 pub use norm::{NormFlavour, rms_norm, rms_norm_backward};
 pub use product::{Finish, Layout, Right, Segment, Term, accumulate_outer, multiply};

@@ -25,6 +25,15 @@ pub fn bf16s_mut(tensor: &mut Tensor) -> Option<&mut [bf16]> {
     Some(unsafe { std::slice::from_raw_parts_mut(place.cast::<bf16>(), tensor.numel()) })
 }
 
+/// A contiguous fp32 tensor's numbers, by the rules of [`bf16s`].
+#[must_use]
+pub fn f32s(tensor: &Tensor) -> Option<&[f32]> {
+    let place = place(tensor, Kind::Float)?;
+    #[expect(unsafe_code, reason = "a view of libtorch's memory")]
+    // SAFETY: as in `bf16s`.
+    Some(unsafe { std::slice::from_raw_parts(place.cast::<f32>(), tensor.numel()) })
+}
+
 /// A contiguous fp32 tensor's numbers, for writing, by the rules of [`bf16s_mut`].
 #[must_use]
 pub fn f32s_mut(tensor: &mut Tensor) -> Option<&mut [f32]> {

@@ -21,6 +21,11 @@ impl ShortConvolution {
         Ok(Self { taps: Frozen::new(taps), kind: weight.kind() })
     }
 
+    /// `w`, fp32 `[K, channels]`.
+    pub(super) fn taps(&self) -> &Tensor {
+        self.taps.tensor()
+    }
+
     /// How many rows before its own a row sees, `K − 1`.
     pub(super) fn reach(&self) -> i64 {
         self.taps.tensor().size()[0] - 1

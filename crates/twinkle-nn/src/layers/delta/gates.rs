@@ -34,6 +34,11 @@ impl Gates {
         Ok(Self { rate: Frozen::new(a_log.f_exp()?.f_neg()?), dt_bias, kind })
     }
 
+    /// `−e^(A_log)` and `dt_bias`, fp32 `[n_v]`.
+    pub(super) fn parameters(&self) -> (&Tensor, &Tensor) {
+        (self.rate.tensor(), self.dt_bias.tensor())
+    }
+
     /// The gates of up to 64 rows `[n, n_v]`. Rows that are missing write and forget nothing.
     ///
     /// Always 64 rows are computed: a row then never lies in a rest that does not fill a vector register, whose softplus

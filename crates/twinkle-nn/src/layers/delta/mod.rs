@@ -1,6 +1,7 @@
 //! Gated `DeltaNet` (Yang, Kautz & Hatamizadeh 2024): linear attention whose memory has a constant size.
 //!
-//! Read in this order: [`features`] is what happens between the projections and the memory (a short [`convolution`], unit
+//! On the processor a kernel of its own goes through the tokens ([`native`]). For other devices, and as what the kernel is
+//! compared with, there is the recurrence in chunks. Read in this order: [`features`] is what happens between the projections and the memory (a short [`convolution`], unit
 //! lengths, [`gates`]), [`rule`] how the memory is read and corrected in chunks of 64 tokens, [`sequence`] how a sequence
 //! goes through it, [`norm`] what is done with the answers.
 
@@ -8,6 +9,7 @@ mod convolution;
 mod features;
 pub(super) mod functions;
 mod gates;
+mod native;
 mod norm;
 mod rule;
 mod sequence;
@@ -127,12 +129,8 @@ impl GatedDeltaNet {
     /// The output for the normed rows of whole sequences, `[T, H]`.
     pub(crate) fn forward(&self, normed: &Tensor, pass: &Pass) -> TorchResult<(Tensor, DeltaTape)> {
         let (rows, z, shrunk) = self.project(normed, pass.routing)?;
-        let answers = Tensor::f_empty_like(&z)?;
         let empty = DeltaState::empty(&self.config, z.kind(), z.device());
-        for span in pass.spans {
-            let (start, length) = (span.start as i64, span.length as i64);
-            self.features.scan(&rows.narrow(start, length)?, &empty, &answers.f_narrow(0, start, length)?)?;
-        }
+        let answers = self.read(&rows, pass, &empty)?;
         let (y, output_shrunk) = self.output.forward(&self.norm.forward(&answers, &z)?, pass.routing)?;
         Ok((y, DeltaTape { rows, z, answers, shrunk, output_shrunk }))
     }
@@ -152,12 +150,7 @@ impl GatedDeltaNet {
         let (d_answers, dz) = self.norm.backward(&answers, &z, &d_gated)?;
         drop((gated, d_gated, answers, z));
 
-        let d_rows = rows.empty_like()?;
-        for span in pass.spans {
-            let (start, length) = (span.start as i64, span.length as i64);
-            let (rows, into) = (rows.narrow(start, length)?, d_rows.narrow(start, length)?);
-            self.features.scan_backward(&rows, &d_answers.f_narrow(0, start, length)?, &into)?;
-        }
+        let d_rows = self.read_backward(&rows, &d_answers, pass)?;
         drop((rows, d_answers));
 
         let Rows { qkv, b, a } = d_rows;
@@ -178,17 +171,53 @@ impl GatedDeltaNet {
     /// The output for normed rows that continue cached sequences; the memories after them join the caches.
     pub(crate) fn forward_cached(&self, index: usize, normed: &Tensor, pass: &mut CachedPass) -> TorchResult<Tensor> {
         let (rows, z, _) = self.project(normed, pass.routing)?;
-        let answers = Tensor::f_empty_like(&z)?;
         let states: Vec<&DeltaState> =
             pass.caches.iter().map(|cache| cache.memory(index)).collect::<TorchResult<_>>()?;
-        let after = match states[..] {
-            [state] if normed.size()[0] > 1 => vec![self.features.scan(&rows, state, &answers)?],
-            _ => self.features.step(&rows, &states, &answers)?,
+        let (answers, after) = if FeatureMap::is_native(z.device()) {
+            let lengths = vec![pass.rows_each(normed.size()[0]) as usize; states.len()];
+            let (answers, after) = self.features.scan_native(&rows, &lengths, &states)?;
+            (answers.f_to_kind(z.kind())?, after)
+        } else {
+            let answers = Tensor::f_empty_like(&z)?;
+            let after = match states[..] {
+                [state] if normed.size()[0] > 1 => vec![self.features.scan(&rows, state, &answers)?],
+                _ => self.features.step(&rows, &states, &answers)?,
+            };
+            (answers, after)
         };
         for (cache, state) in pass.caches.iter_mut().zip(after) {
             cache.remember(index, state)?;
         }
         Ok(self.output.forward(&self.norm.forward(&answers, &z)?, pass.routing)?.0)
+    }
+
+    /// What the memories answer to whole sequences, `[T, W]`.
+    fn read(&self, rows: &Rows, pass: &Pass, empty: &DeltaState) -> TorchResult<Tensor> {
+        if FeatureMap::is_native(rows.qkv.device()) {
+            let (lengths, states) = (lengths(pass), vec![empty; pass.spans.len()]);
+            return self.features.scan_native(rows, &lengths, &states)?.0.f_to_kind(rows.qkv.kind());
+        }
+        let size = [rows.qkv.size()[0], self.config.value_width() as i64];
+        let answers = Tensor::f_empty(size, (rows.qkv.kind(), rows.qkv.device()))?;
+        for span in pass.spans {
+            let (start, length) = (span.start as i64, span.length as i64);
+            self.features.scan(&rows.narrow(start, length)?, empty, &answers.f_narrow(0, start, length)?)?;
+        }
+        Ok(answers)
+    }
+
+    /// The gradients of the rows that [`GatedDeltaNet::read`] got.
+    fn read_backward(&self, rows: &Rows, d_answers: &Tensor, pass: &Pass) -> TorchResult<Rows> {
+        if FeatureMap::is_native(rows.qkv.device()) {
+            return self.features.scan_backward_native(rows, &lengths(pass), d_answers);
+        }
+        let d_rows = rows.empty_like()?;
+        for span in pass.spans {
+            let (start, length) = (span.start as i64, span.length as i64);
+            let (rows, into) = (rows.narrow(start, length)?, d_rows.narrow(start, length)?);
+            self.features.scan_backward(&rows, &d_answers.f_narrow(0, start, length)?, &into)?;
+        }
+        Ok(d_rows)
     }
 
     /// Normed rows to what the memory reads, and the output's gate.
@@ -202,4 +231,9 @@ impl GatedDeltaNet {
         let (a, decay) = self.decay.forward(normed, routing)?;
         Ok((Rows { qkv, b, a }, z, DeltaShrunk { query, key, value, gate, beta, decay }))
     }
+}
+
+/// How long each sequence is.
+fn lengths(pass: &Pass) -> Vec<usize> {
+    pass.spans.iter().map(|span| span.length).collect()
 }

@@ -58,10 +58,15 @@ impl FeatureMap {
             let mut target = out.f_narrow(0, start, count)?.f_view([count, self.shape.value_heads(), -1])?;
             target.f_copy_(&by_row)?;
         }
+        Ok(DeltaState { tail: self.tail_after(state, rows)?, memory })
+    }
+
+    /// The last rows before the convolution, once these have come.
+    pub(super) fn tail_after(&self, state: &DeltaState, rows: &Rows) -> TorchResult<Tensor> {
         let reach = self.convolution.reach();
         let new = rows.count().min(reach);
         let (old, new) = (state.tail.f_narrow(0, new, reach - new)?, rows.qkv.f_narrow(0, rows.count() - new, new)?);
-        Ok(DeltaState { tail: Tensor::f_cat(&[old, new], 0)?, memory })
+        Tensor::f_cat(&[old, new], 0)
     }
 
     /// The gradients of a whole sequence's rows, written into `into`, given that of [`FeatureMap::scan`]'s output `[n, W]`.

@@ -63,6 +63,11 @@ impl Case {
         (out, after)
     }
 
+    fn scan_native(&self, rows: &Rows, state: &DeltaState) -> (Tensor, DeltaState) {
+        let (out, mut after) = self.map.scan_native(rows, &[rows.qkv.size()[0] as usize], &[state]).unwrap();
+        (out, after.remove(0))
+    }
+
     /// The definition, in fp64 and with operations that libtorch can differentiate.
     fn mirror(&self, rows: &Rows) -> (Tensor, Tensor) {
         let [qkv, b, a] = [&rows.qkv, &rows.b, &rows.a].map(|x| x.to_kind(Kind::Double));
@@ -110,8 +115,11 @@ fn chunks_agree_with_the_recurrence_at_every_length() {
             let rows = case.rows(count, count);
             let (out, after) = case.scan(&rows, &case.empty());
             let (expected, memory) = case.mirror(&rows);
-            assert!(error(&out, &expected) <= 2e-6, "{shape:?}, {count} rows: off by {}", error(&out, &expected));
-            assert!(error(&after.memory, &memory) <= 5e-6, "{shape:?}, {count} rows");
+            assert!(error(&out, &expected) <= 1e-5, "{shape:?}, {count} rows: off by {}", error(&out, &expected));
+            assert!(error(&after.memory, &memory) <= 2e-5, "{shape:?}, {count} rows");
+            let (out, after) = case.scan_native(&rows, &case.empty());
+            assert!(error(&out, &expected) <= 1e-5, "{shape:?}, {count} rows: off by {}", error(&out, &expected));
+            assert!(error(&after.memory, &memory) <= 2e-5, "{shape:?}, {count} rows");
         }
     }
 }
@@ -130,14 +138,20 @@ fn the_gradient_is_that_of_the_recurrence() {
 
             let into = rows.empty_like().unwrap();
             case.map.scan_backward(&rows, &d_out, &into).unwrap();
-            for (name, found, leaf) in
-                [("qkv", &into.qkv, &leaves[0]), ("b", &into.b, &leaves[1]), ("a", &into.a, &leaves[2])]
-            {
+            let native = case.map.scan_backward_native(&rows, &[count as usize], &d_out).unwrap();
+            for (name, found, leaf) in [
+                ("qkv", &into.qkv, &leaves[0]),
+                ("b", &into.b, &leaves[1]),
+                ("a", &into.a, &leaves[2]),
+                ("native qkv", &native.qkv, &leaves[0]),
+                ("native b", &native.b, &leaves[1]),
+                ("native a", &native.a, &leaves[2]),
+            ] {
                 let expected = leaf.grad();
                 let largest = expected.abs().max().double_value(&[]);
                 let off = error(found, &expected);
                 assert!(
-                    off <= 5e-6 * largest,
+                    off <= 5e-5 * largest,
                     "{shape:?}, {count} rows, {name}: off by {off}, the largest is {largest}"
                 );
             }
@@ -163,8 +177,37 @@ fn a_sequence_may_come_in_any_parts() {
         if on_grid {
             assert!(parts.equal(&whole) && state.memory.equal(&last.memory), "whole chunks have the same bits");
         }
-        assert!(error(&parts, &whole.to_kind(Kind::Double)) <= 5e-6);
-        assert!(error(&state.memory, &last.memory.to_kind(Kind::Double)) <= 5e-6);
+        assert!(error(&parts, &whole.to_kind(Kind::Double)) <= 2e-5);
+        assert!(error(&state.memory, &last.memory.to_kind(Kind::Double)) <= 2e-5);
+    }
+}
+
+#[test]
+fn the_kernel_gives_a_row_the_same_bits_in_any_parts_among_any_others() {
+    for shape in SHAPES {
+        let case = Case::new(shape);
+        let rows = case.rows(100, 21);
+        let (whole, last) = case.scan_native(&rows, &case.empty());
+        for cuts in [vec![64], vec![1, 2, 3, 90], vec![63, 65, 99]] {
+            let (mut state, mut start, mut parts) = (case.empty(), 0, vec![]);
+            for cut in cuts.into_iter().chain([100]) {
+                let (out, after) = case.scan_native(&rows.narrow(start, cut - start).unwrap(), &state);
+                parts.push(out);
+                (state, start) = (after, cut);
+            }
+            assert!(Tensor::cat(&parts, 0).equal(&whole) && state.memory.equal(&last.memory), "{shape:?}");
+            assert!(state.tail.equal(&last.tail), "{shape:?}");
+        }
+        let before = case.rows(37, 22);
+        let join = |x: &Tensor, y: &Tensor| Tensor::cat(&[x, y], 0);
+        let both = Rows { qkv: join(&before.qkv, &rows.qkv), b: join(&before.b, &rows.b), a: join(&before.a, &rows.a) };
+        let (out, _) = case.map.scan_native(&both, &[37, 100], &[&case.empty(), &case.empty()]).unwrap();
+        assert!(out.narrow(0, 37, 100).equal(&whole), "{shape:?}");
+        let d_out = Tensor::randn([137, case.width()], (Kind::Float, CPU));
+        let packed = case.map.scan_backward_native(&both, &[37, 100], &d_out).unwrap();
+        let alone = case.map.scan_backward_native(&rows, &[100], &d_out.narrow(0, 37, 100)).unwrap();
+        assert!(packed.qkv.narrow(0, 37, 100).equal(&alone.qkv), "{shape:?}");
+        assert!(packed.b.narrow(0, 37, 100).equal(&alone.b) && packed.a.narrow(0, 37, 100).equal(&alone.a));
     }
 }
 
@@ -180,7 +223,7 @@ fn steps_continue_what_chunks_began_whoever_else_steps() {
             let own = rows.narrow(t, 1).unwrap();
             let out = Tensor::empty([1, case.width()], (Kind::Float, CPU));
             alone = case.map.step(&own, &[&alone], &out).unwrap().remove(0);
-            assert!(error(&out.get(0), &expected.get(t)) <= 5e-6, "{shape:?}, row {t}");
+            assert!(error(&out.get(0), &expected.get(t)) <= 2e-5, "{shape:?}, row {t}");
 
             // The same step in a batch of 70, at a place that moves.
             let others = case.rows(70, 100 + t);
