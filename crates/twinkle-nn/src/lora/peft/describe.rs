@@ -53,7 +53,11 @@ fn shape(format: Format, layout: &AdapterLayout, has_one_a: impl Fn(&[&LoraModul
                 Content::PerExpert(_) => scale_of_experts.unwrap_or(first.scale),
                 _ => first.scale,
             };
-            Described { name: module.described(), rank: rank as u32, scale }
+            let name = match module.content {
+                Content::Whole(found) if is_wrapped(format, found, layout) => format!("{}.weight", module.name),
+                _ => module.described(),
+            };
+            Described { name, rank: rank as u32, scale }
         })
         .collect();
     let (modules, parameters) = targets(format, layout, &filed);
@@ -81,8 +85,7 @@ fn targets(format: Format, layout: &AdapterLayout, filed: &[FiledModule]) -> (Ve
         let is_partial = left_out.contains(&leaf);
         match module.content {
             Content::Fused(_) => parameters.push(module.described()),
-            // Beside experts PEFT 0.21 takes these names for the experts' own, unless they name a parameter.
-            Content::Whole(found) if format == Format::PeftFused && is_dense_beside_experts(found, layout) => {
+            Content::Whole(found) if is_wrapped(format, found, layout) => {
                 parameters.push(format!("{}.weight", module.name));
             }
             Content::PerExpert(_) if is_partial => modules.extend(
@@ -104,7 +107,9 @@ fn is_expert(site: Site) -> bool {
     matches!(site, Site::Layer(_, projection) if projection.is_expert())
 }
 
-fn is_dense_beside_experts(module: &LoraModule, layout: &AdapterLayout) -> bool {
+/// Whether PEFT is to wrap a module's weight: beside experts PEFT 0.21 takes the names of a dense MLP for the experts' own,
+/// unless they name a parameter.
+fn is_wrapped(format: Format, module: &LoraModule, layout: &AdapterLayout) -> bool {
     let is_dense = matches!(module.site, Site::Layer(_, Projection::Gate | Projection::Up | Projection::Down));
-    is_dense && layout.model().expert_count > 0
+    is_dense && layout.model().expert_count > 0 && format == Format::PeftFused
 }

@@ -56,7 +56,12 @@ impl Shape {
             let leaf = module.name.rsplit('.').next().unwrap_or(&module.name);
             let of_leaf =
                 || modules.iter().filter(|other| other.name.rsplit('.').next().is_some_and(|found| found == leaf));
-            let key = |agree: bool| if agree { leaf.to_owned() } else { module.name.replace('.', r"\.") };
+            let key = |agree: bool| match module.name.strip_suffix(".weight") {
+                // A wrapped parameter has its own name in PEFT, the module's here.
+                Some(name) => format!(r"{}(\.weight)?", name.replace('.', r"\.")),
+                None if agree => leaf.to_owned(),
+                None => module.name.replace('.', r"\."),
+            };
             if module.rank != rank {
                 let agree = of_leaf().all(|other| other.rank == module.rank);
                 shape.rank_pattern.insert(key(agree), json!(module.rank));
