@@ -24,7 +24,7 @@ use twinkle_core::state::StateStore;
 use twinkle_model::backend::{Backend, Transformers};
 use twinkle_model::engine::EngineLimits;
 use twinkle_model::memory::MemoryLimits;
-use twinkle_model::pass::{Found, Participant};
+use twinkle_model::pass::{Found, Participant, Way};
 use twinkle_model::run::Run;
 use twinkle_model::{ModelComponent, ModelContext};
 use twinkle_nn::{BaseModel, LoadOptions, Precision, PublishedAdapters};
@@ -39,9 +39,18 @@ fn load(fixture: &str, precision: Precision) -> Arc<BaseModel> {
     Arc::new(BaseModel::load(&folder, &options).unwrap())
 }
 
-static BASES: LazyLock<[Arc<BaseModel>; 3]> = LazyLock::new(|| {
-    [load("qwen3", Precision::Float32), load("qwen3", Precision::BFloat16), load("llama3_tied", Precision::BFloat16)]
-});
+/// One of each kind of layer: attention, experts, linear attention.
+const VARIANTS: [(&str, Precision); 6] = [
+    ("qwen3", Precision::Float32),
+    ("qwen3", Precision::BFloat16),
+    ("llama3_tied", Precision::BFloat16),
+    ("qwen3_moe", Precision::BFloat16),
+    ("qwen3_5", Precision::Float32),
+    ("qwen3_5_moe", Precision::BFloat16),
+];
+
+static BASES: LazyLock<[Arc<BaseModel>; VARIANTS.len()]> =
+    LazyLock::new(|| VARIANTS.map(|(fixture, precision)| load(fixture, precision)));
 
 /// The real backend behind a gate, which counts and can be told to fail.
 #[derive(Default)]
@@ -66,7 +75,7 @@ impl Backend for Gated {
         Transformers.probe(base)
     }
 
-    fn pass(&self, base: &BaseModel, participants: &mut [Participant<'_>], backward: bool) -> Result<Vec<Vec<Found>>> {
+    fn pass(&self, base: &BaseModel, participants: &mut [Participant<'_>], way: Way) -> Result<Vec<Vec<Found>>> {
         let mut is_open = self.is_open.lock();
         while !*is_open {
             self.opened.wait(&mut is_open);
@@ -75,7 +84,7 @@ impl Backend for Gated {
         let tenants: Vec<TenantId> = participants.iter().map(|participant| participant.run.tenant.clone()).collect();
         let is_poisoned = self.poison.lock().as_ref().is_some_and(|poison| tenants.contains(poison));
         self.passes.lock().push(tenants);
-        let found = Transformers.pass(base, participants, backward)?;
+        let found = Transformers.pass(base, participants, way)?;
         assert!(!is_poisoned, "scripted panic");
         Ok(found)
     }
@@ -102,6 +111,7 @@ impl House {
             rows_per_pass,
             max_runs: None,
             memory: MemoryLimits::NONE,
+            train_mode: twinkle_core::config::TrainMode::Lora,
             max_rank: 16,
             snapshot_after: Duration::from_hours(1),
         };
@@ -311,11 +321,11 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 16, max_shrink_iters: 40, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 40, ..ProptestConfig::default() })]
 
     #[test]
     fn a_run_has_the_same_bits_alone_and_beside_any_others(
-        base in 0_usize..3,
+        base in 0..VARIANTS.len(),
         scripts in prop::collection::vec(script(), 2..5),
         order in prop::collection::vec(0_usize..5, 0..20),
         rows_per_pass in prop_oneof![Just(48_usize), Just(200), Just(700), Just(LARGE_PASS)],
@@ -335,7 +345,7 @@ proptest! {
 
     #[test]
     fn whoever_fails_in_a_shared_pass_fails_alone(
-        base in 0_usize..3,
+        base in 0..VARIANTS.len(),
         scripts in prop::collection::vec(script(), 2..4),
         order in prop::collection::vec(0_usize..4, 0..20),
         panics in any::<bool>(),
@@ -361,7 +371,7 @@ proptest! {
             if panics {
                 let passes = backend.passes.lock();
                 let of_guilty = || passes.iter().filter(|tenants| tenants.contains(&name(0)));
-                prop_assert_eq!(of_guilty().last().map_or(1, Vec::len), 1, "it was left to itself in the end");
+                prop_assert_eq!(of_guilty().next_back().map_or(1, Vec::len), 1, "it was left to itself in the end");
             } else {
                 // Creation, the failure, and then as if it had not been sent.
                 let failure = together[0][1].as_ref().unwrap_err();

@@ -27,7 +27,7 @@ use twinkle_core::{Error, ErrorCode, Result};
 use twinkle_model::backend::{Backend, Transformers};
 use twinkle_model::engine::EngineLimits;
 use twinkle_model::memory::MemoryLimits;
-use twinkle_model::pass::{Found, Participant};
+use twinkle_model::pass::{Found, Participant, Way};
 use twinkle_model::run::Run;
 use twinkle_model::{ModelComponent, ModelContext};
 use twinkle_nn::{BaseModel, LoadOptions, Precision, PublishedAdapters};
@@ -46,6 +46,8 @@ enum Fault {
     DeviceLost,
     /// Waits until the test lets it go on.
     Gate,
+    /// Nothing.
+    Nothing,
 }
 
 /// The real backend, except where a fault is planned.
@@ -55,7 +57,7 @@ struct Faulty {
     planned: Mutex<HashMap<(String, u64), Vec<Fault>>>,
     /// By tenant: the next faults of passes with a run of it.
     in_passes: Mutex<HashMap<String, Vec<Fault>>>,
-    /// Whose runs were in each pass that came to its end.
+    /// Whose runs were in each pass that was begun.
     passes: Mutex<Vec<Vec<TenantId>>>,
     /// The next answers of the probe.
     dead_probes: Mutex<u32>,
@@ -69,6 +71,27 @@ impl Faulty {
     fn plan(&self, tenant: &str, learning_rate: f64, faults: &[Fault]) {
         let key = (tenant.to_owned(), learning_rate.to_bits());
         self.planned.lock().insert(key, faults.to_vec());
+    }
+
+    /// The next passes with this tenant's run fail like this, one for each fault.
+    fn plan_in_passes(&self, tenant: &str, faults: &[Fault]) {
+        self.in_passes.lock().insert(tenant.to_owned(), faults.to_vec());
+    }
+
+    /// How many runs shared the passes of this tenant's run.
+    fn runs_in_passes_of(&self, tenant: &str) -> Vec<usize> {
+        let tenant = TenantId::new(tenant);
+        let passes = self.passes.lock();
+        passes.iter().filter(|tenants| tenants.contains(&tenant)).map(Vec::len).collect()
+    }
+
+    /// Operations stop at the gate; returned are who is told of it, and what opens it.
+    fn close_gate(&self) -> (mpsc::UnboundedReceiver<()>, std::sync::mpsc::Sender<()>) {
+        let (open, gate) = std::sync::mpsc::channel();
+        let (sender, at_gate) = mpsc::unbounded_channel();
+        *self.gate.lock() = Some(gate);
+        *self.at_gate.lock() = Some(sender);
+        (at_gate, open)
     }
 
     fn next(&self, run: &Run, learning_rate: f64) -> Option<Fault> {
@@ -91,6 +114,7 @@ impl Faulty {
             Fault::OutOfMemory => panic!("CUDA out of memory. Tried to allocate 2.00 GiB"),
             Fault::DeviceLost => return Err(Error::internal("CUDA error: device-side assert triggered")),
             Fault::Gate => self.wait_at_gate(),
+            Fault::Nothing => {}
         }
         Ok(())
     }
@@ -116,15 +140,16 @@ impl Backend for Faulty {
         Transformers.probe(base)
     }
 
-    fn pass(&self, base: &BaseModel, participants: &mut [Participant<'_>], backward: bool) -> Result<Vec<Vec<Found>>> {
+    fn pass(&self, base: &BaseModel, participants: &mut [Participant<'_>], way: Way) -> Result<Vec<Vec<Found>>> {
+        self.passes.lock().push(participants.iter().map(|participant| participant.run.tenant.clone()).collect());
         for participant in participants.iter_mut() {
             let Some(fault) = self.next_in_pass(&participant.run.tenant) else { continue };
-            let _ = participant.run.gradients.flat_mut().fill_(7.0);
+            if !matches!(fault, Fault::Gate | Fault::Nothing) {
+                let _ = participant.run.gradients.flat_mut().fill_(7.0);
+            }
             self.fail(fault)?;
         }
-        let found = Transformers.pass(base, participants, backward)?;
-        self.passes.lock().push(participants.iter().map(|participant| participant.run.tenant.clone()).collect());
-        Ok(found)
+        Transformers.pass(base, participants, way)
     }
 
     fn optimizer_step(&self, run: &mut Run, settings: &AdamParams) -> Result<f64> {
@@ -245,6 +270,18 @@ impl Node {
         self.component.status()
     }
 
+    /// As the launcher stops a node: the journal first, which gives up waiting after its limit; then the component.
+    async fn stop_during_an_operation(&self, open: std::sync::mpsc::Sender<()>) {
+        self.journal.drain(Duration::from_millis(10)).await;
+        let component = self.component.clone();
+        let draining = tokio::spawn(async move { component.drain(Duration::ZERO).await });
+        while self.component.health() != Health::Draining {
+            tokio::task::yield_now().await;
+        }
+        drop(open);
+        draining.await.unwrap();
+    }
+
     async fn stop(self) {
         self.component.drain(Duration::from_secs(10)).await;
         self.store.close().await;
@@ -258,7 +295,15 @@ fn run(tenant: &str) -> RunId {
 /// Snapshots practically never, or after every operation.
 fn limits(snapshot_after: Duration) -> EngineLimits {
     let memory = MemoryLimits::NONE;
-    EngineLimits { max_length: 256, rows_per_pass: 512, max_runs: None, memory, max_rank: 16, snapshot_after }
+    EngineLimits {
+        max_length: 256,
+        rows_per_pass: 512,
+        max_runs: None,
+        memory,
+        train_mode: twinkle_core::config::TrainMode::Lora,
+        max_rank: 16,
+        snapshot_after,
+    }
 }
 
 const NEVER: Duration = Duration::from_hours(1);
@@ -432,25 +477,14 @@ async fn a_node_that_stops_during_a_long_operation_parks_it_within_the_bound() {
     let (expected, expected_logprobs) = undisturbed(None).await;
     let folder = tempfile::tempdir().unwrap();
     let node = Node::with_runs(folder.path(), limits(NEVER), &["alice"]).await;
-    let (open, gate) = std::sync::mpsc::channel();
-    let (sender, mut at_gate) = mpsc::unbounded_channel();
-    *node.backend.gate.lock() = Some(gate);
-    *node.backend.at_gate.lock() = Some(sender);
+    let (mut at_gate, open) = node.backend.close_gate();
     node.backend.plan("alice", rate(2), &[Fault::Gate]);
     let requests = node.submit_steps("alice", 1..=STEPS).await;
     at_gate.recv().await.unwrap();
     assert_eq!(node.status()["current_operation"], "optim_step of run `alice:train:0`");
     assert_eq!(node.component.health(), Health::Ready, "a long operation is work");
 
-    // As the launcher stops a node: the journal first, which gives up waiting after its limit; then the component.
-    node.journal.drain(Duration::from_millis(10)).await;
-    let component = node.component.clone();
-    let draining = tokio::spawn(async move { component.drain(Duration::ZERO).await });
-    while node.component.health() != Health::Draining {
-        tokio::task::yield_now().await;
-    }
-    drop(open);
-    draining.await.unwrap();
+    node.stop_during_an_operation(open).await;
     assert_eq!(node.store.latest_snapshot(&run("alice")).await.unwrap().map(|taken| taken.through.after), Some(4));
     for parked in &requests[4..] {
         let waited = node.futures.wait(&TenantId::new("alice"), parked, Duration::ZERO).await;
@@ -463,4 +497,126 @@ async fn a_node_that_stops_during_a_long_operation_parks_it_within_the_bound() {
     assert_eq!(node.results("alice", &requests).await, expected);
     assert_eq!(node.logprobs("alice").await, expected_logprobs);
     node.stop().await;
+}
+
+/// Alice and bob send their steps while the engine is in a pass of carol's, so that they share the next one.
+async fn steps_in_shared_passes(node: &Node) -> (Vec<RequestId>, Vec<RequestId>) {
+    let (mut at_gate, open) = node.backend.close_gate();
+    node.backend.plan_in_passes("carol", &[Fault::Gate]);
+    let of_carol = node.submit("carol", Some(1), forward_backward(1)).await;
+    at_gate.recv().await.unwrap();
+    let requests = (node.submit_steps("alice", 1..=STEPS).await, node.submit_steps("bob", 1..=STEPS).await);
+    drop(open);
+    node.result("carol", &of_carol).await.unwrap();
+    requests
+}
+
+#[tokio::test]
+async fn a_failure_of_a_shared_pass_that_does_not_come_again_costs_nothing() {
+    let (expected, expected_logprobs) = undisturbed(None).await;
+    for fault in [Fault::Panic, Fault::OutOfMemory, Fault::DeviceLost] {
+        let folder = tempfile::tempdir().unwrap();
+        let node = Node::with_runs(folder.path(), limits(NEVER), &["alice", "bob", "carol"]).await;
+        node.backend.plan_in_passes("alice", &[fault]);
+        let (of_alice, of_bob) = steps_in_shared_passes(&node).await;
+        for (tenant, requests) in [("alice", &of_alice), ("bob", &of_bob)] {
+            assert_eq!(node.results(tenant, requests).await, expected, "{tenant} {fault:?}");
+            assert_eq!(node.logprobs(tenant).await, expected_logprobs, "{tenant} {fault:?}");
+        }
+        let runs = node.backend.runs_in_passes_of("alice");
+        assert_eq!(runs[..2], [2, 1], "shared, and then apart: {runs:?}");
+        assert_eq!(node.status()["restarts"], u64::from(fault == Fault::DeviceLost));
+        node.stop().await;
+    }
+}
+
+/// Every result of alice's steps, of which the first forward-backward was not sent, and her logprobs afterwards.
+async fn undisturbed_without_the_first_forward_backward() -> (Vec<Result<RunOutcome>>, ForwardBackwardOutcome) {
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::with_runs(folder.path(), limits(NEVER), &["alice"]).await;
+    let mut results = Vec::new();
+    for step in 1..=STEPS {
+        if step > 1 {
+            let request = node.submit("alice", None, forward_backward(step)).await;
+            results.push(node.result("alice", &request).await);
+        }
+        let request = node.submit("alice", None, optim_step(step)).await;
+        results.push(node.result("alice", &request).await);
+    }
+    let logprobs = node.logprobs("alice").await;
+    node.stop().await;
+    (results, logprobs)
+}
+
+#[tokio::test]
+async fn only_the_guilty_one_of_a_shared_pass_fails() {
+    let (expected, expected_logprobs) = undisturbed_without_the_first_forward_backward().await;
+    let (expected_of_bob, logprobs_of_bob) = undisturbed(None).await;
+    for (fault, sign) in [
+        (Fault::Panic, "scripted panic"),
+        (Fault::OutOfMemory, "out of memory"),
+        (Fault::DeviceLost, "poison operation"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let node = Node::with_runs(folder.path(), limits(NEVER), &["alice", "bob", "carol"]).await;
+        node.backend.plan_in_passes("alice", &[fault; 2]);
+        let (of_alice, of_bob) = steps_in_shared_passes(&node).await;
+        let mut results = node.results("alice", &of_alice).await;
+        let failure = results.remove(0).unwrap_err();
+        assert!(failure.to_string().contains(sign), "{failure}");
+        assert_eq!(results, expected, "{fault:?}");
+        assert_eq!(node.logprobs("alice").await, expected_logprobs, "{fault:?}");
+        assert_eq!(node.results("bob", &of_bob).await, expected_of_bob, "{fault:?}");
+        assert_eq!(node.logprobs("bob").await, logprobs_of_bob, "{fault:?}");
+        assert_eq!(node.component.health(), Health::Ready);
+        node.stop().await;
+
+        let node = Node::open(folder.path(), limits(NEVER)).await;
+        assert_eq!(node.logprobs("alice").await, expected_logprobs, "after a restart, {fault:?}");
+        assert_eq!(node.logprobs("bob").await, logprobs_of_bob, "after a restart, {fault:?}");
+        node.stop().await;
+    }
+}
+
+/// An operation of three passes, where a pass has eight rows.
+fn three_passes() -> RunOperation {
+    let operations = (1..=3).map(forward_backward);
+    let data = operations.flat_map(|operation| match operation {
+        RunOperation::ForwardBackward { data, .. } => data,
+        _ => Vec::new(),
+    });
+    let RunOperation::ForwardBackward { loss, backward, .. } = forward_backward(1) else { unreachable!() };
+    RunOperation::ForwardBackward { data: data.collect(), loss, backward }
+}
+
+#[tokio::test]
+async fn an_operation_that_a_stop_finds_between_its_passes_is_executed_whole_after_the_restart() {
+    let small_passes = EngineLimits { rows_per_pass: 8, ..limits(NEVER) };
+    let mut expected = Vec::new();
+    for interrupted in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut node = Node::with_runs(folder.path(), small_passes, &["alice"]).await;
+        let mut requests = node.submit_steps("alice", 1..=1).await;
+        node.results("alice", &requests).await;
+        let (mut at_gate, open) = node.backend.close_gate();
+        node.backend.plan_in_passes("alice", &[Fault::Nothing, Fault::Gate]);
+        requests.push(node.submit("alice", Some(3), three_passes()).await);
+        requests.push(node.submit("alice", Some(4), optim_step(2)).await);
+        at_gate.recv().await.unwrap();
+        if interrupted {
+            node.stop_during_an_operation(open).await;
+            let snapshot = node.store.latest_snapshot(&run("alice")).await.unwrap();
+            assert_eq!(snapshot.map(|taken| taken.through.after), Some(2), "the state before it");
+            node.store.close().await;
+            node = Node::open(folder.path(), small_passes).await;
+            assert_eq!(node.journal.recover().await.unwrap(), 1);
+        } else {
+            drop(open);
+        }
+        let found = (node.results("alice", &requests).await, node.logprobs("alice").await);
+        assert!(found.0.iter().all(Result::is_ok), "{found:?}");
+        expected.push(found);
+        node.stop().await;
+    }
+    assert_eq!(expected[0], expected[1]);
 }
