@@ -130,7 +130,7 @@ def write_variant(name, directory, seed):
             facts["generations"] += generations(generated, generator, special, adapter)
         if losses.FIXTURES.get(name) == adapter:
             losses.write(directory, lora.logits, lora.logits_again, lora.parameters, vocabulary, seed, AGREEMENT_GRADIENT)
-        facts["adapters"][adapter] = adapter_values(name, lora, rounded, sequences, datums, tensors)
+        facts["adapters"][adapter] = adapter_values(name, lora, rounded, sequences, datums, tensors, generator)
     save_file(other_formats(name, directory, sequences, datums, inputs, seed), directory / "formats.safetensors")
 
     if name in WHOLE:
@@ -251,7 +251,7 @@ def checked_gradients(lora, loss, datums, limit):
     return values, logprobs, tensors
 
 
-def adapter_values(name, lora, rounded, sequences, datums, tensors):
+def adapter_values(name, lora, rounded, sequences, datums, tensors, generator):
     adapter, parameters = lora.name, lora.parameters
     limit_logits, limit_gradient = limits(lora.base)
     datums = [with_old_logprobs(lora, datum) for datum in datums]
@@ -269,10 +269,16 @@ def adapter_values(name, lora, rounded, sequences, datums, tensors):
         values, logprobs, computed = checked_gradients(lora, loss, datums, limit_gradient)
         tensors.update(computed)
         facts["losses"][loss] = {"per_datum": values, "sum": sum(values)}
-        if loss == "cross_entropy":
-            facts["bfloat16_gradient"] = rounded_gradient(lora, rounded, datums, computed)
     for index, scored in enumerate(logprobs):
         tensors[f"{adapter}.datum.{index}.scored"] = scored
+
+    compared = datums
+    if models.has_experts(lora.base):
+        # One sequence, each token after the other, in which no bf16 sends a token to another expert.
+        tokens = routed_clearly(lora.merged(), CLEAR_LENGTH, generator, CLEAR_GAP)
+        tensors[f"{adapter}.clear.tokens"] = tokens
+        compared = [{"tokens": tokens, "target_tokens": tokens.roll(-1), "weights": torch.ones(CLEAR_LENGTH)}]
+    facts["bfloat16_gradient"] = rounded_gradient(lora, rounded, compared)
 
     for index, step in enumerate(oracle.two_steps(lora.logits, parameters, datums)):
         facts["steps"].append({"gradient_norm": step["norm"]})
@@ -285,13 +291,14 @@ def adapter_values(name, lora, rounded, sequences, datums, tensors):
     return facts
 
 
-def rounded_gradient(lora, rounded, datums, exact):
+def rounded_gradient(lora, rounded, datums):
     """The direction and the length of the reference's own gradient in bf16, against that in fp32."""
-    _, _, computed = oracle.gradients(lambda tokens: lora.rounded_logits(rounded, tokens), lora.parameters, "cross_entropy", datums)
-    found = torch.cat([computed[key].double().flatten() for key in sorted(computed)])
-    exact = torch.cat([exact[f"{lora.name}.cross_entropy.gradient.{key}"].double().flatten() for key in sorted(computed)])
-    cosine = found @ exact / (found.norm() * exact.norm())
-    return {"cosine": cosine.item(), "norm_ratio": (found.norm() / exact.norm()).item()}
+    def flat(logits_of):
+        _, _, computed = oracle.gradients(logits_of, lora.parameters, "cross_entropy", datums)
+        return torch.cat([computed[key].double().flatten() for key in sorted(computed)])
+
+    found, exact = flat(lambda tokens: lora.rounded_logits(rounded, tokens)), flat(lora.logits)
+    return {"cosine": (found @ exact / (found.norm() * exact.norm())).item(), "norm_ratio": (found.norm() / exact.norm()).item()}
 
 
 def random_datum(vocabulary, length, generator):

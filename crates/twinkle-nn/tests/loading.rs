@@ -170,6 +170,26 @@ fn both_generations_of_rotation_keys_mean_the_same() {
 }
 
 #[test]
+fn every_fourth_layer_of_smollm3_does_not_rotate_unless_the_files_say_otherwise() {
+    let mut config = json!({
+        "model_type": "smollm3", "vocab_size": 8, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 5,
+        "num_attention_heads": 2, "max_position_embeddings": 64
+    });
+    let read = |config: &Value| ModelConfig::from_json(config, None);
+    let plain = read(&config).unwrap();
+    assert_eq!(plain.rotary_layers, [true, true, true, false, true]);
+    assert!(plain.tied_embeddings && plain.rope.theta.to_bits() == 2e6_f64.to_bits());
+    config["no_rope_layers"] = json!([0, 1, 1, 1, 0]);
+    assert_eq!(read(&config).unwrap().rotary_layers, [false, true, true, true, false]);
+    for wrong in [json!([1, 1]), json!([1, 1, 2, 1, 1]), json!([true, true, true, true, true])] {
+        config["no_rope_layers"] = wrong;
+        let error = read(&config).unwrap_err();
+        assert_eq!(error.code, ErrorCode::InvalidArgument, "{error}");
+        assert!(error.message.contains("`no_rope_layers`"), "{error}");
+    }
+}
+
+#[test]
 fn end_of_sequence_tokens_are_gathered_from_both_files() {
     let config = ModelConfig::read(&common::fixture("qwen2")).unwrap();
     assert!(config.eos_token_ids.contains(&302));

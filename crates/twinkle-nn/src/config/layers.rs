@@ -101,20 +101,21 @@ impl Keys<'_> {
             };
             return Ok((0..count).map(mixer).collect());
         };
-        if names.len() != count {
-            return Err(Error::invalid(format!(
-                "`layer_types` has `{}` entries, `num_hidden_layers` is `{count}`",
-                names.len()
-            )));
-        }
-        names
+        let mixers: Vec<MixerKind> = names
             .iter()
             .map(|name| match name.as_str() {
                 Some("full_attention") => Ok(MixerKind::FullAttention),
                 Some("linear_attention") if family.has_linear_attention() => Ok(MixerKind::GatedDeltaNet),
                 _ => Err(Error::unsupported(format!("`layer_types` has {name}, which is not computed here"))),
             })
-            .collect()
+            .collect::<Result<_>>()?;
+        if mixers.len() != count {
+            return Err(Error::invalid(format!(
+                "`layer_types` has `{}` entries, `num_hidden_layers` is `{count}`",
+                mixers.len()
+            )));
+        }
+        Ok(mixers)
     }
 
     fn mlps(&self, family: Family, count: usize) -> Result<Vec<MlpKind>> {

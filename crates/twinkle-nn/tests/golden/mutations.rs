@@ -126,7 +126,9 @@ fn the_other_flavour_of_norm_shows() {
         let is_zero_centred = variant.starts_with("qwen3_5");
         let base = with_weights(variant, &|name, values| {
             if name.ends_with("norm.weight") && !name.contains("linear_attn") {
-                values.iter_mut().for_each(|value| *value += if is_zero_centred { -1.0 } else { 1.0 });
+                for value in values {
+                    *value += if is_zero_centred { -1.0 } else { 1.0 };
+                }
             }
             name.to_owned()
         });
