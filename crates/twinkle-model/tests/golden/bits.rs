@@ -45,6 +45,22 @@ fn forward_alone_gives_the_logprobs_of_forward_backward_and_touches_nothing() {
 }
 
 #[test]
+fn the_use_of_experts_is_a_metric_that_the_number_of_passes_does_not_change() {
+    for (variant, has_experts) in [("qwen3_moe_mixed", true), ("qwen3", false)] {
+        let golden = Golden::open(variant);
+        let loss = golden.loss("cross_entropy");
+        let examples = golden.examples("attn_mlp", loss.as_ref());
+        let violation = |rows: usize| {
+            let mut run = golden.run("attn_mlp");
+            let found = forward_backward(&mut run, &golden.base, &examples, loss.as_ref(), true, rows).unwrap();
+            found.metrics.get("expert_max_violation:mean").copied()
+        };
+        assert_eq!(violation(ROWS_PER_PASS), violation(1), "{variant}");
+        assert_eq!(violation(ROWS_PER_PASS).is_some_and(|violation| violation > 0.0), has_experts, "{variant}");
+    }
+}
+
+#[test]
 fn a_loss_that_overflows_fails_and_leaves_the_gradients_as_they_were() {
     let golden = Golden::open("llama3");
     let loss = golden.loss("importance_sampling");
