@@ -154,7 +154,7 @@ class Adapter:
             tokens = torch.arange(9)
             with torch.no_grad():
                 read = PeftModel.from_pretrained(load(), directory)(input_ids=tokens[None], use_cache=False).logits[0]
-                assert (read - self.logits(tokens)).abs().max() < 1e-4, "PEFT reads another adapter"
+                assert (read - self.logits(tokens)).abs().max() < 1e-3, "PEFT reads another adapter"
         if name in NESTED and self.name != "tinker":
             tensors = {
                 key.replace("base_model.model.model.", "base_model.model.model.language_model.", 1): value
