@@ -21,6 +21,7 @@ use tokio::time::Instant;
 use tracing::{error, info, warn};
 use twinkle_core::call::{Position, RunCall, RunOperation, RunOutcome, SamplerTarget};
 use twinkle_core::checkpoint::CheckpointStore;
+use twinkle_core::config::TrainMode;
 use twinkle_core::engine::pulse::Pulse;
 use twinkle_core::engine::supervisor::{Ended, panic_text};
 use twinkle_core::engine::ticket::Ticket;
@@ -74,6 +75,8 @@ pub struct EngineLimits {
     pub max_runs: Option<usize>,
     /// Most bytes for runs and for a pass.
     pub memory: MemoryLimits,
+    /// Whether runs are adapters of many tenants, or one run that trains all weights.
+    pub train_mode: TrainMode,
     /// Largest LoRA rank.
     pub max_rank: u32,
     /// A run is snapshotted when replaying it would take longer than this.

@@ -1,7 +1,8 @@
 //! How a run looks on disk, as a checkpoint and as a snapshot.
 //!
 //! ```text
-//! adapter_config.json         PEFT
+//! adapter_config.json         PEFT; where all weights are trained `config.json`, `model.safetensors` in fp32 and the
+//!                             tokenizer's files instead
 //! adapter_model.safetensors   PEFT, fp32; with experts or linear attention Tinker's layout, which repeats nothing
 //! optimizer.safetensors       what the optimizer remembers by torch's names (AdamW: exp_avg, exp_avg_sq) and, in a
 //!                             snapshot, gradients: fp32, flat in the order of the adapter's modules
@@ -22,6 +23,8 @@ use twinkle_core::ids::TenantId;
 use twinkle_core::{Error, ErrorCode, Result};
 use twinkle_nn::{AdapterLayout, BaseModel, peft};
 
+use crate::full::FullWeights;
+use crate::optimizer::shape::ParameterShape;
 use crate::optimizer::state::SavedOptimizer;
 use crate::optimizer::{Optimizer, shape};
 use crate::run::Run;
@@ -42,13 +45,19 @@ struct RunFile {
     optimizer: Option<SavedOptimizer>,
 }
 
-/// Writes only the adapter, for sampling.
+/// Writes only the adapter, for sampling; or all weights.
 pub fn write_adapter(directory: &Path, run: &Run) -> Result<()> {
+    if let Some(full) = &run.full {
+        return full.write(directory, &run.parameters);
+    }
     peft::write(directory, &run.layout, &run.parameters, &run.base_model)
 }
 
 /// Writes only the adapter, for PEFT: every expert by itself, nothing in parts.
 pub fn write_export(directory: &Path, run: &Run) -> Result<()> {
+    if run.full.is_some() {
+        return write_adapter(directory, run);
+    }
     peft::write_as(peft::Format::Peft, directory, &run.layout, &run.parameters, &run.base_model)
 }
 
@@ -103,20 +112,27 @@ pub fn read_run(
             file.base_model
         )));
     }
-    let layout = Arc::new(AdapterLayout::new(base.config(), &file.lora)?);
-    let parameters = peft::read_as(directory, base.config(), &layout)?;
-    let parameters = parameters.to_device(base.device());
-    let (optimizer, gradients) = if with_optimizer {
+    let optimizer = |shapes: &[ParameterShape]| -> Result<(Optimizer, Option<Tensor>)> {
+        if !with_optimizer {
+            return Ok((Optimizer::adam_w(shapes, base.device())?, None));
+        }
         let bytes = read_file(&directory.join(OPTIMIZER_FILE))?;
         let mut tensors = read_flat(&bytes, base.device())?;
-        let shapes = shape::of_adapter(&layout);
         let (saved, steps) = (file.optimizer, file.optimizer_steps);
-        let optimizer = Optimizer::restored(saved, steps, &mut tensors, &shapes, base.device())?;
-        (optimizer, tensors.remove("gradients"))
-    } else {
-        (Optimizer::for_adapter(&layout, base.device())?, None)
+        let optimizer = Optimizer::restored(saved, steps, &mut tensors, shapes, base.device())?;
+        Ok((optimizer, tensors.remove("gradients")))
     };
-    let mut run = Run::assembled(tenant, base_model, layout, file.lora, parameters, optimizer);
+    let (mut run, gradients) = if file.lora.full {
+        let full = FullWeights::of(base)?;
+        let masters = full.read(directory)?.to_device(base.device());
+        let (optimizer, gradients) = optimizer(&full.shapes())?;
+        (Run::of_all_weights((tenant, base_model, file.lora), base, full, masters, optimizer), gradients)
+    } else {
+        let layout = Arc::new(AdapterLayout::new(base.config(), &file.lora)?);
+        let parameters = peft::read_as(directory, base.config(), &layout)?.to_device(base.device());
+        let (optimizer, gradients) = optimizer(&shape::of_adapter(&layout))?;
+        (Run::assembled(tenant, base_model, layout, file.lora, parameters, optimizer), gradients)
+    };
     if let Some(gradients) = gradients {
         if gradients.numel() != run.gradients.flat().numel() {
             return Err(Error::invalid(format!("`{OPTIMIZER_FILE}` holds {} gradients", gradients.numel())));

@@ -13,6 +13,7 @@ pub mod component;
 pub mod engine;
 pub mod failure;
 pub mod files;
+pub(crate) mod full;
 pub mod losses;
 pub mod memory;
 pub(crate) mod operations;

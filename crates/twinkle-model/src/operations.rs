@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 
 use tokio::runtime::Handle;
 use twinkle_core::call::{
-    AdamParams, CheckpointRecord, CreateRun, OptimizerWork, Position, RunCall, RunOperation, RunOutcome, SamplerTarget,
+    AdamParams, CheckpointRecord, CreateRun, LoraSpec, OptimizerWork, Position, RunCall, RunOperation, RunOutcome,
+    SamplerTarget,
 };
 use twinkle_core::checkpoint::{CheckpointMeta, Recipients};
-use twinkle_core::ids::{CheckpointKind, CheckpointPath, TenantId};
-use twinkle_core::{Error, Result};
+use twinkle_core::config::TrainMode;
+use twinkle_core::ids::{CheckpointKind, CheckpointPath, RunId, TenantId};
+use twinkle_core::{Error, ErrorCode, Result};
 use twinkle_nn::Publication;
 
 use crate::backend::Backend;
@@ -31,6 +33,7 @@ pub(crate) fn perform(
     let disk = Snapshots { context, runtime };
     match operation {
         RunOperation::Create(create) => {
+            check_is_alone(context, runs, &id)?;
             let run = create_run(context, tenant, create)?;
             runs.insert(&disk, &id, run, position, None)?;
             Ok(RunOutcome::Created { run: id })
@@ -63,6 +66,12 @@ pub(crate) fn perform(
                 SamplerTarget::Checkpoint(path) => {
                     let saving = Saving { ttl_seconds, user_metadata, ..Saving::new(path, position) };
                     save(context, runtime, run, saving)?;
+                }
+                _ if run.lora.full => {
+                    return Err(Error::unsupported(
+                        "a run that trains all weights cannot be sampled from while it trains",
+                    )
+                    .hint("save a checkpoint: it is a whole model, which a `sampler` application can serve"));
                 }
                 SamplerTarget::Live(name) | SamplerTarget::Inflight { weights: name, .. } => {
                     let publication = Publication { position, optimizer_steps: run.optimizer.steps() };
@@ -119,6 +128,36 @@ pub(crate) fn perform(
     }
 }
 
+/// Where all weights are trained, one run at a time has them.
+fn check_is_alone(context: &EngineContext, runs: &Residents, id: &RunId) -> Result<()> {
+    let other = runs.all_names().into_iter().find(|other| other != id);
+    match (context.limits.train_mode, other) {
+        (TrainMode::Full, Some(other)) => Err(Error::new(
+            ErrorCode::Conflict,
+            format!("base model `{}` is already held by another training task (`{other}`)", context.base_model),
+        )
+        .hint("`train_mode: full` serves one run at a time: unload that one first")),
+        _ => Ok(()),
+    }
+}
+
+/// Whether this application trains what is asked for: adapters, or all weights.
+fn check_train_mode(context: &EngineContext, lora: &LoraSpec) -> Result<()> {
+    match (context.limits.train_mode, lora.full) {
+        (TrainMode::Lora, true) => Err(Error::unsupported(format!(
+            "full fine-tuning is not served for base model `{}`: this application trains adapters",
+            context.base_model
+        ))
+        .hint("send a `lora_config`, or serve the model with `train_mode: full`")),
+        (TrainMode::Full, false) => Err(Error::invalid(format!(
+            "adapters are not served for base model `{}`: this application trains all weights (`train_mode: full`)",
+            context.base_model
+        ))
+        .hint("send no `lora_config`")),
+        _ => Ok(()),
+    }
+}
+
 fn create_run(context: &EngineContext, tenant: &TenantId, create: CreateRun) -> Result<Run> {
     if create.base_model != context.base_model {
         return Err(Error::invalid(format!(
@@ -130,7 +169,11 @@ fn create_run(context: &EngineContext, tenant: &TenantId, create: CreateRun) -> 
         let owner = start.owner.as_ref().unwrap_or(tenant);
         return load(context, tenant, owner, &start.path, start.with_optimizer);
     }
+    check_train_mode(context, &create.lora)?;
     let rank = create.lora.rank;
+    if create.lora.full {
+        return Run::fresh(tenant.clone(), &context.base_model, create.lora, &context.base);
+    }
     if rank == 0 || rank > context.limits.max_rank {
         return Err(Error::invalid(format!(
             "LoRA rank {rank} is not between 1 and {}, this server's limit",
@@ -153,7 +196,10 @@ fn load(
             .hint("training continues from `…/weights/<name>`, which `save_state` writes"));
     }
     let checkpoint = context.checkpoints.open(owner, path)?;
-    files::read_run(checkpoint.directory(), tenant.clone(), &context.base_model, &context.base, with_optimizer)
+    let base = &context.base;
+    let run = files::read_run(checkpoint.directory(), tenant.clone(), &context.base_model, base, with_optimizer)?;
+    check_train_mode(context, &run.lora)?;
+    Ok(run)
 }
 
 fn optimizer_step(backend: &dyn Backend, run: &mut Run, settings: &AdamParams) -> Result<RunOutcome> {

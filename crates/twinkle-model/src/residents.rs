@@ -199,6 +199,12 @@ impl Residents {
         self.spilled.len()
     }
 
+    /// The names of all runs, wherever they are.
+    #[must_use]
+    pub fn all_names(&self) -> Vec<RunId> {
+        self.resident.keys().chain(self.spilled.keys()).cloned().collect()
+    }
+
     /// The names of all runs in memory.
     #[must_use]
     pub fn names(&self) -> Vec<RunId> {

@@ -6,12 +6,15 @@ use tch::{Kind, Tensor};
 use twinkle_core::call::{AdamParams, GradientClip, GradientNorm, LoraSpec, OptimizerSpec, OptimizerWork};
 use twinkle_core::ids::TenantId;
 use twinkle_core::{Error, Result};
+use twinkle_nn::full::TrainedModel;
 use twinkle_nn::{Adapter, AdapterLayout, BaseModel, Gradients};
 
+use crate::full::FullWeights;
 use crate::optimizer::shape::{self, ParameterShape};
 use crate::optimizer::{Optimizer, Parameters, clip};
 
-/// A run in memory. All tensors are fp32 `[P]`, flat in the order of the layout's modules.
+/// A run in memory. All tensors are fp32 `[P]`, flat in the order of the layout's modules, or of the network's weights
+/// where all of them are trained.
 #[derive(Debug)]
 pub struct Run {
     /// Who owns it.
@@ -22,7 +25,7 @@ pub struct Run {
     pub base_model: String,
     /// Where each module lies in the flat tensors.
     pub layout: Arc<AdapterLayout>,
-    /// `A` and `B` of every module.
+    /// `A` and `B` of every module; or every weight.
     pub parameters: Tensor,
     /// The sum of gradients since the last optimizer step.
     pub gradients: Gradients,
@@ -32,11 +35,21 @@ pub struct Run {
     shapes: Vec<ParameterShape>,
     /// `parameters` in the model's dtype; made when first needed after a step.
     adapter: Option<Arc<Adapter>>,
+    /// Of a run that trains all weights.
+    pub(crate) full: Option<FullWeights>,
 }
 
 impl Run {
     /// A run with a fresh adapter: `A` random by the seed, `B` zero.
+    ///
+    /// Or, where `lora` asks for it, one that begins with the base's own weights and trains all of them.
     pub fn fresh(tenant: TenantId, base_model: &str, lora: LoraSpec, base: &BaseModel) -> Result<Self> {
+        if lora.full {
+            let full = FullWeights::of(base)?;
+            let optimizer = Optimizer::adam_w(&full.shapes(), base.device())?;
+            let masters = base.masters()?;
+            return Ok(Self::of_all_weights((tenant, base_model, lora), base, full, masters, optimizer));
+        }
         let layout = Arc::new(AdapterLayout::new(base.config(), &lora)?);
         let parameters = layout.initialise(base.device());
         let optimizer = Optimizer::for_adapter(&layout, base.device())?;
@@ -56,7 +69,44 @@ impl Run {
         let gradients = Gradients::zeros(&layout, parameters.device());
         let shapes = shape::of_adapter(&layout);
         let base_model = base_model.to_owned();
-        Self { tenant, lora, base_model, layout, parameters, gradients, optimizer, shapes, adapter: None }
+        Self { tenant, lora, base_model, layout, parameters, gradients, optimizer, shapes, adapter: None, full: None }
+    }
+
+    /// A run that trains all weights, which begin as `masters`.
+    #[must_use]
+    pub(crate) fn of_all_weights(
+        (tenant, base_model, lora): (TenantId, &str, LoraSpec),
+        base: &BaseModel,
+        full: FullWeights,
+        masters: Tensor,
+        optimizer: Optimizer,
+    ) -> Self {
+        Self {
+            tenant,
+            lora,
+            base_model: base_model.to_owned(),
+            layout: Arc::new(AdapterLayout::without_modules(base.config())),
+            parameters: masters,
+            gradients: Gradients::of_weights(base.config(), full.layout(), base.device()),
+            optimizer,
+            shapes: full.shapes(),
+            adapter: None,
+            full: Some(full),
+        }
+    }
+
+    /// The network of the run's own weights, which a pass goes through in place of the base; `None`: it has none.
+    pub fn own_model(&mut self, base: &BaseModel) -> Result<Option<Arc<TrainedModel>>> {
+        let Some(full) = &mut self.full else { return Ok(None) };
+        full.model(base, &self.parameters, &mut self.gradients).map(Some)
+    }
+
+    /// What was made of the parameters is out of date.
+    fn parameters_changed(&mut self) {
+        self.adapter = None;
+        if let Some(full) = &mut self.full {
+            full.forget_model();
+        }
     }
 
     /// Bytes of its tensors: parameters, gradients, optimizer state, and the parameters in the model's dtype.
@@ -72,25 +122,29 @@ impl Run {
 
     /// The adapter as the device multiplies by it.
     pub fn adapter(&mut self, base: &BaseModel) -> Arc<Adapter> {
-        let (layout, parameters) = (&self.layout, &self.parameters);
+        let layout = &self.layout;
+        // Where all weights are trained the adapter has no modules.
+        let parameters = self.parameters.narrow(0, 0, layout.parameter_count() as i64);
         let adapter = self
             .adapter
-            .get_or_insert_with(|| Arc::new(Adapter::from_parameters(layout, parameters, base.kind(), base.device())));
+            .get_or_insert_with(|| Arc::new(Adapter::from_parameters(layout, &parameters, base.kind(), base.device())));
         Arc::clone(adapter)
     }
 
     /// One step of `AdamW` that consumes the accumulated gradients. Returns the gradient norm before clipping.
     pub fn optimizer_step(&mut self, settings: &AdamParams) -> Result<f64> {
         self.optimizer.check_adam(settings)?;
-        let norm = self.finite_norm(GradientNorm::Two)?;
+        self.finite_norm(GradientNorm::Two)?;
+        let gradients = self.gradients.merged();
+        let norm = clip::gradient_norm(&gradients, GradientNorm::Two);
         if settings.grad_clip_norm > 0.0 {
             let limit = GradientClip { max_norm: settings.grad_clip_norm, norm: GradientNorm::Two };
-            clip::scale(self.gradients.flat(), clip::clip_factor(norm, limit));
+            clip::scale(&gradients, clip::clip_factor(norm, limit));
         }
-        let (values, gradients) = (&self.parameters, self.gradients.flat());
+        let (values, gradients) = (&self.parameters, &gradients);
         self.optimizer.step_adam(settings, Parameters { values, gradients, shapes: &self.shapes });
         self.gradients.zero();
-        self.adapter = None;
+        self.parameters_changed();
         Ok(norm)
     }
 
@@ -117,7 +171,7 @@ impl Run {
             self.finite_norm(norm)?;
         }
 
-        let gradients = self.gradients.flat();
+        let gradients = &self.gradients.merged();
         self.optimizer.set_spec(spec);
         clip::divide(gradients, work.divide_by);
         if work.step || work.clip.is_some() {
@@ -129,7 +183,7 @@ impl Run {
         }
         if work.step {
             self.optimizer.step(Parameters { values: &self.parameters, gradients, shapes: &self.shapes });
-            self.adapter = None;
+            self.parameters_changed();
         }
         if work.zero_gradients {
             self.gradients.zero();

@@ -43,6 +43,7 @@ impl House {
             rows_per_pass: 512,
             max_runs,
             memory: MemoryLimits::NONE,
+            train_mode: twinkle_core::config::TrainMode::Lora,
             max_rank: 16,
             snapshot_after: Duration::from_hours(1),
         };

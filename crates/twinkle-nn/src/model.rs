@@ -125,6 +125,12 @@ impl BaseModel {
         self.loaded.bytes
     }
 
+    /// The folder it was loaded from; `None`: its weights came from memory.
+    #[must_use]
+    pub fn directory(&self) -> Option<&Path> {
+        self.loaded.directory.as_deref()
+    }
+
     /// Every weight by its name in the files, in the order of the network.
     pub(crate) fn weights(&self) -> &[(String, Frozen)] {
         &self.loaded.weights

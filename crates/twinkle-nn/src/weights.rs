@@ -30,6 +30,8 @@ pub struct WeightFiles {
 pub struct Loaded {
     /// Bytes of all tensors.
     pub bytes: u64,
+    /// The folder; `None`: they were in memory.
+    pub(crate) directory: Option<PathBuf>,
     /// The tensors by canonical name, in the order they were taken.
     pub(crate) weights: Vec<(String, Frozen)>,
 }
@@ -48,6 +50,7 @@ impl WeightFiles {
     /// Maps `model.safetensors`, or the shards of `model.safetensors.index.json`, and reads their headers.
     pub fn open(directory: &Path, config: &ModelConfig, kind: Kind, device: Device) -> Result<Self> {
         let mut files = Self::of_tensors(BTreeMap::new(), kind, device);
+        files.loaded.directory = Some(directory.to_owned());
         for name in file_names(directory)? {
             files.add_file(&directory.join(name), config)?;
         }

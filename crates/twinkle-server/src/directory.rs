@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use twinkle_core::component::BoxComponent;
+use twinkle_core::config::TrainMode;
 use twinkle_core::error::{Error, Result, suggestion};
 use twinkle_core::middleware::journal::Journal;
 
@@ -16,6 +17,8 @@ pub struct ServedModel {
     pub max_context: usize,
     /// Number of token ids; valid ids are below it.
     pub vocabulary: usize,
+    /// Whether runs are adapters, or one run trains all weights.
+    pub train_mode: TrainMode,
     /// Largest LoRA rank a run may ask for.
     pub max_rank: u32,
     /// The LoRA alpha of runs that do not name one.
@@ -89,6 +92,7 @@ mod tests {
             name: name.to_owned(),
             max_context: 128,
             vocabulary: 256,
+            train_mode: TrainMode::Lora,
             max_rank: 32,
             default_alpha: 32.0,
             tokenizer: PathBuf::from("models/tiny"),

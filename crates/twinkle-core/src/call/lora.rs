@@ -39,6 +39,9 @@ pub struct LoraSpec {
     /// Which factors the experts of a layer have in common.
     #[serde(default, skip_serializing_if = "is_default")]
     pub expert_factors: ExpertFactors,
+    /// All weights are trained instead of an adapter; nothing else counts then.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub full: bool,
 }
 
 impl Default for LoraSpec {
@@ -57,6 +60,7 @@ impl Default for LoraSpec {
             alpha_pattern: Vec::new(),
             expert_rank: None,
             expert_factors: ExpertFactors::default(),
+            full: false,
         }
     }
 }

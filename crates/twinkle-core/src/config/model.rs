@@ -101,9 +101,6 @@ impl ModelArgs {
         let max_length = args.integer("max_length", 1..).map(|length| length.value);
         let memory_limit = args.bytes("memory_limit");
         let devices = Devices::required(&mut args, surroundings);
-        if train_mode.as_ref().is_some_and(|mode| mode.value == TrainMode::Full) {
-            args.unavailable_value("train_mode");
-        }
         read_extras(&mut args);
         args.finish();
 

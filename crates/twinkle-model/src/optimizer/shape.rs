@@ -31,9 +31,10 @@ pub fn of_adapter(layout: &AdapterLayout) -> Vec<ParameterShape> {
         dimensions: dimensions.iter().map(|size| *size as i64).collect(),
         decays: true,
     };
-    let factors = layout.modules().iter().flat_map(|module| {
-        [factor(module.a_range(), &module.a_shape()), factor(module.b_range(), &module.b_shape())]
-    });
+    let factors = layout
+        .modules()
+        .iter()
+        .flat_map(|module| [factor(module.a_range(), &module.a_shape()), factor(module.b_range(), &module.b_shape())]);
     factors.collect()
 }
 

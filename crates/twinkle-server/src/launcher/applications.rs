@@ -9,7 +9,7 @@ use tracing::warn;
 use twinkle_core::checkpoint::CheckpointStore;
 use twinkle_core::component::{BoxComponent, Component};
 use twinkle_core::config::{
-    Application, ApplicationArgs, ModelArgs, ProcessorArgs, SamplerArgs, ServerArgs, ServerConfig,
+    Application, ApplicationArgs, ModelArgs, ProcessorArgs, SamplerArgs, ServerArgs, ServerConfig, TrainMode,
 };
 use twinkle_core::error::{Error, Result};
 use twinkle_core::futures::{Futures, FuturesOptions};
@@ -179,6 +179,7 @@ impl Builder<'_> {
             rows_per_pass: planned.rows_per_pass,
             max_runs: Some(planned.max_loras),
             memory: planned.limits,
+            train_mode: args.train_mode,
             max_rank: args.max_rank,
             snapshot_after: SNAPSHOT_AFTER,
         };
@@ -204,6 +205,7 @@ impl Builder<'_> {
             name: args.public_name.clone(),
             max_context,
             vocabulary,
+            train_mode: args.train_mode,
             max_rank: args.max_rank,
             default_alpha: args.lora_alpha,
             tokenizer: folder,
@@ -235,6 +237,7 @@ impl Builder<'_> {
             name: args.public_name.clone(),
             max_context,
             vocabulary,
+            train_mode: TrainMode::Lora,
             max_rank: args.engine.max_lora_rank,
             default_alpha: 32.0,
             tokenizer: folder,
@@ -295,6 +298,9 @@ impl Builder<'_> {
             || (model.sampler.is_some() && served.sampler.is_some())
         {
             return Err(Error::unsupported(format!("base model `{name}` is served by two applications of one kind")));
+        }
+        if served.trainer.is_some() {
+            model.train_mode = served.train_mode;
         }
         model.trainer = model.trainer.take().or(served.trainer);
         model.journal = model.journal.take().or(served.journal);

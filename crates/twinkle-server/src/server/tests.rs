@@ -10,7 +10,7 @@ use twinkle_core::call::{
 };
 use twinkle_core::checkpoint::CheckpointStore;
 use twinkle_core::component::{BoxComponent, Component};
-use twinkle_core::config::ServerArgs;
+use twinkle_core::config::{ServerArgs, TrainMode};
 use twinkle_core::error::{Error, ErrorCode, Result};
 use twinkle_core::ids::{CheckpointKind, CheckpointPath, RunId, SessionId, TenantId};
 use twinkle_core::state::StateStore;
@@ -61,6 +61,7 @@ async fn node() -> Node {
         name: BASE.to_owned(),
         max_context: 128,
         vocabulary: 256,
+        train_mode: TrainMode::Lora,
         max_rank: 32,
         default_alpha: 32.0,
         tokenizer: PathBuf::new(),

@@ -3,6 +3,7 @@
 use axum::extract::State;
 use sha2::{Digest, Sha256};
 use twinkle_core::call::{CreateRun, LoraSpec, RunOperation};
+use twinkle_core::config::TrainMode;
 use twinkle_core::error::{Error, Result};
 use twinkle_core::ids::{RunId, SessionId, TenantId};
 use twinkle_core::wire::tinker::json::{
@@ -70,8 +71,16 @@ pub(super) fn unknown_optimizer(kind: &str) -> Error {
 
 fn lora_spec(config: Option<LoraConfig>, model: &ServedModel, run: &RunId) -> Result<LoraSpec> {
     let Some(config) = config else {
-        return Err(Error::unsupported("full fine-tuning is not supported").hint("send a `lora_config`"));
+        return match model.train_mode {
+            TrainMode::Full => Ok(LoraSpec { full: true, ..LoraSpec::default() }),
+            TrainMode::Lora => Err(Error::unsupported(format!("full fine-tuning is not served for `{}`", model.name))
+                .hint("send a `lora_config`, or serve the model with `train_mode: full`")),
+        };
     };
+    if model.train_mode == TrainMode::Full {
+        return Err(Error::invalid(format!("`{}` is served with `train_mode: full`: all its weights are trained", model.name))
+            .hint("send no `lora_config`"));
+    }
     if config.rank == 0 || config.rank > model.max_rank {
         return Err(Error::invalid(format!("LoRA rank {} is not between 1 and {}", config.rank, model.max_rank)));
     }
@@ -112,8 +121,8 @@ pub(super) async fn info(State(front): State<Front>, Tenant(tenant): Tenant, bod
             tokenizer_id: Some(tokenizer.to_string_lossy().into_owned()),
         },
         optimizer_config: Some(adamw()),
-        is_lora: Some(true),
-        lora_rank: Some(record.lora.rank),
+        is_lora: Some(!record.lora.full),
+        lora_rank: (!record.lora.full).then_some(record.lora.rank),
         model_name: Some(record.base_model),
     })
 }

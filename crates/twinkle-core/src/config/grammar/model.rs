@@ -56,8 +56,7 @@ pub(super) static MODEL_ARGS: Grammar = Grammar {
             Default("lora"),
             "What is trained: adapters of many tenants, or all weights for one tenant (a single replica)",
         )
-        .since("G4")
-        .refused("`full`"),
+        .since("G4"),
         key(
             "torch_dtype",
             DTYPES,

@@ -28,6 +28,7 @@ use twinkle_core::call::{
 };
 use twinkle_core::checkpoint::CheckpointStore;
 use twinkle_core::component::{Component, ComponentKind, Health, Lifecycle};
+use twinkle_core::config::TrainMode;
 use twinkle_core::error::{Error, Result};
 use twinkle_core::futures::{Futures, FuturesOptions};
 use twinkle_core::ids::{CheckpointPath, RequestId, RunId, SamplingSessionId, SessionId, TenantId};
@@ -122,6 +123,7 @@ impl Fixture {
             name: MODEL.to_owned(),
             max_context: 128,
             vocabulary: 256,
+            train_mode: TrainMode::Lora,
             max_rank: 32,
             default_alpha: 32.0,
             tokenizer: PathBuf::from("models/tiny"),
