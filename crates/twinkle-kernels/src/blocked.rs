@@ -90,8 +90,8 @@ impl Job<'_> {
                         let left = &left[(start - rows.start) * inner..(end - rows.start) * inner];
                         // SAFETY: the caller vouches for the processor.
                         unsafe {
-                            panel.add(left, &packed[*place..], &mut sums[(start - block.start) * vectors..], padded)
-                        };
+                            panel.add(left, &packed[*place..], &mut sums[(start - block.start) * vectors..], padded);
+                        }
                     }
                 }
                 // SAFETY: the caller vouches for the processor and for sole use of these rows and columns.

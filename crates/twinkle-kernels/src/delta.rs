@@ -111,7 +111,7 @@ pub fn delta_scan(
     let cost = rows * shape.value_heads() * size * 2;
     pool::for_each(sequences.len() * shape.key_heads, cost, |task| {
         let (place, key_head) = (task / shape.key_heads, task % shape.key_heads);
-        let head = Head { rows: sequences[place], weights, shape, key_head };
+        let head = HeadWork { rows: sequences[place], weights, shape, key_head };
         let (q, k) = (head.queries(), head.keys());
         for value_head in head.value_heads() {
             // SAFETY: each task has value heads of its own.
@@ -174,7 +174,7 @@ pub fn delta_scan_backward(
     let cost = rows * shape.value_heads() * shape.key_dim * shape.value_dim * 6;
     pool::for_each(sequences.len() * shape.key_heads, cost, |task| {
         let (place, key_head) = (task / shape.key_heads, task % shape.key_heads);
-        let head = Head { rows: sequences[place], weights, shape, key_head };
+        let head = HeadWork { rows: sequences[place], weights, shape, key_head };
         head.differentiate(d_outs[place], into[place]);
     });
 }
@@ -197,7 +197,7 @@ fn check(sequences: &[DeltaRows], weights: DeltaWeights, shape: DeltaShape) -> u
 
 /// One key head of one sequence.
 #[derive(Clone, Copy)]
-struct Head<'a> {
+struct HeadWork<'a> {
     rows: DeltaRows<'a>,
     weights: DeltaWeights<'a>,
     shape: DeltaShape,
@@ -229,7 +229,7 @@ struct HeadGates {
     decay: Vec<f32>,
 }
 
-impl Head<'_> {
+impl HeadWork<'_> {
     fn count(&self) -> usize {
         self.rows.qkv.len() / self.shape.channels()
     }

@@ -9,6 +9,8 @@
 //!
 //! Nothing here knows tensors. All kernels share one pool of threads, one per core, whoever calls them.
 #![expect(unsafe_code, reason = "vector instructions, and tasks that write parts of one slice")]
+#![expect(clippy::inline_always, reason = "a body must be compiled into the function of each kind of processor")]
+#![expect(clippy::too_many_arguments, reason = "a loop over rows is given the rows one by one")]
 
 mod attention;
 #[cfg(target_arch = "x86_64")]

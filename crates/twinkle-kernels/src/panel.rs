@@ -130,7 +130,7 @@ impl Panel<'_> {
                             // SAFETY: `valid` numbers from `place` on lie in the row.
                             *block = unsafe { _mm512_maskz_loadu_epi16(mask, weight.as_ptr().add(place).cast()) };
                         }
-                        let block = transpose(block);
+                        let block = transpose(&block);
                         for (offset, block) in block.iter().enumerate().take(16.min(count - at)) {
                             packed[(at + offset) * vectors + vector] = *block;
                         }
@@ -251,8 +251,8 @@ fn narrow(values: __m512) -> __m256i {
 
 /// Transposes 16 × 16 words of 32 bits.
 #[target_feature(enable = "avx512f")]
-fn transpose(rows: [__m512i; 16]) -> [__m512i; 16] {
-    let mut a = rows;
+fn transpose(rows: &[__m512i; 16]) -> [__m512i; 16] {
+    let mut a = *rows;
     for i in (0..16).step_by(2) {
         a[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
         a[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);

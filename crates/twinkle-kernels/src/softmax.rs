@@ -41,7 +41,7 @@ pub fn log_softmax_backward(
     assert!(width > 0 && logits.len() == width * rows && log_sum_exp.len() == rows, "{rows} rows of {width} logits");
     assert!(targets.len() == derivatives.len() && (rows == 0 || targets.len().is_multiple_of(rows)), "targets");
     assert!(targets.iter().all(|target| (*target as usize) < width), "a target outside {width} logits");
-    let each = if rows == 0 { 0 } else { targets.len() / rows };
+    let each = targets.len().checked_div(rows).unwrap_or(0);
     let cost = logits.len() * COST;
     let shared = Shared::new(logits);
     pool::for_each(rows, cost, |row| {
