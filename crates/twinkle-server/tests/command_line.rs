@@ -29,7 +29,7 @@ fn help_teaches_with_an_example() {
 
 #[test]
 fn every_subcommand_teaches_with_an_example() {
-    for command in ["launch", "stop", "check", "schema", "routes", "clear persistence"] {
+    for command in ["launch", "stop", "check", "schema", "plan", "routes", "clear persistence"] {
         let mut arguments: Vec<&str> = command.split(' ').collect();
         arguments.push("--help");
         let output = run(Path::new("."), &arguments);
@@ -74,6 +74,51 @@ fn routes_are_listed_with_who_answers_them() {
     let output = run(folder.path(), &["routes", "-c", "node.yaml"]);
     assert_eq!(output.status.code(), Some(0));
     insta::assert_snapshot!("routes", String::from_utf8(output.stdout).unwrap());
+}
+
+/// What `plan` makes of a trainer over a fixture with so much memory.
+fn plan(memory_limit: &str) -> Output {
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/fixtures/qwen2");
+    let folder = tempfile::tempdir().unwrap();
+    let yaml = format!(
+        "applications:
+  - name: trainer
+    route_prefix: /api/v1/model/tiny
+    import_path: model
+    args:
+      model_id: {}
+      backend: transformers
+      max_r: 4
+      memory_limit: {memory_limit}
+      device_group: {{name: model, ranks: 1, device_type: CPU}}
+      device_mesh: {{device_type: CPU, dp_size: 1}}
+",
+        fixture.canonicalize().unwrap().display()
+    );
+    std::fs::write(folder.path().join("node.yaml"), yaml).unwrap();
+    run(folder.path(), &["plan", "-c", "node.yaml", "--format", "json"])
+}
+
+#[test]
+fn a_plan_says_what_a_launch_would_decide() {
+    let output = plan("1 GiB");
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let facts: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let trainer = &facts["trainers"][0];
+    assert_eq!(trainer["memory_limit"], 1 << 30);
+    assert_eq!(trainer["runs_limit"], 1 << 29);
+    assert!(trainer["weights"].as_u64().is_some_and(|bytes| bytes > 100_000), "{trainer}");
+    assert!(trainer["full_pass"].as_u64() > trainer["full_pass_recomputed"].as_u64(), "{trainer}");
+    assert!(trainer["tokens_per_second"].as_f64().is_some_and(|speed| speed > 0.0), "{trainer}");
+}
+
+#[test]
+fn a_plan_that_cannot_work_is_refused_with_numbers() {
+    let output = plan("64 KiB");
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("application `trainer` has 64.0 KiB for runs and passes"), "{text}");
+    assert!(text.contains("hint: set `memory_limit` to at least"), "{text}");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use tokio::runtime;
 use super::ConfigArgs;
 use super::report::{Outcome, failed, failure, misuse, print};
 use crate::launcher::plan::{NodePlan, Speeds};
+use crate::openmp;
 
 pub(super) const EXAMPLES: &str = "\
 Examples:
@@ -35,6 +36,7 @@ enum Format {
 }
 
 pub(super) fn run(arguments: &PlanArgs) -> Outcome {
+    openmp::spin_briefly();
     let config = arguments.config.load()?;
     config.check_supported().map_err(|errors| misuse(&errors))?;
     let runtime = runtime::Builder::new_current_thread().enable_all().build().map_err(|error| failure(&error))?;

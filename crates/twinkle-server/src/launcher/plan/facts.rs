@@ -208,7 +208,12 @@ impl TrainerFacts {
     fn write(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(formatter, "\nmodel `{}`: {} in {}", self.application, self.model, self.dtype)?;
         let millions = self.weight_count / 1_000_000;
-        line(formatter, "weights", &ByteSize(self.weights), &format!("{millions} million, read-only, each model once"))?;
+        line(
+            formatter,
+            "weights",
+            &ByteSize(self.weights),
+            &format!("{millions} million, read-only, each model once"),
+        )?;
         let why = if self.memory_limit_is_given { "`memory_limit`" } else { "half of what weights leave free" };
         line(formatter, "runs and passes", &Known(self.memory_limit), why)?;
         let fitting = self.largest_runs_in_memory.map_or_else(|| "any number".to_owned(), |runs| runs.to_string());
@@ -260,6 +265,11 @@ impl SamplerFacts {
             line(formatter, "full sequences", &sequences, &why)?;
         }
         let Some(speed) = self.tokens_per_second_alone else { return Ok(()) };
-        line(formatter, "decoding", &format!("{speed:.0} tok/s"), "at most, one sequence alone: every weight is read for each token")
+        line(
+            formatter,
+            "decoding",
+            &format!("{speed:.0} tok/s"),
+            "at most, one sequence alone: every weight is read for each token",
+        )
     }
 }

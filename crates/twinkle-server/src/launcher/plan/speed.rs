@@ -77,11 +77,10 @@ impl Speeds {
 
     /// The same, and one trained batch of each model.
     pub(crate) fn measure(plan: &NodePlan) -> Result<Self> {
-        let mut speeds = Self::estimate(plan)?;
-        for (trainer, measured) in plan.memory.trainers.iter().zip(&mut speeds.measured) {
-            *measured = Some(Measured::of(trainer)?);
-        }
-        Ok(speeds)
+        // Batches first: what the timed products leave behind would be taken for room.
+        let measured = plan.memory.trainers.iter().map(|trainer| Measured::of(trainer).map(Some));
+        let measured = measured.collect::<Result<_>>()?;
+        Ok(Self { measured, ..Self::estimate(plan)? })
     }
 
     pub(super) fn rate(&self, kind: Kind) -> Option<&Rate> {
@@ -105,7 +104,11 @@ impl Rate {
             let mut next = weights.iter().cycle();
             let single = repeat(|| next.next().map_or(Ok(()), |weight| weight.f_mm(&row).map(drop)))?;
             let operations = 2.0 * ROWS as f64 * hidden as f64 * wide as f64;
-            Ok(Self { kind, products: operations / products.as_secs_f64(), bandwidth: size as f64 / single.as_secs_f64() })
+            Ok(Self {
+                kind,
+                products: operations / products.as_secs_f64(),
+                bandwidth: size as f64 / single.as_secs_f64(),
+            })
         };
         tch::no_grad(time).map_err(|error| Error::internal(format!("products could not be timed: {error}")))
     }
