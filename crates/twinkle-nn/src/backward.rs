@@ -71,7 +71,7 @@ impl BaseModel {
                 break;
             }
             let tape = match tape {
-                KeptLayer::Whole(tape) => tape,
+                KeptLayer::Whole(tape) => *tape,
                 KeptLayer::Input(input) => layer.forward(input, &pass)?.1,
             };
             dx = layer.backward(tape, dx, &pass, gradients)?;

@@ -45,7 +45,7 @@ impl Tape {
 #[derive(Debug)]
 pub(crate) enum KeptLayer {
     /// What its backward needs.
-    Whole(LayerTape),
+    Whole(Box<LayerTape>),
     /// Its input, `[T, H]`: the backward computes the layer again first, in the same bits.
     Input(Tensor),
 }
@@ -150,6 +150,6 @@ impl Kept {
             self.choices.push(Arc::clone(tape.choice()));
         }
         let is_recomputed = self.layers.len() < self.recompute.layers;
-        self.layers.push(if is_recomputed { KeptLayer::Input(input) } else { KeptLayer::Whole(tape) });
+        self.layers.push(if is_recomputed { KeptLayer::Input(input) } else { KeptLayer::Whole(Box::new(tape)) });
     }
 }

@@ -185,13 +185,16 @@ fn shared_factors_are_per_expert_factors_that_repeat() {
     }
 }
 
+/// One expert's tensor: the expert, the projection, the shape and the numbers.
+type ExpertPart = (usize, String, Vec<usize>, Vec<u8>);
+
 /// Writes `variant` with its experts in the other layout.
 fn other_layout(variant: &str, directory: &std::path::Path) {
     std::fs::copy(fixture(variant).join("config.json"), directory.join("config.json")).unwrap();
     let bytes = std::fs::read(fixture(variant).join("model.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let mut tensors: HashMap<String, (Vec<usize>, Vec<u8>)> = HashMap::new();
-    let mut apart: HashMap<String, Vec<(usize, String, Vec<usize>, Vec<u8>)>> = HashMap::new();
+    let mut apart: HashMap<String, Vec<ExpertPart>> = HashMap::new();
     for (name, view) in file.iter() {
         assert_eq!(view.dtype(), Dtype::F32);
         let Some((layer, rest)) = name.split_once(".mlp.experts.") else {

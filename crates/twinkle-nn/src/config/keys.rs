@@ -35,14 +35,12 @@ impl Keys<'_> {
             .find_map(|keys| keys.get("model_type"))
             .and_then(Value::as_str)
             .ok_or_else(|| Error::invalid("`config.json` has no `model_type`"))?;
-        match FAMILIES.iter().find(|(known, _)| *known == name) {
-            Some((_, family)) => Ok(*family),
-            None => {
-                let known: Vec<&str> = FAMILIES.iter().map(|(known, _)| *known).collect();
-                Err(Error::unsupported(format!("`model_type` is `{name}`, which is not computed here"))
-                    .hint(suggestion(name, "model types", &known)))
-            }
+        if let Some((_, family)) = FAMILIES.iter().find(|(known, _)| *known == name) {
+            return Ok(*family);
         }
+        let known: Vec<&str> = FAMILIES.iter().map(|(known, _)| *known).collect();
+        Err(Error::unsupported(format!("`model_type` is `{name}`, which is not computed here"))
+            .hint(suggestion(name, "model types", &known)))
     }
 
     /// Settings that change the arithmetic in a way that no layer here follows.

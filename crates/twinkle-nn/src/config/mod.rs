@@ -31,7 +31,7 @@ pub enum Family {
     Qwen35,
     /// Qwen3.5 with a mixture of experts and a shared expert.
     Qwen35Moe,
-    /// SmolLM3: Llama with some layers whose heads do not rotate.
+    /// `SmolLM3`: Llama with some layers whose heads do not rotate.
     SmolLm3,
 }
 
@@ -126,7 +126,7 @@ pub struct ModelConfig {
     pub max_position_embeddings: usize,
     /// The first numbers of each head that are rotated, even and at most `head_dim`; the rest passes unchanged.
     pub rotary_dim: usize,
-    /// Which layers rotate their queries and keys, `[L]`; the others know positions by the causal mask alone (NoPE,
+    /// Which layers rotate their queries and keys, `[L]`; the others know positions by the causal mask alone (`NoPE`,
     /// Kazemnejad et al. 2023).
     pub rotary_layers: Vec<bool>,
     /// The rotary position embedding.

@@ -63,7 +63,7 @@ pub(crate) enum MixerTape {
 #[derive(Debug)]
 pub(crate) enum MlpBlockTape {
     Dense(MlpTape),
-    Sparse(SparseMlpTape),
+    Sparse(Box<SparseMlpTape>),
 }
 
 /// What all layers of a pass over whole sequences share.
@@ -203,7 +203,7 @@ impl MlpBlock {
             }
             Self::Sparse(mlp) => {
                 let (y, tape) = mlp.forward(normed, routing)?;
-                Ok((y, MlpBlockTape::Sparse(tape)))
+                Ok((y, MlpBlockTape::Sparse(Box::new(tape))))
             }
         }
     }
@@ -218,7 +218,7 @@ impl MlpBlock {
     ) -> TorchResult<Tensor> {
         match (self, tape) {
             (Self::Dense(mlp), MlpBlockTape::Dense(tape)) => mlp.backward(normed, dy, tape, routing, gradients),
-            (Self::Sparse(mlp), MlpBlockTape::Sparse(tape)) => mlp.backward(normed, dy, tape, routing, gradients),
+            (Self::Sparse(mlp), MlpBlockTape::Sparse(tape)) => mlp.backward(normed, dy, *tape, routing, gradients),
             _ => Err(mismatch()),
         }
     }

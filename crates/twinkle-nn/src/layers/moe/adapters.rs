@@ -106,11 +106,11 @@ impl AdaptedSlots {
                 let _ = range.of(&own_dy)?.f_mm_out(&range.of(&d_shrunk)?, &b.f_select(0, range.expert as i64)?)?;
             }
             let d_shrunk = d_shrunk.shallow_clone().f_mul_scalar_(pair.scale)?;
-            let own_dx = dx.f_index_select(0, &slots.slots)?;
+            let sum = dx.f_index_select(0, &slots.slots)?;
             for range in slots.runs(a) {
-                let _ = range.of(&own_dx)?.f_addmm_(&range.of(&d_shrunk)?, &a.f_select(0, range.expert as i64)?)?;
+                let _ = range.of(&sum)?.f_addmm_(&range.of(&d_shrunk)?, &a.f_select(0, range.expert as i64)?)?;
             }
-            let _ = dx.shallow_clone().f_index_copy_(0, &slots.slots, &own_dx)?;
+            let _ = dx.shallow_clone().f_index_copy_(0, &slots.slots, &sum)?;
 
             let (da, db) = gradients[group.index].module(module)?;
             for range in slots.runs(a) {

@@ -100,18 +100,18 @@ impl SparseMlp {
         gradients: &mut [&mut Gradients],
     ) -> TorchResult<Tensor> {
         let SparseMlpTape { choice, dispatch, experts, shared } = tape;
-        let d_slots = dispatch.gather_weighted(dy)?;
-        let (dx_slots, shares) = self.experts.backward(x, &d_slots, experts, &dispatch, routing, gradients)?;
-        drop(d_slots);
-        let by_slot = to_floats(&shares)?;
-        let shares: Vec<f32> = dispatch.slots_of.iter().map(|slot| by_slot[*slot]).collect();
-        let from_router = self.router.backward(&choice, &shares, x.kind(), routing)?;
+        let d_outputs = dispatch.gather_weighted(dy)?;
+        let (d_inputs, products) = self.experts.backward(x, &d_outputs, experts, &dispatch, routing, gradients)?;
+        drop(d_outputs);
+        let by_slot = to_floats(&products)?;
+        let products: Vec<f32> = dispatch.slots_of.iter().map(|slot| by_slot[*slot]).collect();
+        let from_router = self.router.backward(&choice, &products, x.kind(), routing)?;
         let from_shared = match (&self.shared, shared) {
             (Some(shared), Some(tape)) => Some(shared.backward(x, dy, tape, routing, gradients)?),
             _ => None,
         };
         let extra: Vec<&Tensor> = std::iter::once(&from_router).chain(&from_shared).collect();
-        dispatch.sum(&dx_slots, false, &extra)
+        dispatch.sum(&d_inputs, false, &extra)
     }
 }
 
