@@ -165,7 +165,10 @@ fn adam() -> RunOperation {
 }
 
 fn settings(value: Value) -> Map<String, Value> {
-    value.as_object().cloned().unwrap_or_default()
+    match value {
+        Value::Object(settings) => settings,
+        other => panic!("{other} is no object"),
+    }
 }
 
 fn optimizer(name: &str, value: Value) -> RunOperation {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use tch::{Kind, Tensor};
 use twinkle_core::{Error, Result};
+use twinkle_torch::Frozen;
 
 use crate::config::{MixerKind, MlpKind};
 use crate::model::BaseModel;
@@ -83,7 +84,7 @@ impl WeightLayout {
 pub struct TrainedModel {
     model: BaseModel,
     /// All weights in the model's dtype, `[P]`.
-    rounded: Tensor,
+    rounded: Frozen,
 }
 
 impl TrainedModel {
@@ -95,7 +96,8 @@ impl TrainedModel {
 
     /// Where its weights begin in memory, and the bytes of a number.
     pub(crate) fn place(&self) -> (usize, usize) {
-        (self.rounded.data_ptr().addr(), self.rounded.kind().elt_size_in_bytes())
+        let rounded = self.rounded.tensor();
+        (rounded.data_ptr().addr(), rounded.kind().elt_size_in_bytes())
     }
 }
 
@@ -144,6 +146,6 @@ impl BaseModel {
             layout.weights.iter().map(|weight| Ok((weight.name.clone(), view(weight)?))).collect();
         let files = WeightFiles::of_tensors(named.map_err(device_error)?, self.kind, self.device);
         let model = Self::assemble(self.config.clone(), files, (self.kind, self.device), self.row_tile)?;
-        Ok(TrainedModel { model, rounded })
+        Ok(TrainedModel { model, rounded: Frozen::new(rounded) })
     }
 }

@@ -544,7 +544,10 @@ mod tests {
     use super::*;
 
     fn settings(value: Value) -> Map<String, Value> {
-        value.as_object().cloned().unwrap_or_default()
+        match value {
+            Value::Object(settings) => settings,
+            other => panic!("{other} is no object"),
+        }
     }
 
     #[test]

@@ -133,7 +133,7 @@ fn penalised(g: Tensor, w: &Tensor, weight_decay: f64) -> Tensor {
     if weight_decay == 0.0 { g } else { g.g_add(&w.g_mul_scalar(weight_decay)) }
 }
 
-/// Weight decay as AdamW has it, `w ← w (1 − η λ)`, or as a penalty; returns the gradient to go on with.
+/// Weight decay as `AdamW` has it, `w ← w (1 − η λ)`, or as a penalty; returns the gradient to go on with.
 fn decayed(g: Tensor, w: &mut Tensor, moment: &Moment, is_decoupled: bool) -> Tensor {
     if moment.weight_decay == 0.0 {
         return g;

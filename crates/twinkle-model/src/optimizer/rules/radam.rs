@@ -15,13 +15,13 @@ impl Rule for RAdam {
         let g = decayed(directed(g, self.maximize), &mut w, moment, self.decoupled_weight_decay);
         let (mut m, mut v) = (m.shallow_clone(), v.shallow_clone());
         advance_moments(&mut m, &mut v, &g, self.betas);
-        let ([beta1, beta2], t) = (self.betas, moment.t());
-        let bias_correction2 = 1.0 - beta2.powf(t);
-        let mut update = m.g_div_scalar(1.0 - beta1.powf(t));
+        let ([beta1, beta2], step) = (self.betas, moment.t());
+        let bias_correction2 = 1.0 - beta2.powf(step);
+        let mut update = m.g_div_scalar(1.0 - beta1.powf(step));
         let _ = update.g_mul_scalar_(moment.lr);
         // The length of the moving average, and what it approaches.
         let rho_inf = 2.0 / (1.0 - beta2) - 1.0;
-        let rho = rho_inf - 2.0 * t * beta2.powf(t) / bias_correction2;
+        let rho = rho_inf - 2.0 * step * beta2.powf(step) / bias_correction2;
         if rho > 5.0 {
             let rectification =
                 ((rho - 4.0) * (rho - 2.0) * rho_inf / ((rho_inf - 4.0) * (rho_inf - 2.0) * rho)).sqrt();
