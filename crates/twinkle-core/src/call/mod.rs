@@ -49,6 +49,7 @@ pub struct Call {
 
 /// What is asked, by the kind of component that answers.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "what a training run is asked is what is asked most")]
 pub enum Operation {
     /// For an application with `import_path: model`.
     Run(RunCall),

@@ -50,6 +50,7 @@ pub struct Position {
 
 /// What can be done to a training run. The journal stores these: fields may be added, never renamed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "the largest is a run's first operation, one of thousands")]
 pub enum RunOperation {
     /// Makes the run, with a fresh adapter or with one from a checkpoint.
     Create(CreateRun),

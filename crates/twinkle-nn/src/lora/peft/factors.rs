@@ -121,8 +121,8 @@ pub(super) fn by_site(
                 all[expert] = Some((a, b));
             }
             Place::JointQkv(layer) => found.extend(cutter.joint_qkv(layer, a, b)?),
-            Place::InnerExperts(layer) => found.extend(cutter.wrapped(layer, a, b, true)?),
-            Place::OuterExperts(layer) => found.extend(cutter.wrapped(layer, a, b, !inner.contains(&layer))?),
+            Place::InnerExperts(layer) => found.extend(cutter.wrapped(layer, a, &b, true)?),
+            Place::OuterExperts(layer) => found.extend(cutter.wrapped(layer, a, &b, !inner.contains(&layer))?),
         }
     }
     for (site, all) in experts {
@@ -248,7 +248,7 @@ impl Cutter<'_> {
 
     /// The experts as PEFT wraps the fused parameters of transformers 5: `A` `[E · rank, inputs]` expert by expert, `B`
     /// `[outputs, rank · E]` with the experts innermost.
-    fn wrapped(&self, layer: usize, a: Raw, b: Raw, is_gate_up_likely: bool) -> Result<Vec<(Site, Pair)>> {
+    fn wrapped(&self, layer: usize, a: Raw, b: &Raw, is_gate_up_likely: bool) -> Result<Vec<(Site, Pair)>> {
         let name = describe(Place::OuterExperts(layer));
         let count = self.config.moe.as_ref().map_or(1, |moe| moe.expert_count);
         let (wide, hidden) = Projection::ExpertGate.shape(self.config);
@@ -321,7 +321,9 @@ pub(super) fn place_into(module: &LoraModule, pair: &Pair, flat: &mut [f32]) -> 
         match (factor.groups, groups) {
             (found, wanted) if found == wanted => target.copy_from_slice(&factor.values),
             (1, _) => {
-                target.chunks_exact_mut(factor.values.len()).for_each(|part| part.copy_from_slice(&factor.values))
+                for part in target.chunks_exact_mut(factor.values.len()) {
+                    part.copy_from_slice(&factor.values);
+                }
             }
             (_, 1) if factor.is_equal_over_groups() => target.copy_from_slice(factor.matrix(0)),
             _ => {

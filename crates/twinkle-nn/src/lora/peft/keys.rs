@@ -59,25 +59,23 @@ fn place(name: &str, config: &ModelConfig) -> Option<Place> {
         "linear_attn.in_proj_qkv" if has(Projection::DeltaQuery) => Place::JointQkv(layer),
         "mlp.experts.base_layer" if has(Projection::ExpertGate) => Place::InnerExperts(layer),
         "mlp.experts" if has(Projection::ExpertGate) => Place::OuterExperts(layer),
-        _ => match rest.strip_prefix("mlp.experts.") {
-            Some(rest) => {
-                let (expert, leaf) = match rest.split_once('.') {
-                    Some((expert, leaf)) => (Some(expert.parse::<usize>().ok()?), leaf),
-                    None => (None, rest),
-                };
-                let projection = expert_projection(leaf).filter(|projection| has(*projection))?;
-                let count = config.moe.as_ref().map_or(0, |moe| moe.expert_count);
-                match expert {
-                    Some(expert) if expert >= count => return None,
-                    Some(expert) => Place::Expert(layer, projection, expert),
-                    None => Place::Module(Site::Layer(layer, projection)),
-                }
-            }
-            None => {
+        _ => {
+            let Some(rest) = rest.strip_prefix("mlp.experts.") else {
                 let projection = Projection::of_layer(config, layer).find(|projection| projection.suffix() == rest)?;
-                Place::Module(Site::Layer(layer, projection))
+                return Some(Place::Module(Site::Layer(layer, projection)));
+            };
+            let (expert, leaf) = match rest.split_once('.') {
+                Some((expert, leaf)) => (Some(expert.parse::<usize>().ok()?), leaf),
+                None => (None, rest),
+            };
+            let projection = expert_projection(leaf).filter(|projection| has(*projection))?;
+            let count = config.moe.as_ref().map_or(0, |moe| moe.expert_count);
+            match expert {
+                Some(expert) if expert >= count => return None,
+                Some(expert) => Place::Expert(layer, projection, expert),
+                None => Place::Module(Site::Layer(layer, projection)),
             }
-        },
+        }
     };
     Some(place)
 }

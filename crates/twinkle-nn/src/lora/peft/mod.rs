@@ -4,6 +4,7 @@
 //! Tinker (experts stacked, `in_proj_qkv` in three parts, the head as `unembed_tokens`). Written is one of [`Format`].
 //! [`keys`] knows the names, [`factors`] cuts the numbers and [`join`] joins them, [`settings`] is the description that is
 //! read and [`describe`] makes one.
+#![expect(clippy::float_cmp, reason = "scales are equal or not: those of a file are to be the very numbers")]
 
 mod describe;
 mod factors;
@@ -167,7 +168,7 @@ fn spec_of(pairs: &BTreeMap<Site, Pair>, settings: &Settings, config: &ModelConf
             return Ok(spec.clone());
         }
     }
-    Ok(named(switches, &modules))
+    Ok(named(&switches, &modules))
 }
 
 /// Whether `spec` asks for exactly these modules with these ranks and scales.
@@ -180,7 +181,7 @@ fn computes(spec: &LoraSpec, modules: &[(Site, u32, f64)], config: &ModelConfig)
 }
 
 /// A spec that names every module, with patterns for ranks and scales that are not the usual ones.
-fn named(spec: LoraSpec, modules: &[(Site, u32, f64)]) -> LoraSpec {
+fn named(spec: &LoraSpec, modules: &[(Site, u32, f64)]) -> LoraSpec {
     let mut names = Vec::new();
     let (mut rank_pattern, mut alpha_pattern) = (Vec::new(), Vec::new());
     for (site, rank, scale) in modules {
@@ -200,7 +201,7 @@ fn named(spec: LoraSpec, modules: &[(Site, u32, f64)]) -> LoraSpec {
         names.push(name);
     }
     let targets = Some(Targets { modules: ModuleNames::Suffixes(names), exclude: None, layers: None });
-    LoraSpec { targets, rank_pattern, alpha_pattern, ..spec }
+    LoraSpec { targets, rank_pattern, alpha_pattern, ..spec.clone() }
 }
 
 fn floats(key: &str, view: &TensorView) -> Result<Vec<f32>> {
