@@ -91,7 +91,7 @@ impl Dispatch {
         Ok(gathered)
     }
 
-    /// The sum of each row's slots, `[T, H]`: in the order of the experts, in fp32, rounded once. `extra`, if given, is
+    /// The sum of each row's slots, `[T, H]`: in the order of the experts, in fp32, rounded once. The rows of `extra` are
     /// added last.
     pub(super) fn sum(&self, slots: &Tensor, weighted: bool, extra: &[&Tensor]) -> TorchResult<Tensor> {
         let rows = self.slots.size()[0];
