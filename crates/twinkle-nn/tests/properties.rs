@@ -197,6 +197,29 @@ fn trainer_and_sampler_agree_on_logprobs() {
     }
 }
 
+/// In bf16 on a processor with our own kernels for it; through libtorch the passes agree within rounding only.
+#[test]
+fn a_row_has_the_same_bits_in_training_in_a_prompt_and_in_a_step() {
+    if !twinkle_kernels::has_bf16_products() {
+        return;
+    }
+    for variant in ["qwen2", "qwen3", "llama3_tied"] {
+        let base = load(variant, Precision::BFloat16);
+        let (_, _, adapter) = random_adapter(&base, &spec(4, 1, true));
+        let tokens = tokens(&base, 100, 4);
+        let trained = base.forward(&Pack::single(&tokens, Some(0)), &[Arc::clone(&adapter)]).unwrap();
+        let mut cache = KvCache::new(&base);
+        let mut sampled = vec![
+            base.prefill(&tokens[..37], &mut cache, Some(&adapter)).unwrap(),
+            base.prefill(&tokens[37..77], &mut cache, Some(&adapter)).unwrap(),
+        ];
+        for token in &tokens[77..] {
+            sampled.push(base.decode(&[*token], &mut [&mut cache], &[Some(&adapter)]).unwrap());
+        }
+        assert!(Tensor::cat(&sampled, 0).equal(&trained), "{variant}");
+    }
+}
+
 #[test]
 fn a_logprob_has_the_same_bits_picked_alone_among_others_or_in_its_whole_row() {
     for variant in common::VARIANTS {
