@@ -121,7 +121,7 @@ impl Golden {
 
     /// The residual stream after each layer, and the sequence it is of.
     pub fn hidden(&self) -> (usize, Vec<Vec<f32>>) {
-        let i = (0..).find(|i| self.tensors.contains_key(&format!("hidden.{i}"))).unwrap();
+        let i = (0..self.sequences().len()).find(|i| self.tensors.contains_key(&format!("hidden.{i}"))).unwrap();
         let (shape, values) = &self.tensors[&format!("hidden.{i}")];
         (i, values.chunks(shape[1] * shape[2]).map(<[f32]>::to_vec).collect())
     }

@@ -32,8 +32,11 @@ fn assert_shows(variant: &str, mistake: &str, base: &BaseModel) {
     assert!(error > 2.0 * allowed, "{variant}: {mistake} moves the logits by {error} only, {allowed} is allowed");
 }
 
+/// The wrong value of a key, from the right one.
+type Change<'a> = &'a dyn Fn(&Value) -> Value;
+
 /// Changes a key of `config.json`, wherever it is; false if the model has none.
-fn change(config: &mut Value, key: &str, to: &dyn Fn(&Value) -> Value) -> bool {
+fn change(config: &mut Value, key: &str, to: Change) -> bool {
     let Some(object) = config.as_object_mut() else { return false };
     let mut found = false;
     for (name, value) in object {
@@ -48,7 +51,7 @@ fn change(config: &mut Value, key: &str, to: &dyn Fn(&Value) -> Value) -> bool {
 }
 
 /// The model with another value of `key`, if its `config.json` has that key.
-fn with_key(variant: &str, key: &str, to: &dyn Fn(&Value) -> Value) -> Option<BaseModel> {
+fn with_key(variant: &str, key: &str, to: Change) -> Option<BaseModel> {
     let path = fixture(variant).join("config.json");
     let mut config: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
     change(&mut config, key, to)
@@ -97,7 +100,7 @@ fn a_wrong_number_in_the_configuration_shows() {
     let times = |factor: f64| move |value: &Value| json!(value.as_f64().unwrap() * factor);
     let flipped = |value: &Value| json!(!value.as_bool().unwrap());
     let one_less = |value: &Value| json!(value.as_u64().unwrap() - 1);
-    let mistakes: [(&str, &dyn Fn(&Value) -> Value); 8] = [
+    let mistakes: [(&str, Change); 8] = [
         ("rms_norm_eps", &times(10.0)),
         ("rope_theta", &times(1.05)),
         ("partial_rotary_factor", &times(2.0)),
