@@ -1,5 +1,7 @@
 //! The numbers of a tensor on the processor, as slices.
 
+use std::ffi::c_void;
+
 use half::bf16;
 use tch::{Device, Kind, Tensor};
 
@@ -43,10 +45,10 @@ pub fn f32s_mut(tensor: &mut Tensor) -> Option<&mut [f32]> {
     Some(unsafe { std::slice::from_raw_parts_mut(place.cast::<f32>(), tensor.numel()) })
 }
 
-fn place(tensor: &Tensor, kind: Kind) -> Option<*mut u8> {
+fn place(tensor: &Tensor, kind: Kind) -> Option<*mut c_void> {
     let fits = tensor.device() == Device::Cpu && tensor.kind() == kind && tensor.is_contiguous();
     // An empty tensor may have no memory at all.
-    (fits && tensor.numel() > 0).then(|| tensor.data_ptr().cast())
+    (fits && tensor.numel() > 0).then(|| tensor.data_ptr())
 }
 
 #[cfg(test)]
