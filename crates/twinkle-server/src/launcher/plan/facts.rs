@@ -254,10 +254,10 @@ impl SamplerFacts {
         writeln!(formatter, "\nsampler `{}`: {} in {}", self.application, self.model, self.dtype)?;
         let mut why = format!("{} a token", ByteSize(self.bytes_per_token));
         if self.bytes_per_sequence > 0 {
-            why += &format!(", {} a sequence", ByteSize(self.bytes_per_sequence));
+            why = format!("{why}, {} a sequence", ByteSize(self.bytes_per_sequence));
         }
         if let Some(tokens) = self.tokens {
-            why += &format!(", with room to grow {tokens} tokens");
+            why = format!("{why}, with room to grow {tokens} tokens");
         }
         line(formatter, "caches", &Known(self.caches), &why)?;
         if let Some(sequences) = self.full_sequences {

@@ -3,9 +3,10 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tch::{Device, Kind, TchError, Tensor};
+use tokio::time::Instant;
 use twinkle_core::call::LoraSpec;
 use twinkle_core::error::{Error, Result};
 use twinkle_nn::memory::{CostModel, PassShape, Recompute};
