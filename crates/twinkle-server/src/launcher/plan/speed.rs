@@ -20,7 +20,7 @@ use crate::launcher::memory::TrainerPlan;
 const ROWS: i64 = 512;
 /// How long products are timed for each number format.
 const PATIENCE: Duration = Duration::from_millis(400);
-/// What training reaches of the speed of its matrix products alone; measured on the models of `docs/benchmarks.md`.
+/// What training is assumed to reach of the speed of its matrix products alone; a small model may stay far below it.
 pub(super) const SHARE_OF_PRODUCTS: f64 = 0.6;
 /// Tokens of the sequences that speeds are told for.
 pub(super) const LENGTH: usize = 256;
