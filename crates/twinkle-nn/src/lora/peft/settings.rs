@@ -59,6 +59,8 @@ impl Shape {
             let key = |agree: bool| match module.name.strip_suffix(".weight") {
                 // A wrapped parameter has its own name in PEFT, the module's here.
                 Some(name) => format!(r"{}(\.weight)?", name.replace('.', r"\.")),
+                // A dense layer beside experts may have the same leaf and another rank.
+                None if agree && module.name.contains(".mlp.experts.") => format!(r"experts(\.\d+)?\.{leaf}"),
                 None if agree => leaf.to_owned(),
                 None => module.name.replace('.', r"\."),
             };
