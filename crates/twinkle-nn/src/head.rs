@@ -316,7 +316,7 @@ impl Chunk<'_> {
     }
 
     /// The gradient of the loss by the logits, in their place and dtype:
-    /// dL/dlogit_j = Σ_k c_k (1[j = target_k] − softmax_j).
+    /// `dL/dlogit_j = Σ_k c_k (1[j = target_k] − softmax_j)`.
     fn differentiate_logits(
         &self,
         targets: Targets,
@@ -364,9 +364,11 @@ impl Chunk<'_> {
             let d_shrunk = native::product(&[(&d_logits, pair.b.tensor())], &[], ending)?;
             let gradients = &gradients[index];
             if let Some(module) = gradients.layout().module_at(Site::Head) {
-                let ((mut da, mut db), rows) = (gradients.module(module)?, [0..count as usize]);
-                native::accumulate_outer(&rows, &d_shrunk, &hidden, Layout::NarrowByWide, &mut da)?;
-                native::accumulate_outer(&rows, shrunk, &d_logits, Layout::WideByNarrow, &mut db)?;
+                let (mut da, mut db) = gradients.module(module)?;
+                let rows = 0..count as usize;
+                let rows = std::slice::from_ref(&rows);
+                native::accumulate_outer(rows, &d_shrunk, &hidden, Layout::NarrowByWide, &mut da)?;
+                native::accumulate_outer(rows, shrunk, &d_logits, Layout::WideByNarrow, &mut db)?;
             }
             let rows = start as usize..(start + count) as usize;
             low.push(LowRank { rows, left: d_shrunk, right: pair.a.tensor().shallow_clone() });

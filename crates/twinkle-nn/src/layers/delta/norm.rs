@@ -21,7 +21,7 @@ impl GatedNorm {
     /// Norms and gates rows `[n, W]`.
     pub(super) fn forward(&self, o: &Tensor, z: &Tensor) -> TorchResult<Tensor> {
         let y = Tensor::f_empty_like(o)?;
-        self.for_blocks(o.size()[0], |start, rows| {
+        for_blocks(o.size()[0], |start, rows| {
             let block = |x: &Tensor| self.heads(&x.f_narrow(0, start, rows)?);
             let (o, z) = (block(o)?, block(z)?);
             let o32 = o.f_to_kind(Kind::Float)?;
@@ -38,7 +38,7 @@ impl GatedNorm {
     /// The gradients of `o` and `z`, given that of the output.
     pub(super) fn backward(&self, o: &Tensor, z: &Tensor, dy: &Tensor) -> TorchResult<(Tensor, Tensor)> {
         let (d_o, d_z) = (Tensor::f_empty_like(o)?, Tensor::f_empty_like(z)?);
-        self.for_blocks(o.size()[0], |start, rows| {
+        for_blocks(o.size()[0], |start, rows| {
             let block = |x: &Tensor| self.heads(&x.f_narrow(0, start, rows)?);
             let in_fp32 = |x: &Tensor| block(x)?.f_to_kind(Kind::Float);
             let (o, z, dy) = (in_fp32(o)?, in_fp32(z)?, in_fp32(dy)?);
@@ -69,11 +69,11 @@ impl GatedNorm {
         let _ = variance.f_add_scalar_(self.epsilon)?;
         variance.f_rsqrt()
     }
+}
 
-    fn for_blocks(&self, rows: i64, mut work: impl FnMut(i64, i64) -> TorchResult<()>) -> TorchResult<()> {
-        for start in (0..rows).step_by(BLOCK as usize) {
-            work(start, BLOCK.min(rows - start))?;
-        }
-        Ok(())
+fn for_blocks(rows: i64, mut work: impl FnMut(i64, i64) -> TorchResult<()>) -> TorchResult<()> {
+    for start in (0..rows).step_by(BLOCK as usize) {
+        work(start, BLOCK.min(rows - start))?;
     }
+    Ok(())
 }

@@ -92,11 +92,11 @@ impl Case {
         let mut memory = Tensor::zeros([heads, dim, self.config.value_head_dim as i64], (Kind::Double, CPU));
         let mut answers = vec![];
         for t in 0..count {
-            memory = memory * decay.get(t).view([heads, 1, 1]);
+            let decayed = &memory * decay.get(t).view([heads, 1, 1]);
             let key = k.get(t).unsqueeze(-1);
-            let predicted = (&memory * &key).sum_dim_intlist(1_i64, false, Kind::Double);
+            let predicted = (&decayed * &key).sum_dim_intlist(1_i64, false, Kind::Double);
             let correction = (values.get(t) - predicted) * beta.get(t).unsqueeze(-1);
-            memory = memory + key * correction.unsqueeze(1);
+            memory = decayed + key * correction.unsqueeze(1);
             answers.push((&memory * q.get(t).unsqueeze(-1)).sum_dim_intlist(1_i64, false, Kind::Double).view([-1]));
         }
         (Tensor::stack(&answers, 0), memory)
