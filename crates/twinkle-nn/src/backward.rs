@@ -44,7 +44,8 @@ impl BaseModel {
         }
         let spans = pack.spans();
         let routing = self.training_routing(&spans, adapters);
-        tch::no_grad(|| self.run_backward(tape, d_hidden, (&pack.tokens, &spans), &routing, gradients)).map_err(device_error)
+        tch::no_grad(|| self.run_backward(tape, d_hidden, (&pack.tokens, &spans), &routing, gradients))
+            .map_err(device_error)
     }
 
     fn run_backward(

@@ -96,8 +96,7 @@ impl BaseModel {
         let untied_head =
             if config.tied_embeddings { None } else { Some(files.take("lm_head.weight", &[vocabulary, hidden])?) };
         let loaded = files.finish()?;
-        let rotary =
-            RotaryEmbedding::new(&config.rope, config.rotary_dim, kind, device).map_err(device_error)?;
+        let rotary = RotaryEmbedding::new(&config.rope, config.rotary_dim, kind, device).map_err(device_error)?;
         Ok(Self { config, kind, device, row_tile, embedding, layers, final_norm, untied_head, rotary, loaded })
     }
 

@@ -36,8 +36,7 @@ async fn measure() -> Result<()> {
     let folder = std::env::args().nth(1).ok_or_else(|| Error::invalid("name a model folder"))?;
     let base = Arc::new(BaseModel::load(&PathBuf::from(folder), &LoadOptions::default())?);
     println!("weights: {} MiB as {:?}", base.weight_bytes() >> 20, base.kind());
-    let limits =
-        SchedulerLimits {
+    let limits = SchedulerLimits {
         seats: 64,
         kv_tokens: kv_token_budget(&base),
         sequence_tokens: sequence_tokens(&base),

@@ -154,7 +154,8 @@ impl Asked {
 
 impl House {
     fn open() -> Self {
-        let limits = SchedulerLimits { seats: 4, kv_tokens: 2000, sequence_tokens: 0, step_tokens: 16, tile: 8, waiting: 100 };
+        let limits =
+            SchedulerLimits { seats: 4, kv_tokens: 2000, sequence_tokens: 0, step_tokens: 16, tile: 8, waiting: 100 };
         let (line, mut commands) = mpsc::channel(64);
         let stats = Arc::new(EngineStats::default());
         let pulse = Pulse::default();

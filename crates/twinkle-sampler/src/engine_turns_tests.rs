@@ -11,7 +11,8 @@ struct Turns(Engine<Scripted>);
 
 impl Turns {
     fn new() -> Self {
-        let limits = SchedulerLimits { seats: 4, kv_tokens: 200, sequence_tokens: 0, step_tokens: 16, tile: 8, waiting: 100 };
+        let limits =
+            SchedulerLimits { seats: 4, kv_tokens: 200, sequence_tokens: 0, step_tokens: 16, tile: 8, waiting: 100 };
         let (stats, pulse) = (Arc::new(EngineStats::default()), Pulse::default());
         Self(Engine::new(Scripted::default(), Box::new(FairScheduler::new(limits)), stats, pulse))
     }

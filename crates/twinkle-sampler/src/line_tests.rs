@@ -10,7 +10,8 @@ use crate::scheduler::{FairScheduler, SchedulerLimits};
 
 /// A line over engines whose device is lost `losses` times over prompts with [`LOST_TOKEN`].
 fn line(losses: usize, in_decode: bool) -> Line {
-    let limits = SchedulerLimits { seats: 4, kv_tokens: 2000, sequence_tokens: 0, step_tokens: 16, tile: 8, waiting: 100 };
+    let limits =
+        SchedulerLimits { seats: 4, kv_tokens: 2000, sequence_tokens: 0, step_tokens: 16, tile: 8, waiting: 100 };
     let scripted = Scripted::losing(losses, in_decode);
     let policy = RestartPolicy { first_pause: Duration::from_millis(1), ..RestartPolicy::default() };
     Line::start(policy, move || {

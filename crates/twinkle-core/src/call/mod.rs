@@ -16,8 +16,8 @@ mod serve;
 pub use custom_loss::{CustomLossRecord, GraphArgument, GraphInput, GraphNode, LossGraph, NodeKind, SharedGraph};
 pub use lora::{ExpertFactors, LoraSpec, ModuleNames, Targets};
 pub use optimizer::{
-    Adadelta, Adafactor, Adagrad, Adam, AdamW, Adamax, GradientClip, GradientNorm, Muon, MuonRate, NAdam, OptimizerOverrides,
-    OptimizerSpec, OptimizerWork, RAdam, RmsProp, Sgd,
+    Adadelta, Adafactor, Adagrad, Adam, AdamW, Adamax, GradientClip, GradientNorm, Muon, MuonRate, NAdam,
+    OptimizerOverrides, OptimizerSpec, OptimizerWork, RAdam, RmsProp, Sgd,
 };
 pub use process::{ChatMessage, EncodedText, ProcessOutcome, ProcessRequest};
 pub use run::{

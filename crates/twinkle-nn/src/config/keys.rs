@@ -39,8 +39,11 @@ impl Keys<'_> {
             return Ok(*family);
         }
         let known: Vec<&str> = FAMILIES.iter().map(|(known, _)| *known).collect();
-        Err(Error::unsupported(format!("`model_type` is `{name}`, which is not computed here"))
-            .hint(suggestion(name, "model types", &known)))
+        Err(Error::unsupported(format!("`model_type` is `{name}`, which is not computed here")).hint(suggestion(
+            name,
+            "model types",
+            &known,
+        )))
     }
 
     /// Settings that change the arithmetic in a way that no layer here follows.

@@ -3,8 +3,8 @@
 use tch::{TchError, Tensor};
 use twinkle_core::Result;
 
-use super::full;
 use super::delta::{DeltaTape, GatedDeltaNet};
+use super::full;
 use super::linear::Routing;
 use super::load::LayerFiles;
 use super::mlp::{Mlp, MlpTape};

@@ -78,8 +78,11 @@ fn lora_spec(config: Option<LoraConfig>, model: &ServedModel, run: &RunId) -> Re
         };
     };
     if model.train_mode == TrainMode::Full {
-        return Err(Error::invalid(format!("`{}` is served with `train_mode: full`: all its weights are trained", model.name))
-            .hint("send no `lora_config`"));
+        return Err(Error::invalid(format!(
+            "`{}` is served with `train_mode: full`: all its weights are trained",
+            model.name
+        ))
+        .hint("send no `lora_config`"));
     }
     if config.rank == 0 || config.rank > model.max_rank {
         return Err(Error::invalid(format!("LoRA rank {} is not between 1 and {}", config.rank, model.max_rank)));

@@ -324,7 +324,15 @@ fn numbered(after: u64) -> Position {
 fn create(base_model: &str) -> RunOperation {
     RunOperation::Create(CreateRun {
         base_model: base_model.to_owned(),
-        lora: LoraSpec { rank: 4, alpha: 32.0, seed: 1, train_attn: true, train_mlp: true, train_unembed: true, ..LoraSpec::default() },
+        lora: LoraSpec {
+            rank: 4,
+            alpha: 32.0,
+            seed: 1,
+            train_attn: true,
+            train_mlp: true,
+            train_unembed: true,
+            ..LoraSpec::default()
+        },
         from: None,
         user_metadata: BTreeMap::new(),
     })
