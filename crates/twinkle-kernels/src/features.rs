@@ -46,17 +46,31 @@ pub(crate) enum Level {
     Any,
 }
 
-/// What this processor can do.
+/// libtorch's own variable: the most of the processor that may be used (`default`, `avx2`, `avx512`).
+#[cfg(target_arch = "x86_64")]
+const LIMIT_VARIABLE: &str = "ATEN_CPU_CAPABILITY";
+
+/// What this processor can do, and may do here; the same for as long as the program runs.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn level() -> Level {
-    use std::arch::is_x86_feature_detected as has;
-    if has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512dq") {
-        Level::Avx512
-    } else if has!("avx2") {
-        Level::Avx2
-    } else {
-        Level::Any
-    }
+    static LEVEL: std::sync::OnceLock<Level> = std::sync::OnceLock::new();
+    *LEVEL.get_or_init(|| {
+        use std::arch::is_x86_feature_detected as has;
+        let limit = std::env::var(LIMIT_VARIABLE).unwrap_or_default();
+        let is_below = |names: &[&str]| names.contains(&limit.as_str());
+        if has!("avx512f")
+            && has!("avx512bw")
+            && has!("avx512vl")
+            && has!("avx512dq")
+            && !is_below(&["default", "avx2"])
+        {
+            Level::Avx512
+        } else if has!("avx2") && !is_below(&["default"]) {
+            Level::Avx2
+        } else {
+            Level::Any
+        }
+    })
 }
 
 /// Whether `vdpbf16ps` is there, so that [`crate::multiply`] and [`crate::accumulate_outer`] are fast.
