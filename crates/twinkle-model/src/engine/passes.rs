@@ -186,15 +186,20 @@ impl Engine {
 
     /// Adds what was found to each operation's; gives those that have come to their end, with their answers.
     fn judge(&mut self, group: &Group, found: Vec<Found>, backward: bool) -> Result<Vec<(JobId, Result<RunOutcome>)>> {
+        // Logprobs and losses first: an error that names them says more than one about the gradient.
+        for (piece, found) in group.pieces.iter().zip(found) {
+            let Some(Waiting::Rows(job)) = self.jobs.get_mut(&piece.job) else { continue };
+            let RowsJob { data, progress, .. } = job.as_mut();
+            data.batch().absorb(progress, found)?;
+        }
         if backward && let Some(resident) = self.runs.in_memory(&group.run) {
             check_gradients(&resident.run)?;
         }
         let mut ended = Vec::new();
-        for (piece, found) in group.pieces.iter().zip(found) {
+        for piece in &group.pieces {
             let Some(Waiting::Rows(job)) = self.jobs.get_mut(&piece.job) else { continue };
             let RowsJob { data, progress, phase, .. } = job.as_mut();
             let batch = data.batch();
-            batch.absorb(progress, found)?;
             if piece.data.end < batch.examples.len() {
                 continue;
             }
