@@ -47,7 +47,7 @@ struct Arguments {
     #[arg(long, default_value = "ModelScope")]
     author: String,
     /// Optimizer steps.
-    #[arg(long, default_value_t = 20)]
+    #[arg(long, default_value_t = 28)]
     steps: usize,
     /// Conversations in a step.
     #[arg(long, default_value_t = 16)]
