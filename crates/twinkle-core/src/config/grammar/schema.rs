@@ -30,7 +30,9 @@ pub fn schema() -> Value {
         .map(|grammar| (definition_name(grammar), Value::Object(object(grammar))))
         .collect();
     root.insert("$defs".to_owned(), Value::Object(definitions));
-    Value::Object(root)
+    let mut schema = Value::Object(root);
+    schema.sort_all_objects();
+    schema
 }
 
 fn object(grammar: &Grammar) -> Map<String, Value> {
