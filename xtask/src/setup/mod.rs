@@ -35,6 +35,9 @@ pub(crate) struct Options {
     /// Make the Python environment of the cookbook too (torch and more: 1.6 GB, in `.venvs`).
     #[arg(long)]
     cookbook: bool,
+    /// Make the Python environment of Twinkle's own client too, and the cookbook's, on which it stands.
+    #[arg(long)]
+    twinkle_kit: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -58,6 +61,9 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     }
     if options.cookbook {
         python_environments(workspace, Environments::Cookbook)?;
+    }
+    if options.twinkle_kit {
+        python_environments(workspace, Environments::TwinkleKit)?;
     }
     Ok(())
 }

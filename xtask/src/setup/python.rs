@@ -25,6 +25,8 @@ pub(crate) enum Environments {
     Sdks,
     /// The cookbook with torch: 1.6 GB.
     Cookbook,
+    /// Twinkle's own client on top of the cookbook's torch: a few MB.
+    TwinkleKit,
 }
 
 impl Environments {
@@ -33,6 +35,7 @@ impl Environments {
         match self {
             Self::Sdks => "tinker-",
             Self::Cookbook => "cookbook-",
+            Self::TwinkleKit => "twinkle-kit-",
         }
     }
 }
@@ -155,6 +158,7 @@ impl Environment {
             let folders = self.beneath.iter().map(|folder| site_packages(folder)).collect::<Result<Vec<_>>>()?;
             let lines = folders.iter().fold(String::new(), |lines, folder| lines + &folder.to_string_lossy() + "\n");
             write(&site_packages(&self.folder)?.join("beneath.pth"), &lines)?;
+            stand_ins::follow(&site_packages(&self.folder)?, &folders)?;
         }
         write(&self.stamp_file(), &self.stamp)
     }
@@ -243,12 +247,13 @@ mod tests {
 
     #[test]
     fn a_step_gets_its_own_environments_in_the_order_of_their_versions() {
-        let files = ["tinker-0.16.1", "tinker-0.9.0", "tinker-1.0.0", "cookbook-0.6.1", "shared"];
+        let files = ["tinker-0.16.1", "tinker-0.9.0", "tinker-1.0.0", "cookbook-0.6.1", "twinkle-kit-0.5.1", "shared"];
         let files = files.map(|name| format!("requirements-{name}.txt"));
         let files: Vec<(&str, &str)> = files.iter().map(|file| (file.as_str(), "x==1")).collect();
         let (_root, workspace) = workspace(&files);
         assert_eq!(names(&workspace, Environments::Sdks).unwrap(), ["tinker-0.9.0", "tinker-0.16.1", "tinker-1.0.0"]);
         assert_eq!(names(&workspace, Environments::Cookbook).unwrap(), ["cookbook-0.6.1"]);
+        assert_eq!(names(&workspace, Environments::TwinkleKit).unwrap(), ["twinkle-kit-0.5.1"]);
     }
 
     #[test]

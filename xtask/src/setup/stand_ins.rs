@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -44,6 +44,14 @@ pub(super) fn make(packages: &Path) -> Result<()> {
     fs::write(packages.join(LAZY.0), LAZY.1).with_context(failed)
 }
 
+/// Lets an environment that sees such a torch beneath it load it, too: Python reads the lines of its own `.pth` files only.
+pub(super) fn follow(packages: &Path, beneath: &[PathBuf]) -> Result<()> {
+    if !beneath.iter().any(|folder| folder.join(LAZY.0).exists()) {
+        return Ok(());
+    }
+    fs::write(packages.join(LAZY.0), LAZY.1).with_context(|| format!("cannot write `{}`", packages.display()))
+}
+
 /// An empty shared library that calls itself `name`.
 fn link(name: &str, file: &Path) -> Result<()> {
     let mut compiler = Command::new("cc");
@@ -75,5 +83,17 @@ mod tests {
         fs::write(&first, "the real one").unwrap();
         make(packages).unwrap();
         assert_eq!(fs::read(first).unwrap(), b"the real one");
+    }
+
+    #[test]
+    fn an_environment_above_such_a_torch_loads_it_as_lazily() {
+        let (above, beneath) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let folders = [beneath.path().to_path_buf()];
+        follow(above.path(), &folders).unwrap();
+        assert!(!above.path().join(LAZY.0).exists());
+        fs::create_dir_all(beneath.path().join("torch")).unwrap();
+        make(beneath.path()).unwrap();
+        follow(above.path(), &folders).unwrap();
+        assert_eq!(fs::read_to_string(above.path().join(LAZY.0)).unwrap(), LAZY.1);
     }
 }
