@@ -1,0 +1,90 @@
+"""Twinkle's client and the Tinker SDK side by side: one base model, one server, one key."""
+
+import threading
+
+from kit import expect, features, step, sums
+from twinkle_client import init_tinker_client
+
+TOKENS = [5, 9, 17, 33, 65, 129, 3, 7]
+
+
+def tinker_service(world, key):
+    init_tinker_client()
+    import tinker
+
+    return tinker.ServiceClient(base_url=world.base_url, api_key=key)
+
+
+def datum(tokens):
+    from tinker import types
+
+    return types.Datum(
+        model_input=types.ModelInput.from_ints(tokens[:-1]),
+        loss_fn_inputs={"target_tokens": tokens[1:], "weights": [1.0] * (len(tokens) - 1)},
+    )
+
+
+def test_both_train_at_once_on_one_base_model(world):
+    from tinker import types
+
+    world.sign_in("together")
+    rows = features(71)
+    model = world.trained()
+    training = tinker_service(world, "together").create_lora_training_client(base_model=world.model, rank=8)
+    losses, failures = [], []
+
+    def other():
+        try:
+            for _ in range(8):
+                result = training.forward_backward([datum(TOKENS)], "cross_entropy")
+                training.optim_step(types.AdamParams(learning_rate=1e-2)).result()
+                losses.append(-sum(result.result().loss_fn_outputs[0]["logprobs"].tolist()))
+        except Exception as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    first = step(model, rows)["loss"]
+    for _ in range(7):
+        last = step(model, rows)["loss"]
+    thread.join()
+    expect(not failures, f"Tinker's loop failed: {failures}")
+    expect(losses[-1] < 0.7 * losses[0], f"Tinker's loss went from {losses[0]} to {losses[-1]}")
+    expect(last < 0.7 * first, f"Twinkle's loss went from {first} to {last}")
+
+
+def test_each_reads_the_others_checkpoints(world):
+    from tinker import types
+
+    client = world.sign_in("exchange")
+    service = tinker_service(world, "exchange")
+    training = service.create_lora_training_client(base_model=world.model, rank=8)
+    for _ in range(4):
+        training.forward_backward([datum(TOKENS)], "cross_entropy").result()
+        training.optim_step(types.AdamParams(learning_rate=1e-2)).result()
+    theirs = training.save_state("from-tinker").result().path
+    forward = training.forward([datum(TOKENS)], "cross_entropy").result()
+    wanted = sum(forward.loss_fn_outputs[0]["logprobs"].tolist())
+
+    model = world.trained()
+    model.load(theirs.replace("tinker://", "twinkle://"))
+    labels = TOKENS[1:] + [-100]
+    row = {"input_ids": TOKENS, "labels": labels}
+    logps = model.forward_only(inputs=[row]).result["logps"]
+    logps = logps if isinstance(logps[0], list) else [logps]
+    found = sums([row], logps)[0]
+    expect(abs(found - wanted) < 1e-4, f"the log-probability is {found}, in Tinker's run {wanted}")
+
+    ours = model.save(name="from-twinkle", is_sampler=True).twinkle_path
+    sampling = service.create_sampling_client(model_path=ours)
+    sampled = sampling.sample(
+        prompt=types.ModelInput.from_ints(TOKENS[:4]),
+        num_samples=1,
+        sampling_params=types.SamplingParams(max_tokens=3, temperature=0.0),
+    ).result()
+    mine = world.sampler().sample(
+        [{"input_ids": TOKENS[:4]}], sampling_params={"max_tokens": 3, "temperature": 0.0}, adapter_uri=ours
+    )
+    expect(sampled.sequences[0].tokens == mine[0].sequences[0].tokens, "the two clients draw other tokens")
+    runs = {run.training_run_id for run in client.list_training_runs()}
+    expect(len(runs) >= 2, f"one key's runs of both protocols: {runs}")
