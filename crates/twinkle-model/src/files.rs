@@ -18,11 +18,12 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
-use twinkle_core::call::LoraSpec;
+use twinkle_core::call::{LoraSpec, SavedTraining, TrainingProgress};
 use twinkle_core::ids::TenantId;
 use twinkle_core::{Error, ErrorCode, Result};
 use twinkle_nn::{AdapterLayout, BaseModel, peft};
 
+use crate::accumulation::Accumulation;
 use crate::full::FullWeights;
 use crate::optimizer::shape::ParameterShape;
 use crate::optimizer::state::SavedOptimizer;
@@ -43,6 +44,30 @@ struct RunFile {
     /// Its settings and schedule; older files know only `AdamW` and have none.
     #[serde(default)]
     optimizer: Option<SavedOptimizer>,
+    /// How far it is on its way to the next update; older files know nothing of it.
+    #[serde(default)]
+    accumulation: Option<Accumulation>,
+    /// What a client said about it.
+    #[serde(default, skip_serializing_if = "SavedTraining::is_usual")]
+    training: SavedTraining,
+}
+
+/// What is written of a run besides its parameters and its optimizer.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Extent {
+    /// What has accumulated since the last step: a snapshot holds it, a checkpoint does not.
+    pub gradients: bool,
+    /// What a client asked of its checkpoint.
+    pub training: SavedTraining,
+}
+
+/// A run that was read back.
+#[derive(Debug)]
+pub struct ReadRun {
+    /// The run.
+    pub run: Run,
+    /// How far it had come.
+    pub progress: TrainingProgress,
 }
 
 /// Writes only the adapter, for sampling; or all weights.
@@ -61,9 +86,28 @@ pub fn write_export(directory: &Path, run: &Run) -> Result<()> {
     peft::write_as(peft::Format::Peft, directory, &run.layout, &run.parameters, &run.base_model)
 }
 
-/// Writes adapter, optimizer and counters; with `with_gradients` also what has accumulated since the last step.
-pub fn write_run(directory: &Path, run: &Run, with_gradients: bool) -> Result<()> {
+/// Writes adapter, optimizer and counters, and what `extent` says.
+pub fn write_run(directory: &Path, run: &Run, extent: Extent) -> Result<()> {
     write_adapter(directory, run)?;
+    if !extent.training.without_optimizer {
+        write_optimizer(directory, run, extent.gradients)?;
+    }
+    let accumulation = if extent.gradients { run.accumulation } else { run.accumulation.without_gradients() };
+    let file = RunFile {
+        format: FORMAT,
+        base_model: run.base_model.clone(),
+        lora: run.lora.clone(),
+        optimizer_steps: run.optimizer.steps(),
+        optimizer: Some(run.optimizer.saved()),
+        accumulation: Some(accumulation),
+        training: extent.training,
+    };
+    let text = serde_json::to_vec_pretty(&file)
+        .map_err(|error| Error::internal(format!("the run's description could not be encoded: {error}")))?;
+    write_file(&directory.join(RUN_FILE), &text)
+}
+
+fn write_optimizer(directory: &Path, run: &Run, with_gradients: bool) -> Result<()> {
     let kept = run.optimizer.tensors().map(|(name, tensor)| Ok((name, flat_values(tensor)?)));
     let mut tensors = kept.collect::<Result<Vec<_>>>()?;
     if with_gradients {
@@ -78,18 +122,7 @@ pub fn write_run(directory: &Path, run: &Run, with_gradients: bool) -> Result<()
         .map_err(|error| Error::internal(format!("the optimizer state could not be laid out: {error}")))?;
     let bytes = safetensors::serialize(views, None)
         .map_err(|error| Error::internal(format!("the optimizer state could not be encoded: {error}")))?;
-    write_file(&directory.join(OPTIMIZER_FILE), &bytes)?;
-
-    let file = RunFile {
-        format: FORMAT,
-        base_model: run.base_model.clone(),
-        lora: run.lora.clone(),
-        optimizer_steps: run.optimizer.steps(),
-        optimizer: Some(run.optimizer.saved()),
-    };
-    let text = serde_json::to_vec_pretty(&file)
-        .map_err(|error| Error::internal(format!("the run's description could not be encoded: {error}")))?;
-    write_file(&directory.join(RUN_FILE), &text)
+    write_file(&directory.join(OPTIMIZER_FILE), &bytes)
 }
 
 /// Reads a run back. Without `with_optimizer` its optimizer starts afresh; gradients are restored if they are there.
@@ -99,7 +132,7 @@ pub fn read_run(
     base_model: &str,
     base: &BaseModel,
     with_optimizer: bool,
-) -> Result<Run> {
+) -> Result<ReadRun> {
     let text = read_file(&directory.join(RUN_FILE))?;
     let file: RunFile =
         serde_json::from_slice(&text).map_err(|error| Error::invalid(format!("`{RUN_FILE}` is damaged: {error}")))?;
@@ -112,6 +145,18 @@ pub fn read_run(
             file.base_model
         )));
     }
+    if with_optimizer && file.training.without_optimizer {
+        return Err(Error::invalid("the checkpoint holds no optimizer")
+            .hint("load its weights alone, or save with the optimizer's state"));
+    }
+    // Older runs took every backward pass for an update of its own.
+    let accumulation =
+        file.accumulation.unwrap_or_else(|| Accumulation { steps: file.optimizer_steps, ..Accumulation::default() });
+    let progress = TrainingProgress {
+        cur_step: accumulation.steps,
+        consumed_train_samples: file.training.consumed_train_samples,
+        accumulation_steps: accumulation.every,
+    };
     let optimizer = |shapes: &[ParameterShape]| -> Result<(Optimizer, Option<Tensor>)> {
         if !with_optimizer {
             return Ok((Optimizer::adam_w(shapes, base.device())?, None));
@@ -139,7 +184,10 @@ pub fn read_run(
         }
         run.gradients.flat_mut().copy_(&gradients);
     }
-    Ok(run)
+    if with_optimizer {
+        run.accumulation = accumulation.with_every(accumulation.every.max(1))?;
+    }
+    Ok(ReadRun { run, progress })
 }
 
 fn flat_values(tensor: &Tensor) -> Result<Vec<f32>> {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tokio::runtime::Handle;
 use twinkle_core::call::{
     AdamParams, CheckpointRecord, CreateRun, LoraSpec, OptimizerWork, Position, RunCall, RunOperation, RunOutcome,
-    SamplerTarget,
+    SamplerTarget, SavedTraining,
 };
 use twinkle_core::checkpoint::{CheckpointMeta, Recipients};
 use twinkle_core::config::TrainMode;
@@ -13,12 +13,14 @@ use twinkle_core::ids::{CheckpointKind, CheckpointPath, RunId, TenantId};
 use twinkle_core::{Error, ErrorCode, Result};
 use twinkle_nn::Publication;
 
+use crate::accumulation::Accumulation;
 use crate::backend::Backend;
 use crate::engine::EngineContext;
+use crate::files::{Extent, ReadRun};
 use crate::residents::{Disk, Residents};
 use crate::run::{Optimized, Run};
 use crate::snapshot::Snapshots;
-use crate::{files, snapshot};
+use crate::{describe, files, snapshot};
 
 /// Executes one operation that is not computed in passes. On an error the run is as it was before.
 pub(crate) fn perform(
@@ -54,9 +56,9 @@ pub(crate) fn perform(
             Ok(RunOutcome::OptimizerSet { run: id })
         }
         RunOperation::Optimize(work) => optimize(backend, runs.get(&disk, tenant, &id)?, &work),
-        RunOperation::SaveState { path, ttl_seconds, overwrite, user_metadata } => {
+        RunOperation::SaveState { path, ttl_seconds, overwrite, user_metadata, training } => {
             let run = runs.get(&disk, tenant, &id)?;
-            let saving = Saving { ttl_seconds, overwrite, user_metadata, ..Saving::new(&path, position) };
+            let saving = Saving { ttl_seconds, overwrite, user_metadata, training, ..Saving::new(&path, position) };
             save(context, runtime, run, saving)?;
             Ok(RunOutcome::Saved { path })
         }
@@ -93,7 +95,7 @@ pub(crate) fn perform(
         }
         RunOperation::LoadState { path, with_optimizer, owner } => {
             let owner = owner.as_ref().unwrap_or(tenant);
-            let mut loaded = load(context, tenant, owner, &path, with_optimizer)?;
+            let ReadRun { run: mut loaded, progress } = load(context, tenant, owner, &path, with_optimizer)?;
             let run = runs.get(&disk, tenant, &id)?;
             if loaded.lora.rank != run.lora.rank || loaded.layout.parameter_count() != run.layout.parameter_count() {
                 return Err(Error::invalid(format!(
@@ -103,9 +105,10 @@ pub(crate) fn perform(
             }
             if !with_optimizer {
                 loaded.renew_optimizer(&run.optimizer)?;
+                loaded.accumulation = run.accumulation.without_gradients();
             }
             *run = loaded;
-            Ok(RunOutcome::Loaded { run: id, path })
+            Ok(RunOutcome::Loaded { run: id, path, progress: Some(progress) })
         }
         RunOperation::Unload => {
             runs.get(&disk, tenant, &id)?;
@@ -120,6 +123,10 @@ pub(crate) fn perform(
             // The snapshot stays until the end is durable: a crash before that ends the run again.
             runs.remove(&id);
             Ok(RunOutcome::Expired { run: id, path, ending })
+        }
+        RunOperation::Describe { values } => {
+            let run = runs.get(&disk, tenant, &id)?;
+            Ok(RunOutcome::Described(Box::new(describe::describe(context, &id, run, values)?)))
         }
         RunOperation::Spill => {
             runs.spill(&disk, &id)?;
@@ -167,20 +174,21 @@ fn create_run(context: &EngineContext, tenant: &TenantId, create: CreateRun) -> 
     }
     if let Some(start) = &create.from {
         let owner = start.owner.as_ref().unwrap_or(tenant);
-        return load(context, tenant, owner, &start.path, start.with_optimizer);
+        return Ok(load(context, tenant, owner, &start.path, start.with_optimizer)?.run);
     }
     check_train_mode(context, &create.lora)?;
+    let accumulation = Accumulation::new(create.accumulation_steps.unwrap_or(1))?;
     let rank = create.lora.rank;
-    if create.lora.full {
-        return Run::fresh(tenant.clone(), &context.base_model, create.lora, &context.base);
-    }
-    if rank == 0 || rank > context.limits.max_rank {
+    let is_adapter = !create.lora.full;
+    if is_adapter && (rank == 0 || rank > context.limits.max_rank) {
         return Err(Error::invalid(format!(
             "LoRA rank {rank} is not between 1 and {}, this server's limit",
             context.limits.max_rank
         )));
     }
-    Run::fresh(tenant.clone(), &context.base_model, create.lora, &context.base)
+    let mut run = Run::fresh(tenant.clone(), &context.base_model, create.lora, &context.base)?;
+    run.accumulation = accumulation;
+    Ok(run)
 }
 
 /// Loads a training checkpoint of `owner` for this tenant; accumulated gradients are not part of it.
@@ -190,16 +198,16 @@ fn load(
     owner: &TenantId,
     path: &CheckpointPath,
     with_optimizer: bool,
-) -> Result<Run> {
+) -> Result<ReadRun> {
     if path.kind != CheckpointKind::Weights {
         return Err(Error::invalid(format!("`{path}` holds no state to train from"))
             .hint("training continues from `…/weights/<name>`, which `save_state` writes"));
     }
     let checkpoint = context.checkpoints.open(owner, path)?;
     let base = &context.base;
-    let run = files::read_run(checkpoint.directory(), tenant.clone(), &context.base_model, base, with_optimizer)?;
-    check_train_mode(context, &run.lora)?;
-    Ok(run)
+    let read = files::read_run(checkpoint.directory(), tenant.clone(), &context.base_model, base, with_optimizer)?;
+    check_train_mode(context, &read.run.lora)?;
+    Ok(read)
 }
 
 fn optimizer_step(backend: &dyn Backend, run: &mut Run, settings: &AdamParams) -> Result<RunOutcome> {
@@ -209,9 +217,13 @@ fn optimizer_step(backend: &dyn Backend, run: &mut Run, settings: &AdamParams) -
 }
 
 fn optimize(backend: &dyn Backend, run: &mut Run, work: &OptimizerWork) -> Result<RunOutcome> {
-    let Optimized { grad_norm, learning_rate, next_learning_rate } = backend.optimize(run, work)?;
-    let metrics =
-        [("grad_norm", grad_norm), ("learning_rate", Some(learning_rate)), ("next_learning_rate", next_learning_rate)];
+    let Optimized { grad_norm, learning_rate, next_learning_rate, was_due } = backend.optimize(run, work)?;
+    let metrics = [
+        ("grad_norm", grad_norm),
+        ("learning_rate", Some(learning_rate)),
+        ("next_learning_rate", next_learning_rate),
+        ("was_due", work.only_at_boundary.then_some(f64::from(was_due))),
+    ];
     let known = metrics.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
     Ok(RunOutcome::OptimStep { metrics: known.collect() })
 }
@@ -221,6 +233,8 @@ struct Saving<'a> {
     ttl_seconds: Option<u64>,
     overwrite: bool,
     user_metadata: BTreeMap<String, String>,
+    /// What is saved besides the weights.
+    training: SavedTraining,
     /// Whom its files are encrypted for; `None`: they are plain.
     recipients: Option<Recipients>,
     position: Position,
@@ -230,15 +244,23 @@ impl<'a> Saving<'a> {
     /// A plain checkpoint that replaces none and stays until it is deleted.
     fn new(path: &'a CheckpointPath, position: Position) -> Self {
         let user_metadata = BTreeMap::new();
-        Self { path, ttl_seconds: None, overwrite: false, user_metadata, recipients: None, position }
+        Self {
+            path,
+            ttl_seconds: None,
+            overwrite: false,
+            user_metadata,
+            training: SavedTraining::default(),
+            recipients: None,
+            position,
+        }
     }
 }
 
 fn save(context: &EngineContext, runtime: &Handle, run: &Run, saving: Saving<'_>) -> Result<()> {
-    let Saving { path, ttl_seconds, overwrite, user_metadata, recipients, position } = saving;
+    let Saving { path, ttl_seconds, overwrite, user_metadata, training, recipients, position } = saving;
     let draft = context.checkpoints.draft(&run.tenant, path)?;
     match path.kind {
-        CheckpointKind::Weights => files::write_run(draft.directory(), run, false)?,
+        CheckpointKind::Weights => files::write_run(draft.directory(), run, Extent { training, gradients: false })?,
         CheckpointKind::SamplerWeights => files::write_adapter(draft.directory(), run)?,
         CheckpointKind::ExternalWeights => files::write_export(draft.directory(), run)?,
     }

@@ -9,6 +9,7 @@ use twinkle_core::{Error, Result};
 use twinkle_nn::full::TrainedModel;
 use twinkle_nn::{Adapter, AdapterLayout, BaseModel, Gradients};
 
+use crate::accumulation::Accumulation;
 use crate::full::FullWeights;
 use crate::optimizer::shape::{self, ParameterShape};
 use crate::optimizer::{Optimizer, Parameters, clip};
@@ -29,6 +30,8 @@ pub struct Run {
     pub parameters: Tensor,
     /// The sum of gradients since the last optimizer step.
     pub gradients: Gradients,
+    /// How far it is on its way to the next update.
+    pub accumulation: Accumulation,
     /// The optimizer.
     pub optimizer: Optimizer,
     /// Where each parameter lies in the flat tensors.
@@ -68,8 +71,19 @@ impl Run {
     ) -> Self {
         let gradients = Gradients::zeros(&layout, parameters.device());
         let shapes = shape::of_adapter(&layout);
-        let base_model = base_model.to_owned();
-        Self { tenant, lora, base_model, layout, parameters, gradients, optimizer, shapes, adapter: None, full: None }
+        Self {
+            tenant,
+            lora,
+            base_model: base_model.to_owned(),
+            layout,
+            parameters,
+            gradients,
+            accumulation: Accumulation::default(),
+            optimizer,
+            shapes,
+            adapter: None,
+            full: None,
+        }
     }
 
     /// A run that trains all weights, which begin as `masters`.
@@ -88,6 +102,7 @@ impl Run {
             layout: Arc::new(AdapterLayout::without_modules(base.config())),
             parameters: masters,
             gradients: Gradients::of_weights(base.config(), full.layout(), base.device()),
+            accumulation: Accumulation::default(),
             optimizer,
             shapes: full.shapes(),
             adapter: None,
@@ -144,6 +159,7 @@ impl Run {
         let (values, gradients) = (&self.parameters, &gradients);
         self.optimizer.step_adam(settings, Parameters { values, gradients, shapes: &self.shapes });
         self.gradients.zero();
+        self.accumulation.cleared();
         self.parameters_changed();
         Ok(norm)
     }
@@ -162,18 +178,37 @@ impl Run {
 
     /// Works on the accumulated gradients with the run's own optimizer. All or nothing.
     pub fn optimize(&mut self, work: &OptimizerWork) -> Result<Optimized> {
-        clip::validate(work.divide_by, work.clip)?;
+        let mut accumulation = match work.accumulation_steps {
+            Some(every) => self.accumulation.with_every(every)?,
+            None => self.accumulation,
+        };
+        let divide_by = if work.normalise { accumulation.divisor() } else { work.divide_by };
+        clip::validate(divide_by, work.clip)?;
         let spec = self.optimizer.overridden(&work.overrides)?;
+        if work.only_at_boundary && !accumulation.is_at_boundary() {
+            self.accumulation = accumulation;
+            return Ok(Optimized {
+                learning_rate: self.optimizer.learning_rate(),
+                next_learning_rate: None,
+                grad_norm: None,
+                was_due: false,
+            });
+        }
         let rates = if work.step_scheduler { self.optimizer.next_rates(&spec)? } else { None };
         let norm = work.clip.map_or(GradientNorm::Two, |clip| clip.norm);
-        let mut optimized = Optimized { learning_rate: spec.lr(), next_learning_rate: None, grad_norm: None };
+        let mut optimized =
+            Optimized { learning_rate: spec.lr(), next_learning_rate: None, grad_norm: None, was_due: true };
         if work.step || work.clip.is_some() {
             self.finite_norm(norm)?;
         }
 
         let gradients = &self.gradients.merged();
         self.optimizer.set_spec(spec);
-        clip::divide(gradients, work.divide_by);
+        clip::divide(gradients, divide_by);
+        if work.normalise {
+            accumulation.divided();
+        }
+        self.accumulation = accumulation;
         if work.step || work.clip.is_some() {
             let norm = clip::gradient_norm(gradients, norm);
             optimized.grad_norm = Some(norm);
@@ -181,12 +216,15 @@ impl Run {
                 clip::scale(gradients, clip::clip_factor(norm, limit));
             }
         }
-        if work.step {
+        // Without gradients there is no step: momentum alone must not move the weights of a client that asks twice.
+        let has_gradients = !work.only_at_boundary || accumulation.held > 0;
+        if work.step && has_gradients {
             self.optimizer.step(Parameters { values: &self.parameters, gradients, shapes: &self.shapes });
             self.parameters_changed();
         }
         if work.zero_gradients {
             self.gradients.zero();
+            self.accumulation.cleared();
         }
         if let Some(rates) = rates {
             optimized.next_learning_rate = Some(rates.learning_rate());
@@ -214,4 +252,6 @@ pub struct Optimized {
     pub learning_rate: f64,
     /// That of the next step, where the schedule has set it.
     pub next_learning_rate: Option<f64>,
+    /// Whether anything was done: work may be for the end of a window only.
+    pub was_due: bool,
 }

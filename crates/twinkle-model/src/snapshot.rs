@@ -17,7 +17,7 @@ use twinkle_core::telemetry::labels::{Attempt, TaskStatus, Whole};
 use twinkle_core::telemetry::metrics::{SNAPSHOT_BYTES, SNAPSHOT_DURATION, SNAPSHOTS};
 
 use crate::engine::EngineContext;
-use crate::files::{self, io_error};
+use crate::files::{self, Extent, io_error};
 use crate::residents::Disk;
 use crate::run::Run;
 
@@ -40,7 +40,8 @@ impl Disk for Snapshots<'_> {
     }
 
     fn read(&self, snapshot: &Path, tenant: &TenantId) -> Result<Run> {
-        files::read_run(snapshot, tenant.clone(), &self.context.base_model, &self.context.base, true)
+        let read = files::read_run(snapshot, tenant.clone(), &self.context.base_model, &self.context.base, true)?;
+        Ok(read.run)
     }
 }
 
@@ -51,7 +52,7 @@ fn write(context: &EngineContext, runtime: &Handle, id: &RunId, run: &Run, posit
     let aside = folder.join(".writing");
     remove(&aside);
     fs::create_dir_all(&aside).map_err(|error| io_error("created", &aside, &error))?;
-    files::write_run(&aside, run, true)?;
+    files::write_run(&aside, run, Extent { gradients: true, ..Extent::default() })?;
     sync_files(&aside)?;
     remove(&target);
     fs::rename(&aside, &target).map_err(|error| io_error("renamed", &aside, &error))?;

@@ -472,6 +472,21 @@ pub struct OptimizerWork {
     pub zero_gradients: bool,
     /// Lets the run's schedule set the next learning rate; nothing happens where there is none.
     pub step_scheduler: bool,
+    /// Divides by the tokens counted since the gradients were last divided or set to zero, in place of `divide_by`.
+    #[serde(skip_serializing_if = "is_unset")]
+    pub normalise: bool,
+    /// Does nothing unless as many backward passes have come together as an update takes.
+    #[serde(skip_serializing_if = "is_unset")]
+    pub only_at_boundary: bool,
+    /// From here on an update takes so many backward passes, at least 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accumulation_steps: Option<u64>,
+}
+
+/// What older servers do not know is written only where it is used.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+const fn is_unset(flag: &bool) -> bool {
+    !*flag
 }
 
 impl Default for OptimizerWork {
@@ -483,6 +498,9 @@ impl Default for OptimizerWork {
             step: false,
             zero_gradients: false,
             step_scheduler: false,
+            normalise: false,
+            only_at_boundary: false,
+            accumulation_steps: None,
         }
     }
 }
@@ -586,6 +604,8 @@ mod tests {
         let work = OptimizerWork {
             clip: Some(GradientClip { max_norm: 1.0, norm: GradientNorm::Infinity }),
             step: true,
+            normalise: true,
+            accumulation_steps: Some(4),
             ..OptimizerWork::default()
         };
         let bytes = rmp_serde::to_vec_named(&work).unwrap();

@@ -7,6 +7,7 @@
 //!
 //! An object of another tenant is answered exactly like one that does not exist.
 
+mod adapters;
 mod api_keys;
 mod backend;
 mod checkpoints;

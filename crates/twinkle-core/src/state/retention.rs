@@ -170,6 +170,7 @@ impl Sweep {
         for session in &gone {
             query("DELETE FROM sampling_sessions WHERE session = $1").bind(session).execute(&mut *connection).await?;
             query("DELETE FROM custom_losses WHERE session = $1").bind(session).execute(&mut *connection).await?;
+            query("DELETE FROM adapters WHERE session = $1").bind(session).execute(&mut *connection).await?;
         }
         Ok(gone.len() as u64)
     }

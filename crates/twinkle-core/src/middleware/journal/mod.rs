@@ -13,6 +13,7 @@
 
 mod accept;
 mod advance;
+mod describe;
 mod expire;
 mod line;
 mod rebuild;
