@@ -2,19 +2,31 @@
 //!
 //! Read in this order: [`template`] renders a conversation as the model's authors meant it, [`ModelTokenizer`] turns
 //! text into tokens and back, `assistant_mask` finds which of those tokens an assistant wrote, and [`Processor`] is
-//! the component that does all of it for many clients without blocking the runtime.
+//! the component that does all of it for many clients without blocking the runtime. [`Template`] makes tokenized examples
+//! of conversations as Twinkle's clients know them, [`Templates`] lends them to the protocol fronts, and [`Assistant`]
+//! takes what a model wrote apart.
 //!
 //! Templates and tokenizers are data: Jinja runs in a sandbox without files, imports or attributes of objects.
 #![forbid(unsafe_code)]
 
+mod assistant;
 mod assistant_mask;
 mod component;
+pub mod data;
+mod encode;
 mod files;
 mod limits;
+mod objects;
 mod python_json;
 pub mod template;
+mod templates;
 mod tokenizer;
+mod tool_calls;
 
+pub use assistant::{Assistant, parse_assistant};
 pub use component::{Processor, ProcessorContext};
+pub use encode::{Template, TemplateClass, TemplateSpec, Truncation, extend_feature};
 pub use template::ChatTemplate;
+pub use templates::Templates;
 pub use tokenizer::ModelTokenizer;
+pub use tool_calls::{parse_tool_calls, without_tool_calls};

@@ -3,6 +3,7 @@
 use twinkle_core::call::ChatMessage;
 use twinkle_core::data::TokenIds;
 use twinkle_core::error::{Error, ErrorCode, Result};
+use twinkle_core::wire::twinkle::{Message, Trajectory};
 
 /// Conversations, texts or sequences of one request.
 const MOST_INPUTS: usize = 4096;
@@ -22,6 +23,17 @@ pub(crate) fn check_conversations(conversations: &[Vec<ChatMessage>]) -> Result<
     at_most("turns in a conversation", turns, MOST_TURNS)?;
     let text = conversations.iter().flatten().map(|message| message.role.len() + message.content.len()).sum();
     at_most("bytes of text", text, MOST_TEXT)
+}
+
+/// Checks the number of inputs of one request.
+pub(crate) fn check_inputs(count: usize) -> Result<()> {
+    at_most("inputs", count, MOST_INPUTS)
+}
+
+/// Checks one conversation with its tools.
+pub(crate) fn check_trajectory(trajectory: &Trajectory) -> Result<()> {
+    at_most("turns in a conversation", trajectory.messages.len(), MOST_TURNS)?;
+    at_most("bytes of text", trajectory.messages.iter().map(Message::text_len).sum(), MOST_TEXT)
 }
 
 /// Checks the texts of one request.
@@ -56,6 +68,11 @@ mod tests {
         assert_eq!(error.message, "4097 texts are over the limit of 4096 in one request");
         assert_eq!(check_texts(&["x".repeat(MOST_TEXT)]), Ok(()));
         assert!(check_texts(&["x".repeat(MOST_TEXT), "y".to_owned()]).is_err());
+
+        let turns = |count| Trajectory::new(vec![Message::new("user", ""); count]);
+        assert_eq!(check_trajectory(&turns(MOST_TURNS)), Ok(()));
+        assert!(check_trajectory(&turns(MOST_TURNS + 1)).is_err());
+        assert!(check_trajectory(&Trajectory::new(vec![Message::new("user", "x".repeat(MOST_TEXT))])).is_err());
 
         let turn = ChatMessage { role: "user".to_owned(), content: String::new() };
         assert_eq!(check_conversations(&[vec![turn.clone(); MOST_TURNS]]), Ok(()));

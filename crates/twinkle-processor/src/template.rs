@@ -5,11 +5,12 @@
 //! sorts keys.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, Value};
-use minijinja::{AutoEscape, Environment, ErrorKind, context};
+use minijinja::{AutoEscape, Environment, ErrorKind, State};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use twinkle_core::call::ChatMessage;
 use twinkle_core::error::{Error, Result};
@@ -27,11 +28,45 @@ const NAME: &str = "chat_template";
 const SPECIAL_TOKENS: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
+/// Where `{% generation %}` begins and ends in a marked rendering: code points that no text may hold.
+pub(crate) const GENERATION_MARKS: [char; 2] = ['\u{FDD0}', '\u{FDD1}'];
+/// Tells the filter of a generation block to mark its text.
+const MARKS_WANTED: &str = "twinkle_marks_generation";
+/// Tells `raise_exception` to let a conversation through that ends with a tool's answer.
+const TOOL_TAIL_ALLOWED: &str = "twinkle_allows_tool_tail";
+/// How Qwen's templates refuse a conversation in which no user asks anything.
+const NO_USER_QUERY: &str = "No user query found in messages.";
+
 /// A compiled chat template.
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
     special_tokens: BTreeMap<&'static str, String>,
+    marks_generation: bool,
+}
+
+/// What a template is given.
+#[derive(Clone, Debug)]
+pub(crate) struct Prompt<'a> {
+    /// The turns.
+    pub(crate) messages: &'a [Value],
+    /// Descriptions of tools, or none.
+    pub(crate) tools: Value,
+    /// Whether to end with the header of an assistant's turn.
+    pub(crate) add_generation_prompt: bool,
+    /// Whether the model may think first; `None` leaves it to the template.
+    pub(crate) enable_thinking: Option<bool>,
+    /// Whether the conversation may hold tools' answers and no question.
+    pub(crate) allows_tool_tail: bool,
+}
+
+/// A conversation as text, and what of it an assistant wrote by the template's own marks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Marked {
+    /// The text.
+    pub(crate) text: String,
+    /// In bytes of it, in order.
+    pub(crate) generated: Vec<Range<usize>>,
 }
 
 impl ChatTemplate {
@@ -70,34 +105,85 @@ impl ChatTemplate {
         environment.set_unknown_method_callback(unknown_method_callback);
         environment.set_fuel(Some(FUEL));
         environment.add_filter("tojson", to_json);
+        environment.add_filter(GENERATION_FILTER, generation);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
-        environment.add_template_owned(NAME, without_generation_tags(source)).map_err(|error| {
+        let (source, marks_generation) = with_generation_filters(source);
+        environment.add_template_owned(NAME, source).map_err(|error| {
             Error::invalid(format!("the chat template in `{origin}` cannot be used: {}", describe(&error)))
         })?;
-        Ok(Self { environment, special_tokens })
+        Ok(Self { environment, special_tokens, marks_generation })
     }
 
     /// The conversation as text, ending with the header of an assistant's turn if `add_generation_prompt`.
     ///
     /// [`twinkle_core::ErrorCode::InvalidArgument`] when the template refuses the conversation.
     pub fn render(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String> {
-        let context = context! {
-            messages => Serde(messages),
-            // Transformers defines both, so templates ask whether they are none and not whether they are defined.
-            tools => (),
-            documents => (),
+        let messages: Vec<Value> = messages.iter().map(|message| Value::from(Serde(message))).collect();
+        let prompt = Prompt {
+            messages: &messages,
+            tools: Value::from(()),
             add_generation_prompt,
-            ..Serde(&self.special_tokens)
+            enable_thinking: None,
+            allows_tool_tail: false,
         };
+        self.render_prompt(&prompt)
+    }
+
+    /// Whether the template marks what an assistant writes.
+    pub(crate) const fn marks_generation(&self) -> bool {
+        self.marks_generation
+    }
+
+    /// The conversation as text.
+    pub(crate) fn render_prompt(&self, prompt: &Prompt<'_>) -> Result<String> {
+        self.render_with(prompt, false)
+    }
+
+    /// The conversation as text with the parts inside `{% generation %}`.
+    pub(crate) fn render_marked(&self, prompt: &Prompt<'_>) -> Result<Marked> {
+        Ok(unmark(&self.render_with(prompt, true)?))
+    }
+
+    fn render_with(&self, prompt: &Prompt<'_>, marks_generation: bool) -> Result<String> {
+        // Transformers defines `tools` and `documents` always, so templates ask whether they are none and not whether
+        // they are defined.
+        let mut context = BTreeMap::from([
+            ("messages", Value::from(prompt.messages.to_vec())),
+            ("tools", prompt.tools.clone()),
+            ("documents", Value::from(())),
+            ("add_generation_prompt", Value::from(prompt.add_generation_prompt)),
+            (MARKS_WANTED, Value::from(marks_generation)),
+            (TOOL_TAIL_ALLOWED, Value::from(prompt.allows_tool_tail)),
+        ]);
+        context.extend(prompt.enable_thinking.map(|enabled| ("enable_thinking", Value::from(enabled))));
+        context.extend(self.special_tokens.iter().map(|(name, token)| (*name, Value::from(token.as_str()))));
         let template = self
             .environment
             .get_template(NAME)
             .map_err(|error| Error::internal(format!("the chat template is gone: {error}")))?;
-        template.render(context).map_err(|error| {
+        template.render(Serde(&context)).map_err(|error| {
             Error::invalid(format!("the model's chat template refuses this conversation: {}", describe(&error)))
         })
     }
+}
+
+/// Takes the marks out of a rendering.
+fn unmark(marked: &str) -> Marked {
+    let [open, close] = GENERATION_MARKS;
+    let mut text = String::with_capacity(marked.len());
+    let mut generated = Vec::new();
+    let mut start = None;
+    for letter in marked.chars() {
+        if letter == open {
+            start = Some(text.len());
+        } else if letter == close {
+            generated.extend(start.take().map(|start| start..text.len()));
+        } else {
+            text.push(letter);
+        }
+    }
+    Marked { text, generated }
 }
 
 /// A special token is written as a text, or as an object with its `content`.
@@ -122,10 +208,14 @@ fn default_of<'a>(written: &'a serde_json::Value, origin: &str) -> Result<&'a st
     })
 }
 
-/// `{% generation %}` marks what an assistant writes; we find that by offsets, so the tag becomes a block that always
-/// runs. Replacing only the word keeps the template's white space control.
-fn without_generation_tags(source: &str) -> String {
+/// The name under which templates see [`generation`].
+const GENERATION_FILTER: &str = "twinkle_generation";
+
+/// `{% generation %}` marks what an assistant writes. The tag becomes a filter block that can mark its text; replacing
+/// only the word keeps the template's white space control. The second answer is whether there was such a tag.
+fn with_generation_filters(source: &str) -> (String, bool) {
     let mut kept = String::with_capacity(source.len());
+    let mut is_marked = false;
     let mut rest = source;
     while let Some(start) = rest.find("{%") {
         let (before, tag) = rest.split_at(start + 2);
@@ -138,15 +228,28 @@ fn without_generation_tags(source: &str) -> String {
         kept.push_str(space);
         let word = tag.find(|letter: char| !letter.is_alphanumeric() && letter != '_').unwrap_or(tag.len());
         let (word, tail) = tag.split_at(word);
-        kept.push_str(match word {
-            "generation" => "if true",
-            "endgeneration" => "endif",
-            other => other,
-        });
+        match word {
+            "generation" => {
+                is_marked = true;
+                kept.push_str("filter ");
+                kept.push_str(GENERATION_FILTER);
+            }
+            "endgeneration" => kept.push_str("endfilter"),
+            other => kept.push_str(other),
+        }
         rest = tail;
     }
     kept.push_str(rest);
-    kept
+    (kept, is_marked)
+}
+
+/// The text of a generation block, marked where the rendering asks for marks.
+fn generation(state: &State, text: &str) -> String {
+    let [open, close] = GENERATION_MARKS;
+    if state.lookup(MARKS_WANTED).is_some_and(|wanted| wanted.is_true()) {
+        return format!("{open}{text}{close}");
+    }
+    text.to_owned()
 }
 
 /// The template's own words where it raised an exception, else what went wrong and on which line.
@@ -158,7 +261,10 @@ fn describe(error: &minijinja::Error) -> String {
     }
 }
 
-fn raise_exception(message: String) -> Result<Value, minijinja::Error> {
+fn raise_exception(state: &State, message: String) -> Result<Value, minijinja::Error> {
+    if message == NO_USER_QUERY && state.lookup(TOOL_TAIL_ALLOWED).is_some_and(|allowed| allowed.is_true()) {
+        return Ok(Value::from(""));
+    }
     Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
 }
 
@@ -226,6 +332,43 @@ mod tests {
     fn generation_tags_change_nothing_but_the_tag() {
         let source = "a {%- generation -%} b {% endgeneration %} c{% if generation is defined %}!{% endif %}";
         assert_eq!(render(source, &[]).unwrap(), "ab  c");
+    }
+
+    #[test]
+    fn a_marked_rendering_tells_what_an_assistant_wrote() {
+        let source = "{% for m in messages %}[{{ m.role }}]\n{% if m.role == 'assistant' %}{% generation %}{{ m.content }}.\
+                      {% endgeneration %}{% else %}{{ m.content }}{% endif %}\n{% endfor %}";
+        let template = ChatTemplate::compile(source, BTreeMap::new(), "test").unwrap();
+        assert!(template.marks_generation());
+        let turn =
+            |role: &str, content: &str| Value::from(Serde(BTreeMap::from([("role", role), ("content", content)])));
+        let messages = [turn("user", "hi"), turn("assistant", "ä"), turn("user", "?"), turn("assistant", "b")];
+        let prompt = Prompt {
+            messages: &messages,
+            tools: Value::from(()),
+            add_generation_prompt: false,
+            enable_thinking: Some(true),
+            allows_tool_tail: false,
+        };
+        let marked = template.render_marked(&prompt).unwrap();
+        assert_eq!(marked.text, template.render_prompt(&prompt).unwrap());
+        let written: Vec<&str> = marked.generated.iter().map(|range| &marked.text[range.clone()]).collect();
+        assert_eq!(written, ["ä.", "b."]);
+    }
+
+    #[test]
+    fn only_an_allowed_tool_tail_gets_past_its_refusal() {
+        let source = "{{ raise_exception('No user query found in messages.') }}ok";
+        let template = ChatTemplate::compile(source, BTreeMap::new(), "test").unwrap();
+        let prompt = |allows_tool_tail| Prompt {
+            messages: &[],
+            tools: Value::from(()),
+            add_generation_prompt: false,
+            enable_thinking: None,
+            allows_tool_tail,
+        };
+        assert_eq!(template.render_prompt(&prompt(true)).unwrap(), "ok");
+        assert!(template.render_prompt(&prompt(false)).is_err());
     }
 
     #[test]

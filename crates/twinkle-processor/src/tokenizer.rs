@@ -62,6 +62,13 @@ impl ModelTokenizer {
         Ok(self.encoding(text)?.get_ids().to_vec())
     }
 
+    /// The tokens of a text as the model's authors feed plain text: with the special tokens that they put around it.
+    pub fn encode_with_specials(&self, text: &str) -> Result<TokenIds> {
+        let encoding = self.tokenizer.encode(text, true);
+        let encoding = encoding.map_err(|error| Error::invalid(format!("the text cannot be tokenized: {error}")))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
     /// The text of tokens. Ids beyond the tokenizer's vocabulary, which a model's head may have, have no text.
     pub fn decode(&self, tokens: &[u32], skip_special_tokens: bool) -> Result<String> {
         self.tokenizer
@@ -90,7 +97,7 @@ impl ModelTokenizer {
         Ok(EncodedText { tokens, assistant_mask })
     }
 
-    fn chat_template(&self) -> Result<&ChatTemplate> {
+    pub(crate) fn chat_template(&self) -> Result<&ChatTemplate> {
         match &self.template {
             Ok(Some(template)) => Ok(template),
             Ok(None) => Err(Error::unsupported("the model has no chat template")
@@ -99,7 +106,7 @@ impl ModelTokenizer {
         }
     }
 
-    fn encoding(&self, text: &str) -> Result<Encoding> {
+    pub(crate) fn encoding(&self, text: &str) -> Result<Encoding> {
         self.tokenizer
             .encode(text, false)
             .map_err(|error| Error::invalid(format!("the text cannot be tokenized: {error}")))
