@@ -10,6 +10,7 @@ use std::time::Duration;
 use futures::future::try_join_all;
 use tokio::runtime::Runtime;
 use tokio::time::Instant;
+use twinkle_core::call::LogprobsMode;
 use twinkle_core::engine::supervisor::RestartPolicy;
 use twinkle_core::ids::TenantId;
 use twinkle_core::{Error, Result};
@@ -75,5 +76,8 @@ fn request(stream: u32, vocabulary: u32) -> ValidRequest {
         stop: StopRule::default(),
         wants: PromptWants::default(),
         top: 0,
+        seen: None,
+        numbers: LogprobsMode::Processed,
+        stream: None,
     }
 }

@@ -26,12 +26,13 @@ impl<Cache> Batch<Cache> {
             let Some(request) = requests.get_mut(&sample.job) else { continue };
             let Some(sequence) = request.running(sample.sample) else { continue };
             let (Some(token), generated) = (sequence.last_token(), sequence.generated()) else { continue };
+            let seen = sequence.seen();
             let Some(cache) = sequence.cache.take() else { continue };
             batch.samples.push(*sample);
             batch.tokens.push(token);
             batch.caches.push(cache);
             batch.adapters.push(request.adapter().cloned());
-            batch.tasks.push(request.row_task(sample.sample, generated));
+            batch.tasks.push(request.row_task(sample.sample, generated, seen));
         }
         batch
     }

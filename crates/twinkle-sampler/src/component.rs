@@ -13,10 +13,10 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::spawn_blocking;
 use tower::Service;
 use tracing::{debug, info, warn};
-use twinkle_core::call::{Call, Operation, Reply, SampleRequest};
+use twinkle_core::call::{Call, LogprobsMode, Operation, Reply, SampleRequest};
 use twinkle_core::checkpoint::CheckpointStore;
 use twinkle_core::component::{Component, ComponentKind, Health, Lifecycle, misrouted};
-use twinkle_core::config::{SamplerArgs, SamplerType};
+use twinkle_core::config::{self, SamplerArgs, SamplerType};
 use twinkle_core::engine::pulse::EngineStatus;
 use twinkle_core::engine::supervisor::RestartPolicy;
 use twinkle_core::ids::TenantId;
@@ -26,12 +26,13 @@ use twinkle_core::{Error, ErrorCode, Result};
 use twinkle_nn::{BaseModel, ModelConfig, PublishedAdapters};
 
 use crate::adapters::{AdapterLimits, Adapters};
-use crate::engine::EngineStats;
 use crate::line::{Line, Question};
 use crate::memory::{kv_token_budget, sequence_tokens};
-use crate::params::{MOST_CELLS, ModelLimits, Seeds, ValidRequest, validate};
+use crate::params::{MOST_CELLS, ModelLimits, ValidRequest, validate};
 use crate::runner::TorchRunner;
 use crate::scheduler::{FairScheduler, Scheduler, SchedulerLimits};
+use crate::seeds::Seeds;
+use crate::stats::EngineStats;
 use crate::stop::StopRule;
 
 /// Requests in the house, waiting or running; more are told to come back.
@@ -146,7 +147,12 @@ impl Component for SamplerComponent {
             .map_err(|_| Error::internal("reading the tokenizer was interrupted"))??;
         let mut eos = config.eos_token_ids.clone();
         eos.extend(text.eos);
-        let limits = ModelLimits { vocabulary: config.vocab_size, max_model_len, max_samples: MOST_SAMPLES };
+        let limits = ModelLimits {
+            vocabulary: config.vocab_size,
+            max_model_len,
+            max_samples: MOST_SAMPLES,
+            numbers: numbers(args.engine.logprobs_mode),
+        };
         let schedule = SchedulerLimits {
             seats: args.engine.max_num_seqs as usize,
             kv_tokens: kv_token_budget(&base),
@@ -324,6 +330,16 @@ fn end_of_sequence(path: &Path) -> Option<String> {
     let settings: serde_json::Value = serde_json::from_slice(&text).ok()?;
     let token = settings.get("eos_token")?;
     token.as_str().or_else(|| token.get("content")?.as_str()).map(str::to_owned)
+}
+
+/// What the configuration's `logprobs_mode` means.
+fn numbers(mode: config::LogprobsMode) -> LogprobsMode {
+    match mode {
+        config::LogprobsMode::ProcessedLogprobs => LogprobsMode::Processed,
+        config::LogprobsMode::RawLogprobs => LogprobsMode::Raw,
+        config::LogprobsMode::ProcessedLogits => LogprobsMode::ProcessedLogits,
+        config::LogprobsMode::RawLogits => LogprobsMode::RawLogits,
+    }
 }
 
 /// As it is written in the configuration.

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -29,6 +29,7 @@ use crate::params::ValidRequest;
 use crate::runner::{PromptTile, Runner};
 use crate::scheduler::{Job, JobId, SampleRef, Scheduler, Start, Tile};
 use crate::sequence::Request;
+use crate::stats::EngineStats;
 use crate::watched::{Holding, Shown};
 
 /// What the engine is told.
@@ -56,41 +57,6 @@ pub struct Work {
     pub ticket: Ticket<SampleOutcome>,
     /// Which request it belongs to, for log and trace.
     pub carried: Carried,
-}
-
-/// What the engine holds right now, for metrics and tests; written after every step.
-#[derive(Debug, Default)]
-pub struct EngineStats {
-    requests: AtomicUsize,
-    waiting: AtomicUsize,
-    cache_bytes: AtomicU64,
-    generated: AtomicU64,
-}
-
-impl EngineStats {
-    /// Requests that wait or run.
-    #[must_use]
-    pub fn requests(&self) -> usize {
-        self.requests.load(Ordering::Acquire)
-    }
-
-    /// Samples without a place in the batch.
-    #[must_use]
-    pub fn waiting(&self) -> usize {
-        self.waiting.load(Ordering::Acquire)
-    }
-
-    /// Memory of all KV caches, in bytes.
-    #[must_use]
-    pub fn cache_bytes(&self) -> u64 {
-        self.cache_bytes.load(Ordering::Acquire)
-    }
-
-    /// Tokens drawn since the start.
-    #[must_use]
-    pub fn generated(&self) -> u64 {
-        self.generated.load(Ordering::Acquire)
-    }
 }
 
 /// The engine's state; lives on its thread.
@@ -249,14 +215,20 @@ impl<R: Runner> Engine<R> {
         let SampleRef { job, sample } = start.sample;
         let Some(request) = self.requests.get_mut(&job) else { return };
         request.progress.decodes();
-        let task = request.row_task(sample, 0);
+        let mut sequence = request.new_sequence();
+        if request.valid.max_new_tokens == 0 {
+            // Only the prompt was of interest.
+            request.begin(sample, sequence);
+            self.finish(start.sample, StopReason::Length);
+            return;
+        }
+        let task = request.row_task(sample, 0, sequence.seen());
         let logits = request.first_logits.as_deref().unwrap_or_default();
         let Ok(first) = draw(logits, &task) else {
             self.fail(job, None);
             return;
         };
         self.stats.generated.fetch_add(1, Ordering::AcqRel);
-        let mut sequence = request.new_sequence();
         let stopped = sequence.push(first, request.valid.max_new_tokens);
         if stopped.is_none() {
             sequence.cache = if start.takes_prompt {
@@ -270,6 +242,7 @@ impl<R: Runner> Engine<R> {
             request.first_logits = None;
         }
         request.begin(sample, sequence);
+        request.tell(sample, stopped);
         if let Some(reason) = stopped {
             self.finish(start.sample, reason);
         }
@@ -318,7 +291,10 @@ impl<R: Runner> Engine<R> {
     }
 
     fn scatter(&mut self, batch: Batch<R::Cache>, draws: Vec<Result<Draw, NonFinite>>) {
-        for ((sample, cache), draw) in batch.samples.into_iter().zip(batch.caches).zip(draws) {
+        // The tasks are done with what their sequences have seen, which changes now.
+        let Batch { samples, caches, tasks, .. } = batch;
+        drop(tasks);
+        for ((sample, cache), draw) in samples.into_iter().zip(caches).zip(draws) {
             let Some(request) = self.requests.get_mut(&sample.job) else { continue };
             let max_new_tokens = request.valid.max_new_tokens;
             let Some(sequence) = request.running(sample.sample) else { continue };
@@ -327,7 +303,9 @@ impl<R: Runner> Engine<R> {
                 continue;
             };
             sequence.cache = Some(cache);
-            if let Some(reason) = sequence.push(draw, max_new_tokens) {
+            let stopped = sequence.push(draw, max_new_tokens);
+            request.tell(sample.sample, stopped);
+            if let Some(reason) = stopped {
                 self.finish(sample, reason);
             }
         }
@@ -392,6 +370,10 @@ impl<R: Runner> Engine<R> {
 #[cfg(test)]
 #[path = "engine_tests.rs"]
 pub(crate) mod tests;
+
+#[cfg(test)]
+#[path = "engine_stream_tests.rs"]
+mod streams;
 
 #[cfg(test)]
 #[path = "engine_turns_tests.rs"]

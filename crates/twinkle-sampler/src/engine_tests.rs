@@ -1,10 +1,11 @@
 //! The engine over a scripted model: what the model computes is simple, what can go wrong is not.
 
 use std::num::NonZeroUsize;
+use std::sync::atomic::AtomicUsize;
 use std::thread;
 
 use twinkle_core::ErrorCode;
-use twinkle_core::call::{SampledSequence, WeightVersion};
+use twinkle_core::call::{LogprobsMode, SampledSequence, WeightVersion};
 use twinkle_core::engine::ticket::{Answer, ticket};
 
 use super::*;
@@ -131,9 +132,9 @@ impl Runner for Scripted {
     }
 }
 
-struct House {
+pub(super) struct House {
     line: mpsc::Sender<Command>,
-    stats: Arc<EngineStats>,
+    pub(super) stats: Arc<EngineStats>,
     pulse: Pulse,
     model: Scripted,
     thread: Option<thread::JoinHandle<()>>,
@@ -153,7 +154,7 @@ impl Asked {
 }
 
 impl House {
-    fn open() -> Self {
+    pub(super) fn open() -> Self {
         let limits =
             SchedulerLimits { seats: 4, kv_tokens: 2000, sequence_tokens: 0, step_tokens: 16, tile: 8, waiting: 100 };
         let (line, mut commands) = mpsc::channel(64);
@@ -169,7 +170,7 @@ impl House {
         Self { line, stats, pulse, model, thread: Some(thread) }
     }
 
-    fn ask(&self, request: ValidRequest) -> Asked {
+    pub(super) fn ask(&self, request: ValidRequest) -> Asked {
         let (ticket, answer) = ticket(&self.pulse);
         let carried = twinkle_core::telemetry::carried::Carried::from_here();
         let work = Work { tenant: TenantId::new("t"), request, weights: Weights::default(), ticket, carried };
@@ -177,7 +178,7 @@ impl House {
         Asked(answer)
     }
 
-    fn sample(&self, request: ValidRequest) -> Result<SampleOutcome> {
+    pub(super) fn sample(&self, request: ValidRequest) -> Result<SampleOutcome> {
         self.ask(request).blocking_recv().unwrap()
     }
 }
@@ -205,6 +206,9 @@ pub(crate) fn request(prompt: &[u32]) -> ValidRequest {
         stop: StopRule::default(),
         wants: PromptWants::default(),
         top: 0,
+        seen: None,
+        numbers: LogprobsMode::Processed,
+        stream: None,
     }
 }
 

@@ -22,11 +22,12 @@ use twinkle_core::telemetry::metrics::ENGINE_RESTARTS;
 use twinkle_core::{Error, Result};
 
 use crate::adapters::Weights;
-use crate::engine::{Command, Engine, EngineStats, Work};
+use crate::engine::{Command, Engine, Work};
 use crate::failure::stopped;
 use crate::params::ValidRequest;
 use crate::runner::Runner;
 use crate::scheduler::Scheduler;
+use crate::stats::EngineStats;
 
 /// Commands between the handle and the engine thread.
 const LENGTH: usize = 256;

@@ -2,6 +2,7 @@
 
 use futures::future::join_all;
 use twinkle_core::ErrorCode;
+use twinkle_core::call::token_stream;
 use twinkle_core::component::Health;
 
 use super::*;
@@ -72,4 +73,21 @@ async fn what_a_stopping_node_has_not_sampled_is_to_be_asked_again() {
     let (answer, ()) = tokio::join!(line.ask(endless), line.drain(Duration::ZERO));
     assert_eq!(answer.unwrap_err().code, ErrorCode::Draining);
     assert_eq!(line.ask(question(&[1, 2])).await.unwrap_err().code, ErrorCode::Draining);
+}
+
+#[tokio::test]
+async fn a_stream_goes_on_where_a_lost_engine_left_it() {
+    let expected = line(0, false).ask(question(&[7, LOST_TOKEN, 8])).await.unwrap();
+    for in_decode in [false, true] {
+        let (sender, mut stream) = token_stream();
+        let mut asked = question(&[7, LOST_TOKEN, 8]);
+        asked.request.stream = Some(sender);
+        assert_eq!(line(1, in_decode).ask(asked).await.unwrap(), expected);
+        let mut tokens = Vec::new();
+        while let Some(drawn) = stream.next().await {
+            assert_eq!(drawn.place, tokens.len());
+            tokens.push(drawn.token);
+        }
+        assert_eq!(tokens, expected.sequences[0].tokens);
+    }
 }

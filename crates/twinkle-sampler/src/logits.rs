@@ -1,16 +1,19 @@
 //! From a row of logits to a token and its logprob. Pure: a row, settings and a noise source in, a draw out.
 //!
-//! The order is vLLM's: temperature, then top-k, then top-p, then the draw. The draw is the Gumbel-max trick (Gumbel 1954;
+//! The order is vLLM's: penalties, temperature, then top-k, then top-p, then the draw. The draw is the Gumbel-max trick (Gumbel 1954;
 //! Maddison et al. 2014): `argmax (x + g)` with independent Gumbel noise `g` is distributed as `softmax(x)`. The noise is
 //! counter-based, keyed by the request and counted by position and token, so a draw does not depend on the batch, on
 //! what was drawn before, or on how the row was cut into blocks.
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::thread;
 
+use twinkle_core::call::LogprobsMode;
 use twinkle_nn::philox::Philox;
 
 use crate::likeliest::likeliest;
+use crate::penalties::Seen;
 
 /// Below this temperature the largest logit wins, as in vLLM.
 pub(crate) const GREEDY_BELOW: f32 = 1e-5;
@@ -71,9 +74,10 @@ fn gumbel(word: u32) -> f64 {
 pub struct Draw {
     /// Its id.
     pub token: u32,
-    /// Its natural-log probability under `softmax(logits / temperature)` before truncation; unscaled when greedy.
+    /// The number that the task wants beside it, by default its natural-log probability under
+    /// `softmax(logits / temperature)` before truncation; unscaled when greedy.
     pub logprob: f32,
-    /// The likeliest tokens of the row with their logprobs under the same distribution, as many as the task wants.
+    /// The likeliest tokens of the row with the same kind of number, as many as the task wants.
     pub likeliest: Vec<(u32, f32)>,
 }
 
@@ -83,7 +87,7 @@ pub struct Draw {
 pub struct NonFinite;
 
 /// How one row is drawn from.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct RowTask {
     /// How to draw.
     pub params: DrawParams,
@@ -91,6 +95,10 @@ pub struct RowTask {
     pub noise: Noise,
     /// How many of the row's likeliest tokens are wanted beside the drawn one.
     pub top: usize,
+    /// The tokens that are held back, if any are.
+    pub seen: Option<Arc<Seen>>,
+    /// Which numbers are wanted beside tokens.
+    pub numbers: LogprobsMode,
 }
 
 /// Draws one token from a row of fp32 logits `[V]`.
@@ -98,7 +106,16 @@ pub struct RowTask {
 /// # Errors
 /// [`NonFinite`] when a logit is NaN or infinite, or the row is empty.
 pub fn draw(logits: &[f32], task: &RowTask) -> Result<Draw, NonFinite> {
-    let RowTask { params, noise, top } = task;
+    let Some(seen) = &task.seen else { return draw_from(logits, logits, task) };
+    largest(logits)?;
+    let mut held_back = logits.to_vec();
+    seen.hold_back(&mut held_back);
+    draw_from(&held_back, logits, task)
+}
+
+/// Draws from `logits`; `raw` are those before penalties.
+fn draw_from(logits: &[f32], raw: &[f32], task: &RowTask) -> Result<Draw, NonFinite> {
+    let RowTask { params, noise, top, numbers, .. } = task;
     let (best, largest) = largest(logits)?;
     let temperature = if params.is_greedy() { 1.0 } else { params.temperature };
     let token = if params.is_greedy() {
@@ -108,14 +125,26 @@ pub fn draw(logits: &[f32], task: &RowTask) -> Result<Draw, NonFinite> {
     } else {
         draw_of_all(logits, best, temperature, *noise)
     };
-    let normaliser = log_sum(logits, largest, temperature);
-    let logprob = |token: u32| {
-        let logit = logits.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY);
-        (scaled(logit, largest, temperature) - normaliser) as f32
-    };
     let token = token as u32;
-    let likeliest = likeliest(logits, *top).into_iter().map(|token| (token, logprob(token))).collect();
-    Ok(Draw { token, logprob: logprob(token), likeliest })
+    Ok(match numbers {
+        LogprobsMode::Processed => with_logprobs(token, logits, (largest, temperature), *top),
+        LogprobsMode::Raw => with_logprobs(token, raw, (self::largest(raw)?.1, 1.0), *top),
+        LogprobsMode::ProcessedLogits => with_numbers(token, logits, *top, |logit| logit / temperature),
+        LogprobsMode::RawLogits => with_numbers(token, raw, *top, |logit| logit),
+    })
+}
+
+/// A drawn token with logprobs under `softmax(row / temperature)`, of which the largest logit is known.
+fn with_logprobs(token: u32, row: &[f32], (largest, temperature): (f32, f32), top: usize) -> Draw {
+    let normaliser = log_sum(row, largest, temperature);
+    with_numbers(token, row, top, |logit| (scaled(logit, largest, temperature) - normaliser) as f32)
+}
+
+/// A drawn token with a number made of each logit.
+fn with_numbers(token: u32, row: &[f32], top: usize, number: impl Fn(f32) -> f32) -> Draw {
+    let number = |token: u32| number(row.get(token as usize).copied().unwrap_or(f32::NEG_INFINITY));
+    let likeliest = likeliest(row, top).into_iter().map(|token| (token, number(token))).collect();
+    Draw { token, logprob: number(token), likeliest }
 }
 
 /// Draws one token per row of `[rows, V]` logits; a bad row fails alone. Large batches are shared between threads.

@@ -32,7 +32,12 @@ fn params(temperature: f32, top_k: i64, top_p: f32) -> DrawParams {
 
 /// A draw without the likeliest tokens.
 fn plain(logits: &[f32], params: &DrawParams, noise: Noise) -> Result<Draw, NonFinite> {
-    draw(logits, &RowTask { params: *params, noise, top: 0 })
+    draw(logits, &task(*params, noise, 0))
+}
+
+/// No penalties, and logprobs as they are drawn from.
+fn task(params: DrawParams, noise: Noise, top: usize) -> RowTask {
+    RowTask { params, noise, top, seen: None, numbers: LogprobsMode::Processed }
 }
 
 fn random_row(seed: u64, length: usize) -> Vec<f32> {
@@ -86,8 +91,7 @@ fn a_row_that_is_not_finite_fails() {
 fn a_bad_row_does_not_fail_its_neighbours() {
     let mut logits = random_row(1, 3 * 50_000);
     logits[50_007] = f32::NAN;
-    let tasks: Vec<RowTask> =
-        (0..3).map(|row| RowTask { params: params(1.0, 0, 1.0), noise: Noise::new(row, 4), top: 0 }).collect();
+    let tasks: Vec<RowTask> = (0..3).map(|row| task(params(1.0, 0, 1.0), Noise::new(row, 4), 0)).collect();
     let together = draw_rows(&logits, 50_000, &tasks);
     assert_eq!(together[1], Err(NonFinite));
     for row in [0, 2] {
@@ -199,15 +203,60 @@ proptest! {
 fn the_likeliest_have_the_logprobs_a_draw_of_them_would_report() {
     for (temperature, top_k) in [(1.0, 0), (0.6, 2), (0.0, 0)] {
         let row = random_row(8, 300);
-        let task =
-            |position| RowTask { params: params(temperature, top_k, 1.0), noise: Noise::new(1, position), top: 300 };
         for position in 0..20 {
-            let drawn = draw(&row, &task(position)).unwrap();
+            let drawn = draw(&row, &task(params(temperature, top_k, 1.0), Noise::new(1, position), 300)).unwrap();
             let same = drawn.likeliest.iter().find(|(token, _)| *token == drawn.token).unwrap();
             assert_eq!(same.1.to_bits(), drawn.logprob.to_bits());
             assert!(drawn.likeliest.is_sorted_by(|left, right| left.1 >= right.1));
             let sum: f64 = drawn.likeliest.iter().map(|(_, logprob)| f64::from(*logprob).exp()).sum();
             assert!((sum - 1.0).abs() < 1e-5, "{sum}");
         }
+    }
+}
+
+/// What is drawn from `row` with these numbers wanted, and with tokens 0 and 1 held back by two.
+fn numbered(row: &[f32], temperature: f32, numbers: LogprobsMode) -> Draw {
+    let penalties = twinkle_core::call::Penalties { presence: 2.0, ..Default::default() };
+    let mut seen = Seen::new(penalties, &[]).unwrap();
+    seen.drew(0);
+    seen.drew(1);
+    let task = task(params(temperature, 0, 1.0), Noise::new(3, 1), row.len());
+    draw(row, &RowTask { seen: Some(Arc::new(seen)), numbers, ..task }).unwrap()
+}
+
+#[test]
+fn each_mode_tells_its_own_numbers_of_the_same_token() {
+    let row = [3.0_f32, 2.5, 2.0, -1.0];
+    let (held_back, temperature) = ([1.0_f32, 0.5, 2.0, -1.0], 0.5);
+    let softmax = |row: [f32; 4], temperature: f32| {
+        let sum: f32 = row.iter().map(|logit| (logit / temperature).exp()).sum();
+        row.map(|logit| logit / temperature - sum.ln())
+    };
+    for (numbers, expected) in [
+        (LogprobsMode::Processed, softmax(held_back, temperature)),
+        (LogprobsMode::Raw, softmax(row, 1.0)),
+        (LogprobsMode::ProcessedLogits, held_back.map(|logit| logit / temperature)),
+        (LogprobsMode::RawLogits, row),
+    ] {
+        let drawn = numbered(&row, temperature, numbers);
+        assert_eq!(drawn.token, numbered(&row, temperature, LogprobsMode::Processed).token);
+        assert!((drawn.logprob - expected[drawn.token as usize]).abs() < 1e-5, "{numbers:?}");
+        assert!(drawn.likeliest.is_sorted_by(|left, right| left.1 >= right.1), "{numbers:?}");
+        for (token, number) in &drawn.likeliest {
+            assert!((number - expected[*token as usize]).abs() < 1e-5, "{numbers:?} of {token}");
+        }
+    }
+    assert_eq!(numbered(&row, 0.0, LogprobsMode::RawLogits).token, 2, "what is held back is not the greedy choice");
+}
+
+#[test]
+fn penalties_that_hold_nothing_back_leave_every_bit_as_it_was() {
+    let row = random_row(21, 3000);
+    for temperature in [0.0, 0.7, 1.0] {
+        let plain = task(params(temperature, 40, 0.9), Noise::new(9, 2), 5);
+        // Of a token whose id has no row.
+        let seen = Seen::new(twinkle_core::call::Penalties { repetition: 2.0, ..Default::default() }, &[9999]);
+        let held_back = RowTask { seen: seen.map(Arc::new), ..plain.clone() };
+        assert_eq!(draw(&row, &plain), draw(&row, &held_back));
     }
 }

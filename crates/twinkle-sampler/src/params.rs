@@ -1,17 +1,16 @@
 //! From a request to one the engine can trust: every limit is checked here, once.
 
-use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use twinkle_core::call::{SampleRequest, SamplingParams, TargetTokens};
+use twinkle_core::call::{LogprobsMode, SampleRequest, SamplingParams, TargetTokens, TokenSender};
 use twinkle_core::data::TokenIds;
 use twinkle_core::{Error, Result};
-use twinkle_nn::philox::Philox;
 
 use crate::logits::DrawParams;
+use crate::penalties::{Seen, check_penalties};
 use crate::prompt::PromptWants;
+use crate::seeds::Seeds;
 use crate::stop::StopRule;
 
 /// Most likeliest or drawn tokens per position.
@@ -28,6 +27,8 @@ pub struct ModelLimits {
     pub max_model_len: usize,
     /// Most samples in one request.
     pub max_samples: u32,
+    /// Which numbers stand beside new tokens when a request does not say.
+    pub numbers: LogprobsMode,
 }
 
 /// A sampling request whose limits have been checked against the served model.
@@ -37,7 +38,7 @@ pub struct ValidRequest {
     pub prompt: TokenIds,
     /// How many continuations, at least 1.
     pub samples: u32,
-    /// Most new tokens per sample, at least 1; with the prompt inside the context.
+    /// Most new tokens per sample; with the prompt inside the context. 0 only when something is wanted of the prompt.
     pub max_new_tokens: usize,
     /// The seed of the whole request; each sample has its own key.
     pub seed: u64,
@@ -49,6 +50,12 @@ pub struct ValidRequest {
     pub wants: PromptWants,
     /// How many of the likeliest tokens of each new token are wanted.
     pub top: usize,
+    /// What a sample has seen before its first token, if anything is held back.
+    pub seen: Option<Arc<Seen>>,
+    /// Which numbers stand beside new tokens.
+    pub numbers: LogprobsMode,
+    /// Is told every new token as it is drawn.
+    pub stream: Option<TokenSender>,
 }
 
 impl ValidRequest {
@@ -73,7 +80,8 @@ impl ValidRequest {
 /// # Errors
 /// `InvalidArgument`, naming the field and its limit.
 pub fn validate(request: SampleRequest, stop: StopRule, limits: &ModelLimits, seeds: &Seeds) -> Result<ValidRequest> {
-    let SampleRequest { prompt, num_samples, params, prompt_logprobs, extras, .. } = request;
+    let SampleRequest { prompt, num_samples, params, prompt_logprobs, extras, penalties, logprobs, stream, .. } =
+        request;
     check_prompt(&prompt, limits)?;
     if num_samples == 0 || num_samples > limits.max_samples {
         return Err(Error::invalid(format!(
@@ -82,7 +90,8 @@ pub fn validate(request: SampleRequest, stop: StopRule, limits: &ModelLimits, se
         )));
     }
     let draw = check_draw(&params)?;
-    let max_new_tokens = check_length(prompt.len(), params.max_tokens, limits)?;
+    check_penalties(&penalties)?;
+    let numbers = logprobs.unwrap_or(limits.numbers);
     let seed = params.seed.unwrap_or_else(|| seeds.draw());
     let top = check_width("topk_sample_logprobs", extras.topk_sample_logprobs)?;
     let wants = PromptWants {
@@ -97,7 +106,14 @@ pub fn validate(request: SampleRequest, stop: StopRule, limits: &ModelLimits, se
             None => None,
         },
     };
-    let request = ValidRequest { prompt, samples: num_samples, max_new_tokens, seed, draw, stop, wants, top };
+    if wants.is_something() && numbers.is_logits() {
+        return Err(Error::unsupported("logits of the prompt cannot be told, only log-probabilities")
+            .hint("ask for nothing of the prompt, or for another `logprobs_mode`"));
+    }
+    let max_new_tokens = check_length(prompt.len(), params.max_tokens, wants.is_something(), limits)?;
+    let seen = Seen::new(penalties, &prompt).map(Arc::new);
+    let samples = num_samples;
+    let request = ValidRequest { prompt, samples, max_new_tokens, seed, draw, stop, wants, top, seen, numbers, stream };
     let cells = request.extra_cells();
     if cells > MOST_CELLS {
         return Err(Error::invalid(format!(
@@ -184,11 +200,13 @@ fn check_draw(params: &SamplingParams) -> Result<DrawParams> {
     Ok(DrawParams { temperature, top_k, top_p })
 }
 
-fn check_length(prompt: usize, max_tokens: Option<u32>, limits: &ModelLimits) -> Result<usize> {
+fn check_length(prompt: usize, max_tokens: Option<u32>, wants_prompt: bool, limits: &ModelLimits) -> Result<usize> {
     let room = limits.max_model_len - prompt;
     match max_tokens.map(|most| most as usize) {
         None => Ok(room),
-        Some(0) => Err(Error::invalid("`max_tokens` is 0, it must be at least 1")),
+        Some(0) if !wants_prompt => {
+            Err(Error::invalid("`max_tokens` is 0, it must be at least 1 when nothing is wanted of the prompt"))
+        }
         Some(most) if most > room => Err(Error::invalid(format!(
             "a prompt of {prompt} tokens and `max_tokens` {most} exceed the context of {} tokens",
             limits.max_model_len
@@ -198,57 +216,32 @@ fn check_length(prompt: usize, max_tokens: Option<u32>, limits: &ModelLimits) ->
     }
 }
 
-/// Seeds for requests that name none.
-#[derive(Debug)]
-pub struct Seeds {
-    key: u64,
-    drawn: AtomicU64,
-}
-
-impl Seeds {
-    /// Seeds from `key`, or from the operating system's randomness.
-    #[must_use]
-    pub fn new(key: Option<u64>) -> Self {
-        let key = key.unwrap_or_else(|| RandomState::new().hash_one("sampler"));
-        Self { key, drawn: AtomicU64::new(0) }
-    }
-
-    /// The next seed.
-    pub fn draw(&self) -> u64 {
-        let [low, high, ..] = Philox::new(self.key, 0).block(self.drawn.fetch_add(1, Ordering::Relaxed));
-        u64::from(low) | u64::from(high) << 32
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use twinkle_core::call::{CellLayout, SampleExtras, SamplingSource, Stop};
+    use twinkle_core::call::{CellLayout, Penalties, SampleExtras, SamplingSource, Stop};
 
     use super::*;
 
     fn request() -> SampleRequest {
-        SampleRequest {
-            source: SamplingSource::Base,
-            prompt: vec![1, 2, 3],
-            num_samples: 1,
-            params: SamplingParams {
-                max_tokens: Some(4),
-                seed: Some(9),
-                stop: Stop::EndOfSequence,
-                temperature: 1.0,
-                top_k: None,
-                top_p: 1.0,
-            },
-            prompt_logprobs: false,
-            extras: SampleExtras::default(),
-        }
+        let params = SamplingParams {
+            max_tokens: Some(4),
+            seed: Some(9),
+            stop: Stop::EndOfSequence,
+            temperature: 1.0,
+            top_k: None,
+            top_p: 1.0,
+        };
+        SampleRequest::new(SamplingSource::Base, vec![1, 2, 3], params)
+    }
+
+    fn limits(max_model_len: usize) -> ModelLimits {
+        ModelLimits { vocabulary: 10, max_model_len, max_samples: 4, numbers: LogprobsMode::Processed }
     }
 
     fn check(change: impl FnOnce(&mut SampleRequest)) -> Result<ValidRequest> {
         let mut request = request();
         change(&mut request);
-        let limits = ModelLimits { vocabulary: 10, max_model_len: 8, max_samples: 4 };
-        validate(request, StopRule::default(), &limits, &Seeds::new(Some(1)))
+        validate(request, StopRule::default(), &limits(8), &Seeds::new(Some(1)))
     }
 
     fn refusal(change: impl FnOnce(&mut SampleRequest)) -> String {
@@ -274,11 +267,10 @@ mod tests {
     }
 
     fn wide(k: u32) -> Result<ValidRequest> {
-        let limits = ModelLimits { vocabulary: 10, max_model_len: 8000, max_samples: 4 };
         let mut request = request();
         request.prompt = vec![1; 5000];
         request.extras.topk_prompt_logprobs = k;
-        validate(request, StopRule::default(), &limits, &Seeds::new(Some(1)))
+        validate(request, StopRule::default(), &limits(8000), &Seeds::new(Some(1)))
     }
 
     #[test]
@@ -331,6 +323,39 @@ mod tests {
     }
 
     #[test]
+    fn no_new_token_is_right_when_the_prompt_is_of_interest() {
+        let scored = check(|request| {
+            request.params.max_tokens = Some(0);
+            request.prompt_logprobs = true;
+        });
+        assert_eq!(scored.unwrap().max_new_tokens, 0);
+    }
+
+    #[test]
+    fn the_samplers_numbers_are_told_unless_the_request_names_others() {
+        let numbers = |named, change: fn(&mut SampleRequest)| {
+            let mut request = request();
+            request.logprobs = named;
+            change(&mut request);
+            let limits = ModelLimits { numbers: LogprobsMode::RawLogits, ..limits(8) };
+            validate(request, StopRule::default(), &limits, &Seeds::new(Some(1))).map(|valid| valid.numbers)
+        };
+        assert_eq!(numbers(None, |_| {}), Ok(LogprobsMode::RawLogits));
+        assert_eq!(numbers(Some(LogprobsMode::Raw), |request| request.prompt_logprobs = true), Ok(LogprobsMode::Raw));
+        let error = numbers(None, |request| request.prompt_logprobs = true).unwrap_err();
+        assert_eq!(error.code, twinkle_core::ErrorCode::Unsupported);
+    }
+
+    #[test]
+    fn only_penalties_that_do_something_are_kept_in_mind() {
+        assert!(check(|_| {}).unwrap().seen.is_none());
+        let penalties = Penalties { presence: 0.5, ..Penalties::default() };
+        assert!(check(|request| request.penalties = penalties).unwrap().seen.is_some());
+        let wrong = Penalties { repetition: 0.0, ..Penalties::default() };
+        assert!(refusal(|request| request.penalties = wrong).contains("repetition_penalty"));
+    }
+
+    #[test]
     fn no_max_tokens_fills_the_context() {
         assert_eq!(check(|request| request.params.max_tokens = None).unwrap().max_new_tokens, 5);
     }
@@ -338,16 +363,5 @@ mod tests {
     #[test]
     fn top_k_of_zero_is_off() {
         assert_eq!(check(|request| request.params.top_k = Some(0)).unwrap().draw.top_k, None);
-    }
-
-    #[test]
-    fn requests_without_a_seed_get_different_ones_and_a_configured_seed_repeats_them() {
-        let seeds = |key| {
-            let seeds = Seeds::new(key);
-            [seeds.draw(), seeds.draw()]
-        };
-        assert_ne!(seeds(None)[0], seeds(None)[1]);
-        assert_ne!(seeds(None), seeds(None));
-        assert_eq!(seeds(Some(3)), seeds(Some(3)));
     }
 }

@@ -33,6 +33,12 @@ pub struct PromptWants {
 }
 
 impl PromptWants {
+    /// Whether it is anything at all.
+    #[must_use]
+    pub fn is_something(&self) -> bool {
+        self.logprobs || self.likeliest > 0 || self.targets.is_some() || self.alternatives > 0
+    }
+
     /// The rows that must go through the head, of a prompt of this many tokens.
     #[must_use]
     pub fn rows(&self, prompt: usize) -> Range<usize> {

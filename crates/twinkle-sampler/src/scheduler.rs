@@ -30,7 +30,7 @@ pub struct Job {
     pub tenant: TenantId,
     /// Tokens of the prompt, at least 1.
     pub prompt: usize,
-    /// Most new tokens per sample, at least 1.
+    /// Most new tokens per sample; 0 when only the prompt is of interest.
     pub max_new_tokens: usize,
     /// Samples, at least 1.
     pub samples: u32,

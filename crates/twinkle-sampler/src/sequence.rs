@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::time::Instant;
-use twinkle_core::call::{SampleOutcome, SampledSequence, StopReason, TopLogprobs, WeightVersion};
+use twinkle_core::call::{DrawnToken, SampleOutcome, SampledSequence, StopReason, TopLogprobs, WeightVersion};
 use twinkle_core::engine::ticket::Ticket;
 use twinkle_core::telemetry::carried::Carried;
 use twinkle_nn::Adapter;
@@ -13,6 +13,7 @@ use twinkle_nn::Adapter;
 use crate::adapters::Weights;
 use crate::logits::{Draw, Noise, RowTask};
 use crate::params::ValidRequest;
+use crate::penalties::Seen;
 use crate::prompt::PromptFindings;
 use crate::stop::StopWatch;
 use crate::watched::Progress;
@@ -45,6 +46,8 @@ pub(crate) struct Sequence<Cache> {
     logprobs: Vec<f32>,
     likeliest: Vec<Vec<(u32, f32)>>,
     watch: StopWatch,
+    /// The tokens that are held back from now on.
+    seen: Option<Arc<Seen>>,
 }
 
 impl<Cache> Request<Cache> {
@@ -70,15 +73,15 @@ impl<Cache> Request<Cache> {
 
     /// A sequence of no tokens yet.
     pub(crate) fn new_sequence(&self) -> Sequence<Cache> {
-        let watch = self.valid.stop.watch();
-        Sequence { cache: None, tokens: Vec::new(), logprobs: Vec::new(), likeliest: Vec::new(), watch }
+        let (watch, seen) = (self.valid.stop.watch(), self.valid.seen.clone());
+        Sequence { cache: None, tokens: Vec::new(), logprobs: Vec::new(), likeliest: Vec::new(), watch, seen }
     }
 
-    /// How the token after `generated` new ones is drawn in `sample`.
-    pub(crate) fn row_task(&self, sample: u32, generated: usize) -> RowTask {
+    /// How the token after `generated` new ones is drawn in `sample`, which has seen these.
+    pub(crate) fn row_task(&self, sample: u32, generated: usize, seen: Option<Arc<Seen>>) -> RowTask {
         let position = (self.valid.prompt.len() + generated) as u64;
         let noise = Noise::new(self.valid.sample_key(sample), position);
-        RowTask { params: self.valid.draw, noise, top: self.valid.top }
+        RowTask { params: self.valid.draw, noise, top: self.valid.top, seen, numbers: self.valid.numbers }
     }
 
     /// A sample begins.
@@ -88,6 +91,14 @@ impl<Cache> Request<Cache> {
 
     pub(crate) fn running(&mut self, sample: u32) -> Option<&mut Sequence<Cache>> {
         self.running.get_mut(&sample)
+    }
+
+    /// Tells who listens of the newest token of a running sample.
+    pub(crate) fn tell(&self, sample: u32, ends: Option<StopReason>) {
+        let Some(stream) = &self.valid.stream else { return };
+        if let Some(drawn) = self.running.get(&sample).and_then(|sequence| sequence.newest(sample, ends)) {
+            stream.tell(drawn);
+        }
     }
 
     /// A sample that ran is complete.
@@ -131,6 +142,18 @@ impl<Cache> Sequence<Cache> {
         self.tokens.len()
     }
 
+    /// What it drew last.
+    fn newest(&self, sample: u32, ends: Option<StopReason>) -> Option<DrawnToken> {
+        let (token, logprob) = (*self.tokens.last()?, *self.logprobs.last()?);
+        let likeliest = self.likeliest.last().cloned().unwrap_or_default();
+        Some(DrawnToken { sample, place: self.tokens.len() - 1, token, logprob, likeliest, ends })
+    }
+
+    /// The tokens that are held back from the next one.
+    pub(crate) fn seen(&self) -> Option<Arc<Seen>> {
+        self.seen.clone()
+    }
+
     /// The token to feed next.
     pub(crate) fn last_token(&self) -> Option<u32> {
         self.tokens.last().copied()
@@ -140,6 +163,9 @@ impl<Cache> Sequence<Cache> {
     pub(crate) fn push(&mut self, draw: Draw, max_new_tokens: usize) -> Option<StopReason> {
         self.tokens.push(draw.token);
         self.logprobs.push(draw.logprob);
+        if let Some(seen) = &mut self.seen {
+            Arc::make_mut(seen).drew(draw.token);
+        }
         if !draw.likeliest.is_empty() {
             self.likeliest.push(draw.likeliest);
         }

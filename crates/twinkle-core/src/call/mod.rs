@@ -3,6 +3,7 @@
 //! A front turns bytes into a [`Call`] and a [`Reply`] into bytes; nothing behind it knows a wire
 //! format. Operations on a training run are serializable because the journal keeps them.
 
+mod adapter;
 mod custom_loss;
 mod lora;
 mod named;
@@ -12,7 +13,10 @@ mod run;
 mod sample;
 mod scheduler;
 mod serve;
+#[cfg(feature = "node")]
+mod stream;
 
+pub use adapter::{AdapterRecord, AdapterSettings, MetricSetting, NamedClass};
 pub use custom_loss::{CustomLossRecord, GraphArgument, GraphInput, GraphNode, LossGraph, NodeKind, SharedGraph};
 pub use lora::{ExpertFactors, LoraSpec, ModuleNames, Targets};
 pub use optimizer::{
@@ -21,12 +25,13 @@ pub use optimizer::{
 };
 pub use process::{ChatMessage, EncodedText, ProcessOutcome, ProcessRequest};
 pub use run::{
-    AdamParams, CreateRun, Ending, ForwardBackwardOutcome, Logprobs, LossSpec, Position, RunCall, RunOperation,
-    RunOutcome, SamplerTarget, StartingPoint,
+    AdamParams, CreateRun, Ending, ForwardBackwardOutcome, ForwardOptions, ForwardOutputs, Logprobs, LossSpec, NamedTensor, Position,
+    RunCall, RunOperation, RunOutcome, RunState, SamplerTarget, SavedTraining, StartingPoint, Table, TrainingProgress,
 };
 pub use sample::{
-    AltTokens, CellLayout, SampleExtras, SampleOutcome, SampleRequest, SampledSequence, SamplingParams, SamplingSource,
-    SparseLayout, Stop, StopReason, TargetLogprobs, TargetTokens, TopLogprobs, WeightVersion,
+    AltTokens, CellLayout, LogprobsMode, Penalties, SampleExtras, SampleOutcome, SampleRequest, SampledSequence,
+    SamplingParams, SamplingSource, SparseLayout, Stop, StopReason, TargetLogprobs, TargetTokens, TopLogprobs,
+    WeightVersion,
 };
 pub use scheduler::{Anneal, Cyclic, CyclicMode, OneCycle, SchedulerSpec};
 pub use serve::{
@@ -34,6 +39,8 @@ pub use serve::{
     SamplingSessionRecord, ServeOutcome, ServeRequest, SessionContents, SessionPlace, SessionRecord, SessionSearch,
     SessionState,
 };
+#[cfg(feature = "node")]
+pub use stream::{DrawnToken, TokenSender, TokenStream, token_stream};
 
 use self::named::named;
 use crate::ids::{RequestId, TenantId};

@@ -4,6 +4,8 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+#[cfg(feature = "node")]
+use super::stream::TokenSender;
 use crate::data::TokenIds;
 use crate::ids::{CheckpointPath, SamplingSessionId, TenantId};
 
@@ -22,6 +24,75 @@ pub struct SampleRequest {
     pub prompt_logprobs: bool,
     /// What else is wanted.
     pub extras: SampleExtras,
+    /// How tokens that are already there are held back.
+    pub penalties: Penalties,
+    /// Which numbers stand beside new tokens; `None`: what the sampler's `logprobs_mode` says.
+    pub logprobs: Option<LogprobsMode>,
+    /// Is told every new token as it is drawn.
+    #[cfg(feature = "node")]
+    pub stream: Option<TokenSender>,
+}
+
+impl SampleRequest {
+    /// One continuation of `prompt`, of which nothing is wanted beside tokens and their logprobs.
+    #[must_use]
+    pub fn new(source: SamplingSource, prompt: TokenIds, params: SamplingParams) -> Self {
+        Self {
+            source,
+            prompt,
+            num_samples: 1,
+            params,
+            prompt_logprobs: false,
+            extras: SampleExtras::default(),
+            penalties: Penalties::default(),
+            logprobs: None,
+            #[cfg(feature = "node")]
+            stream: None,
+        }
+    }
+}
+
+/// How tokens that are already there are held back; the default does nothing.
+///
+/// The order is vLLM's: repetition, then frequency and presence, all before the temperature.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Penalties {
+    /// Divides positive and multiplies negative logits of every token of the prompt and the answer (Keskar et al. 2019);
+    /// 1 does nothing.
+    pub repetition: f32,
+    /// Taken from the logit of every token of the answer, once for each time it is there; 0 does nothing.
+    pub frequency: f32,
+    /// Taken once from the logit of every token of the answer; 0 does nothing.
+    pub presence: f32,
+}
+
+impl Default for Penalties {
+    fn default() -> Self {
+        Self { repetition: 1.0, frequency: 0.0, presence: 0.0 }
+    }
+}
+
+/// Which numbers stand beside new tokens and their likeliest neighbours.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogprobsMode {
+    /// Of `softmax(logits / temperature)` after penalties. Top-k and top-p are not counted: these are the numbers that
+    /// training computes again. Without temperature where the draw is greedy.
+    #[default]
+    Processed,
+    /// Of `softmax(logits)`: the model's own, whatever the temperature.
+    Raw,
+    /// The logits after penalties and temperature.
+    ProcessedLogits,
+    /// The model's own logits.
+    RawLogits,
+}
+
+impl LogprobsMode {
+    /// Whether the numbers are logits.
+    #[must_use]
+    pub const fn is_logits(self) -> bool {
+        matches!(self, Self::ProcessedLogits | Self::RawLogits)
+    }
 }
 
 /// What may be wanted beside tokens and their logprobs; the default wants nothing.

@@ -318,7 +318,7 @@ mod tests {
     use tokio::time::advance;
 
     use super::*;
-    use crate::call::{Operation, SampleExtras, SampleRequest, SamplingParams, SamplingSource, Stop};
+    use crate::call::{Operation, SampleRequest, SamplingParams, SamplingSource, Stop};
 
     fn sample(tenant: &str, tokens: usize) -> Call {
         let params = SamplingParams {
@@ -329,14 +329,7 @@ mod tests {
             top_k: None,
             top_p: 1.0,
         };
-        let request = SampleRequest {
-            source: SamplingSource::Base,
-            prompt: vec![0; tokens],
-            num_samples: 1,
-            params,
-            prompt_logprobs: false,
-            extras: SampleExtras::default(),
-        };
+        let request = SampleRequest::new(SamplingSource::Base, vec![0; tokens], params);
         Call { tenant: TenantId::new(tenant), operation: Operation::Sample(Box::new(request)) }
     }
 

@@ -9,9 +9,7 @@ use tch::Device;
 use tempfile::TempDir;
 use tower::Service;
 use twinkle_core::Result;
-use twinkle_core::call::{
-    Call, Operation, Reply, SampleExtras, SampleOutcome, SampleRequest, SamplingParams, SamplingSource, Stop,
-};
+use twinkle_core::call::{Call, Operation, Reply, SampleOutcome, SampleRequest, SamplingParams, SamplingSource, Stop};
 use twinkle_core::checkpoint::CheckpointStore;
 use twinkle_core::component::{Component, Lifecycle};
 use twinkle_core::config::{ApplicationArgs, SamplerArgs, ServerConfig};
@@ -108,21 +106,15 @@ fn arguments(variant: &str, engine_args: &str) -> SamplerArgs {
 
 /// Temperature 1, no truncation, sixteen tokens, no stop.
 pub(crate) fn request(prompt: &[u32]) -> SampleRequest {
-    SampleRequest {
-        source: SamplingSource::Base,
-        prompt: prompt.to_vec(),
-        num_samples: 1,
-        params: SamplingParams {
-            max_tokens: Some(16),
-            seed: Some(7),
-            stop: Stop::Never,
-            temperature: 1.0,
-            top_k: None,
-            top_p: 1.0,
-        },
-        prompt_logprobs: false,
-        extras: SampleExtras::default(),
-    }
+    let params = SamplingParams {
+        max_tokens: Some(16),
+        seed: Some(7),
+        stop: Stop::Never,
+        temperature: 1.0,
+        top_k: None,
+        top_p: 1.0,
+    };
+    SampleRequest::new(SamplingSource::Base, prompt.to_vec(), params)
 }
 
 pub(crate) fn greedy(prompt: &[u32]) -> SampleRequest {

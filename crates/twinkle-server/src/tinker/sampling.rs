@@ -201,11 +201,9 @@ fn sample_request(wanted: Sample, source: SamplingSource) -> Result<SampleReques
         return Err(Error::invalid("the prompt is empty").hint("send at least one token"));
     }
     Ok(SampleRequest {
-        source,
-        prompt,
         num_samples: wanted.num_samples,
-        params: params(wanted.sampling_params)?,
         prompt_logprobs: wanted.prompt_logprobs.unwrap_or(false),
         extras,
+        ..SampleRequest::new(source, prompt, params(wanted.sampling_params)?)
     })
 }
