@@ -53,7 +53,8 @@ pub(crate) fn combine(outcomes: Vec<ForwardBackwardOutcome>) -> ForwardBackwardO
             metrics.insert(name, value);
         }
     }
-    ForwardBackwardOutcome { logprobs: outcomes.into_iter().flat_map(|outcome| outcome.logprobs).collect(), metrics }
+    let logprobs = outcomes.into_iter().flat_map(|outcome| outcome.logprobs).collect();
+    ForwardBackwardOutcome { logprobs, metrics, ..ForwardBackwardOutcome::default() }
 }
 
 /// One value out of (value, number of examples) pairs.
@@ -105,6 +106,7 @@ mod tests {
             metrics: ["loss:sum", "a:mean", "b:max", "c:min", "d:slack", "e:unknown", "f"]
                 .map(|name| (name.to_owned(), value))
                 .into(),
+            ..ForwardBackwardOutcome::default()
         };
         let mut first = outcome(1, 2.0);
         first.metrics.insert("only_here:sum".to_owned(), 1.0);

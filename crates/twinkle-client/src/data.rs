@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use twinkle_core::call::LossSpec;
+use twinkle_core::call::{LossSpec, SampledSequence};
 use twinkle_core::data::{Datum, TensorData};
 use twinkle_core::wire::native::Encoded;
 
 use crate::error::{Error, Result};
 
-/// A loss by name with its numeric settings.
+/// A loss by name with its numeric settings. A text alone is its name.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Loss(pub(crate) LossSpec);
 
@@ -56,7 +56,7 @@ impl Loss {
     /// Any loss of the server.
     #[must_use]
     pub fn named(name: &str) -> Self {
-        Self(LossSpec { name: name.to_owned(), config: BTreeMap::new(), graph: None })
+        Self(LossSpec::named(name))
     }
 
     /// Adds a setting such as `clip_low_threshold`.
@@ -64,6 +64,12 @@ impl Loss {
     pub fn with(mut self, setting: &str, value: f64) -> Self {
         self.0.config.insert(setting.to_owned(), value);
         self
+    }
+}
+
+impl From<&str> for Loss {
+    fn from(name: &str) -> Self {
+        Self::named(name)
     }
 }
 
@@ -93,8 +99,36 @@ pub fn supervised_datum(encoded: &Encoded) -> Result<Datum> {
     })
 }
 
+/// The example that makes a sampled continuation of `prompt` more likely by its `advantage`, or less likely by a negative
+/// one: what `importance_sampling`, `ppo` and `cispo` read. The prompt's positions count nothing.
+///
+/// Errors: an empty prompt, an empty continuation, or not one logprob for each of its tokens.
+pub fn policy_datum(prompt: &[u32], sampled: &SampledSequence, advantage: f32) -> Result<Datum> {
+    let (answer, logprobs) = (&sampled.tokens, &sampled.logprobs);
+    if answer.len() != logprobs.len() {
+        let (tokens, given) = (answer.len(), logprobs.len());
+        return Err(Error::InvalidArgument(format!("{tokens} sampled tokens with {given} logprobs")));
+    }
+    let (Some((first, targets)), false) = (prompt.split_first(), answer.is_empty()) else {
+        return Err(Error::InvalidArgument("a policy learns from a prompt and what was sampled after it".to_owned()));
+    };
+    let targets: Vec<u32> = targets.iter().chain(answer).copied().collect();
+    let inputs = [first].into_iter().chain(&targets).take(targets.len()).copied().collect();
+    let after_prompt = |values: Vec<f32>| TensorData::floats([vec![0.0; prompt.len() - 1], values].concat());
+    Ok(Datum {
+        tokens: inputs,
+        loss_inputs: BTreeMap::from([
+            ("target_tokens".to_owned(), TensorData::ints(targets.iter().map(|token| i64::from(*token)).collect())),
+            ("logprobs".to_owned(), after_prompt(logprobs.clone())),
+            ("advantages".to_owned(), after_prompt(vec![advantage; answer.len()])),
+        ]),
+    })
+}
+
 #[cfg(test)]
 mod tests {
+    use twinkle_core::call::StopReason;
+
     use super::*;
 
     #[test]
@@ -110,5 +144,25 @@ mod tests {
         for (tokens, mask) in [(vec![], vec![]), (vec![1], vec![1]), (vec![1, 2], vec![1])] {
             assert!(supervised_datum(&Encoded { tokens, assistant_mask: mask }).is_err());
         }
+    }
+
+    #[test]
+    fn a_sampled_answer_is_learned_from_and_its_prompt_is_not() {
+        let sampled = SampledSequence::new(vec![8, 9], vec![-0.5, -1.5], StopReason::Stop);
+        let datum = policy_datum(&[5, 6, 7], &sampled, 2.0).unwrap();
+        assert_eq!(datum.tokens, [5, 6, 7, 8]);
+        assert_eq!(datum.loss_inputs["target_tokens"], TensorData::ints(vec![6, 7, 8, 9]));
+        assert_eq!(datum.loss_inputs["logprobs"], TensorData::floats(vec![0.0, 0.0, -0.5, -1.5]));
+        assert_eq!(datum.loss_inputs["advantages"], TensorData::floats(vec![0.0, 0.0, 2.0, 2.0]));
+    }
+
+    #[test]
+    fn a_policy_needs_a_prompt_an_answer_and_its_logprobs() {
+        let sampled = |tokens: &[u32], logprobs: &[f32]| {
+            SampledSequence::new(tokens.to_vec(), logprobs.to_vec(), StopReason::Length)
+        };
+        assert!(policy_datum(&[], &sampled(&[1], &[-1.0]), 1.0).is_err());
+        assert!(policy_datum(&[1], &sampled(&[], &[]), 1.0).is_err());
+        assert!(policy_datum(&[1], &sampled(&[1, 2], &[-1.0]), 1.0).is_err());
     }
 }

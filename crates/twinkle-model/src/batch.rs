@@ -3,14 +3,18 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use twinkle_core::call::ForwardOptions;
 use twinkle_core::data::{Datum, TensorData, TensorValues, TokenIds};
 use twinkle_core::error::suggestion;
 use twinkle_core::{Error, Result};
 
-use crate::losses::{Column, Inputs, KNOWN_INPUTS, Loss, check_is_read};
+use crate::losses::{Column, Inputs, Loss, check_is_read};
 
 /// Most candidates one position may have. Distillation uses a few dozen.
 pub const MAX_CANDIDATES: usize = 1024;
+
+/// Most logits one request may be answered with: 64 MiB of them.
+pub const MAX_LOGITS: usize = 1 << 24;
 
 /// What a datum is checked against.
 #[derive(Clone, Copy, Debug)]
@@ -30,7 +34,8 @@ pub struct Example {
     pub targets: TokenIds,
     /// Second dimension of the targets; `None`: they have one dimension.
     pub candidates: Option<usize>,
-    /// Row-major `[targets × columns]`: what [`PerToken::token`](crate::losses::PerToken::token) gets.
+    /// Row-major `[targets × columns]`: what [`PerToken::token`](crate::losses::PerToken::token) gets. Of a loss with
+    /// [`Inputs::PerDatum`], one number for each column.
     pub inputs: Vec<f32>,
     /// Everything that was sent, for a loss with [`Inputs::AsSent`] only.
     pub sent: BTreeMap<String, TensorData>,
@@ -49,7 +54,31 @@ pub fn check(data: Vec<Datum>, loss: &dyn Loss, limits: Limits) -> Result<Vec<Ex
     if data.is_empty() {
         return Err(Error::invalid("the batch is empty").hint("send at least one datum"));
     }
-    data.into_iter().enumerate().map(|(index, datum)| check_datum(index, datum, loss, limits)).collect()
+    let check = |(index, datum)| check_datum(index, datum, loss, limits);
+    let mut examples = data.into_iter().enumerate().map(check).collect::<Result<Vec<_>>>()?;
+    loss.prepare(&mut examples)?;
+    Ok(examples)
+}
+
+/// Checks how the network is to be used and what is to be returned.
+pub fn check_options(options: ForwardOptions, backward: bool, examples: &[Example], limits: Limits) -> Result<()> {
+    let ForwardOptions { temperature, disable_lora, outputs, .. } = options;
+    // What a device computes with is fp32.
+    if !(temperature.is_finite() && temperature as f32 >= f32::MIN_POSITIVE) {
+        return Err(Error::invalid(format!("`temperature` is {temperature}, but must be a number above 0")));
+    }
+    if disable_lora && backward {
+        return Err(Error::invalid("`disable_lora` leaves nothing to train")
+            .hint("it is for a forward without backward, such as a reference for preference losses"));
+    }
+    let logits = examples.iter().map(|example| example.tokens.len()).sum::<usize>().saturating_mul(limits.vocabulary);
+    if outputs.logits && logits > MAX_LOGITS {
+        return Err(Error::invalid(format!(
+            "the logits of this request are {logits} numbers, more than {MAX_LOGITS} that are returned at once"
+        ))
+        .hint("send fewer or shorter sequences, or ask for logprobs or entropies only"));
+    }
+    Ok(())
 }
 
 fn check_datum(index: usize, datum: Datum, loss: &dyn Loss, limits: Limits) -> Result<Example> {
@@ -65,25 +94,36 @@ fn check_datum(index: usize, datum: Datum, loss: &dyn Loss, limits: Limits) -> R
         )));
     }
     check_vocabulary(index, "model_input", tokens.iter().map(|token| i64::from(*token)), limits.vocabulary)?;
-    let Some(targets) = loss_inputs.get("target_tokens") else {
-        return Err(Error::invalid(format!("datum {index} has no `target_tokens`")));
+    let mut example =
+        Example { tokens, targets: Vec::new(), candidates: None, inputs: Vec::new(), sent: BTreeMap::new() };
+    let shape = match (loss.inputs(), loss_inputs.get("target_tokens")) {
+        (Inputs::PerDatum(_), _) => vec![1],
+        (_, Some(targets)) => {
+            (example.targets, example.candidates) = read_targets(index, targets, length, loss, limits)?;
+            targets.shape.clone()
+        }
+        (_, None) if !loss.needs_targets() => vec![0],
+        (_, None) => return Err(Error::invalid(format!("datum {index} has no `target_tokens`"))),
     };
-    let TensorValues::Int64(target_ids) = &targets.values else {
-        return Err(Error::invalid(format!("`target_tokens` of datum {index} must be int64")));
-    };
-    let candidates = candidates_of(index, targets, length, loss.takes_candidates())?;
-    check_vocabulary(index, "target_tokens", target_ids.iter().copied(), limits.vocabulary)?;
-    let target_ids: TokenIds = target_ids.iter().map(|id| *id as u32).collect();
-
-    let mut example = Example { tokens, targets: target_ids, candidates, inputs: Vec::new(), sent: BTreeMap::new() };
     match loss.inputs() {
-        Inputs::Columns(columns) => {
+        Inputs::Columns(columns) | Inputs::PerDatum(columns) => {
             for name in loss_inputs.keys() {
-                check_name(index, name, columns)?;
+                check_name(index, name, columns, loss.known_inputs())?;
             }
-            example.inputs = vec![0.0; example.targets.len() * columns.len()];
+            let rows: usize = shape.iter().product();
+            example.inputs = vec![0.0; rows * columns.len()];
+            // One number for a position with several candidates.
+            let spread = example.candidates.filter(|_| loss.spreads_positions());
             for (place, column) in columns.iter().enumerate() {
-                let values = column_values(index, column, loss_inputs.get(column.name), &targets.shape)?;
+                let sent = loss_inputs.get(column.name).filter(|_| rows > 0);
+                let values = match (spread, sent) {
+                    (Some(candidates), Some(sent)) if sent.shape.len() == 1 => {
+                        let values = column_values(index, column, Some(sent), &[length])?;
+                        values.into_iter().flat_map(|value| std::iter::repeat_n(value, candidates)).collect()
+                    }
+                    _ if rows == 0 => Vec::new(),
+                    _ => column_values(index, column, sent, &shape)?,
+                };
                 for (cell, value) in values.into_iter().enumerate() {
                     example.inputs[cell * columns.len() + place] = value;
                 }
@@ -95,33 +135,56 @@ fn check_datum(index: usize, datum: Datum, loss: &dyn Loss, limits: Limits) -> R
     Ok(example)
 }
 
+/// The targets, and their second dimension.
+fn read_targets(
+    index: usize,
+    targets: &TensorData,
+    length: usize,
+    loss: &dyn Loss,
+    limits: Limits,
+) -> Result<(TokenIds, Option<usize>)> {
+    let TensorValues::Int64(ids) = &targets.values else {
+        return Err(Error::invalid(format!("`target_tokens` of datum {index} must be int64")));
+    };
+    let most = loss.takes_candidates().then(|| loss.max_candidates(limits.vocabulary));
+    let candidates = candidates_of(index, targets, length, most)?;
+    check_vocabulary(index, "target_tokens", ids.iter().copied(), limits.vocabulary)?;
+    Ok((ids.iter().map(|id| *id as u32).collect(), candidates))
+}
+
 /// Refuses names no loss knows, and those without which the user would expect another result.
-fn check_name(index: usize, name: &str, columns: &[Column]) -> Result<()> {
-    if !KNOWN_INPUTS.contains(&name) {
-        let hint = suggestion(name, "loss inputs", KNOWN_INPUTS);
+fn check_name(index: usize, name: &str, columns: &[Column], known: &[&str]) -> Result<()> {
+    if !known.contains(&name) {
+        let hint = suggestion(name, "loss inputs", known);
         return Err(Error::invalid(format!("datum {index} has an unknown loss input `{name}`")).hint(hint));
     }
     check_is_read(name, columns)
         .map_err(|error| Error { message: format!("datum {index}: {}", error.message), ..error })
 }
 
-/// The second dimension of `target_tokens`, `None` for one dimension.
-fn candidates_of(index: usize, targets: &TensorData, length: usize, several: bool) -> Result<Option<usize>> {
+/// The second dimension of `target_tokens`, `None` for one dimension; `most` of them, if the loss takes several.
+fn candidates_of(index: usize, targets: &TensorData, length: usize, most: Option<usize>) -> Result<Option<usize>> {
     let [rows, candidates] = targets.shape[..] else {
         check_shape(index, "target_tokens", targets, &[length])?;
         return Ok(None);
     };
-    if !several {
+    let Some(most) = most else {
         return Err(Error::invalid(format!(
             "`target_tokens` of datum {index} has shape {:?}, but this loss takes one target per position",
             targets.shape
         ))
         .hint("several candidates per position are for `cross_entropy`"));
-    }
-    if candidates == 0 || candidates > MAX_CANDIDATES {
+    };
+    if candidates == 0 || candidates > most {
         return Err(Error::invalid(format!(
-            "`target_tokens` of datum {index} has {candidates} candidates per position, not between 1 and \
-             {MAX_CANDIDATES}"
+            "`target_tokens` of datum {index} has {candidates} candidates per position, not between 1 and {most}"
+        )));
+    }
+    if rows.checked_mul(candidates) != Some(targets.len()) {
+        return Err(Error::invalid(format!(
+            "`target_tokens` of datum {index} has {} values, which do not fill its shape {:?}",
+            targets.len(),
+            targets.shape
         )));
     }
     if rows != length {
@@ -214,8 +277,6 @@ pub fn packs(lengths: &[usize], row_limit: usize) -> Vec<Range<usize>> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use proptest::prelude::*;
     use twinkle_core::call::LossSpec;
 
@@ -231,9 +292,7 @@ mod tests {
     }
 
     fn check_one(datum: Datum) -> Result<Example> {
-        let loss =
-            crate::losses::build(&LossSpec { name: "cross_entropy".into(), config: BTreeMap::new(), graph: None })
-                .unwrap();
+        let loss = crate::losses::build(&LossSpec::named("cross_entropy")).unwrap();
         Ok(check(vec![datum], loss.as_ref(), LIMITS)?.remove(0))
     }
 
@@ -274,7 +333,7 @@ mod tests {
             let error = check_one(datum).unwrap_err().to_string();
             assert!(error.contains(expected), "`{error}` lacks `{expected}`");
         }
-        let ppo = crate::losses::build(&LossSpec { name: "ppo".into(), config: BTreeMap::new(), graph: None }).unwrap();
+        let ppo = crate::losses::build(&LossSpec::named("ppo")).unwrap();
         let error = check(vec![datum(&[1], &[table(vec![1, 2], [1, 2])])], ppo.as_ref(), LIMITS).unwrap_err();
         assert!(error.to_string().contains("takes one target per position"), "{error}");
     }

@@ -18,7 +18,11 @@ const MOST_VALUES: u64 = 16 << 20;
 /// What a run has come to; with `values` also the numbers of its trained tensors.
 pub(crate) fn describe(context: &EngineContext, id: &RunId, run: &Run, values: bool) -> Result<RunState> {
     let trained = run.parameters.numel();
-    let parameters = if values { read_values(&context.snapshots.join(id.as_str()).join(".described"), run, trained as u64)? } else { names(run) };
+    let parameters = if values {
+        read_values(&context.snapshots.join(id.as_str()).join(".described"), run, trained as u64)?
+    } else {
+        names(run)
+    };
     let base = context.base.weight_layout().map_or(0, |layout| layout.count());
     Ok(RunState {
         cur_step: run.accumulation.steps,

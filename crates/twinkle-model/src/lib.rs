@@ -7,9 +7,11 @@
 //! back; [`failure`] is what becomes of a run when the device fails.
 #![forbid(unsafe_code)]
 
+pub mod accumulation;
 pub mod backend;
 pub mod batch;
 pub mod component;
+pub(crate) mod describe;
 pub mod engine;
 pub mod failure;
 pub mod files;

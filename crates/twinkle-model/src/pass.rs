@@ -4,19 +4,23 @@
 //! found for one depends on the others: a row's products do not see other rows, attention and adapter gradients are
 //! computed datum by datum, and each run's data are added in its own order.
 
-use std::ops::Range;
+mod stretch;
+
 use std::sync::Arc;
 
 use tch::Tensor;
+use twinkle_core::call::ForwardOptions;
 use twinkle_core::{Error, Result};
+use twinkle_nn::full::TrainedModel;
 use twinkle_nn::{
-    Adapter, BaseModel, DeviceFailure, ExpertLoad, Gradients, Pack, Recompute, Segment, Tape, device_failure,
-    out_of_memory,
+    Adapter, BaseModel, DeviceFailure, ExpertLoad, Gradients, HeadOptions, Pack, Recompute, RowFacts, Segment, Tape,
+    device_failure, out_of_memory,
 };
 
 use crate::batch::Example;
-use crate::losses::{DatumView, PerSequence, PerToken};
+use crate::losses::{PerRow, PerSequence, PerToken, RowOptions};
 use crate::run::Run;
+use stretch::Stretch;
 
 /// A run in a pass.
 pub struct Participant<'a> {
@@ -34,26 +38,49 @@ pub struct Share<'a> {
     pub rule: Rule<'a>,
     /// The sum of the operation's loss over the data before these.
     pub value: f64,
+    /// How the network is used, and what is returned.
+    pub options: ForwardOptions,
+    /// What the loss reads of each row.
+    pub row: RowOptions,
 }
 
-/// What is made of the targets' logprobs.
+/// What is made of the targets' logprobs, or of the embeddings.
 #[derive(Clone, Copy)]
 pub enum Rule<'a> {
     /// Nothing.
     Score,
     /// A sum over tokens; each has so many numbers in [`Example::inputs`].
     Token(&'a dyn PerToken, usize),
+    /// A sum over positions; each target has so many numbers in [`Example::inputs`].
+    Row(&'a dyn PerRow, usize),
     /// A sum over datums.
     Sequence(&'a dyn PerSequence),
     /// Derivatives that are known already, per example `[tokens × candidates]`.
     Given(&'a [Vec<f32>]),
+    /// Nothing of the logprobs: embeddings are wanted in place of them.
+    Embed,
+    /// Derivatives by the embeddings that are known already, per example as many as the model is wide.
+    EmbedGiven(&'a [Vec<f32>]),
+}
+
+impl Rule<'_> {
+    /// Whether it is about embeddings, and the head is of no use.
+    const fn embeds(self) -> bool {
+        matches!(self, Self::Embed | Self::EmbedGiven(_))
+    }
 }
 
 /// What a pass found for a share.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Found {
     /// Per example the natural-log probability of each target.
     pub logprobs: Vec<Vec<f32>>,
+    /// Per example the facts of each position, if the loss or the client wants them.
+    pub facts: Vec<Vec<RowFacts>>,
+    /// Per example every logit, if the client wants them.
+    pub logits: Vec<Vec<f32>>,
+    /// Per example its embedding, if the loss or the client wants it.
+    pub embeddings: Vec<Vec<f32>>,
     /// The sum of the operation's loss through these data.
     pub value: f64,
     /// How often each expert was given a row, on a way back through a model with experts.
@@ -75,7 +102,7 @@ pub enum Way {
 pub fn compute(base: &BaseModel, participants: &mut [Participant<'_>], way: Way) -> Result<Vec<Vec<Found>>> {
     // A run that trains all weights has a network of its own and shares no pass.
     let own = match participants {
-        [only] => only.run.own_model(base)?,
+        [only] => own_network(base, only)?,
         several if several.iter().any(|participant| participant.run.lora.full) => {
             return Err(Error::internal("a run that trains all weights was put into a pass with others"));
         }
@@ -90,17 +117,16 @@ pub fn compute(base: &BaseModel, participants: &mut [Participant<'_>], way: Way)
         for (share, wanted) in participant.shares.iter().enumerate() {
             for (index, example) in wanted.examples.iter().enumerate() {
                 let given = match wanted.rule {
-                    Rule::Given(derivatives) => derivatives.get(index).map(Vec::as_slice),
+                    Rule::Given(derivatives) | Rule::EmbedGiven(derivatives) => {
+                        derivatives.get(index).map(Vec::as_slice)
+                    }
                     _ => None,
                 };
-                data.push(PassDatum { example, rule: wanted.rule, given, place: (place, share) });
+                let (options, head) = (wanted.options, wanted.head());
+                data.push(PassDatum { example, rule: wanted.rule, given, options, head, place: (place, share) });
             }
         }
-        let begin = |share: &Share| Found {
-            logprobs: Vec::with_capacity(share.examples.len()),
-            value: share.value,
-            expert_load: ExpertLoad::default(),
-        };
+        let begin = |share: &Share| Found { value: share.value, ..Found::default() };
         found.push(participant.shares.iter().map(begin).collect());
         gradients.push(&mut participant.run.gradients);
     }
@@ -109,16 +135,42 @@ pub fn compute(base: &BaseModel, participants: &mut [Participant<'_>], way: Way)
     let Way::Back(recompute) = way else {
         let hidden = base.forward(&pack, &adapters)?;
         pass.head(&hidden, &mut found, None)?;
+        pass.embed(&hidden, &mut found)?;
         return Ok(found);
     };
     let (hidden, tape) = base.forward_recomputing(&pack, &adapters, recompute)?;
     count_experts(&tape, &data, &mut found);
     let d_hidden = pass.head(&hidden, &mut found, Some(&mut gradients))?;
+    pass.embed(&hidden, &mut found)?;
     drop(hidden);
     if let Some(d_hidden) = d_hidden {
         base.backward(tape, d_hidden, &pack, &adapters, &mut gradients)?;
     }
     Ok(found)
+}
+
+/// The network of a run that trains all weights, unless it is to be used without what the run has made of it.
+fn own_network(base: &BaseModel, participant: &mut Participant<'_>) -> Result<Option<Arc<TrainedModel>>> {
+    let mut bare = participant.shares.iter().map(|share| share.options.disable_lora);
+    if participant.run.lora.full && bare.clone().any(|bare| bare) {
+        if bare.all(|bare| bare) {
+            return Ok(None);
+        }
+        return Err(Error::internal("the base's and a run's own weights were asked for in one pass"));
+    }
+    participant.run.own_model(base)
+}
+
+impl Share<'_> {
+    fn head(&self) -> HeadOptions {
+        let ForwardOptions { temperature, outputs, .. } = self.options;
+        HeadOptions {
+            temperature,
+            softcap: self.row.softcap,
+            facts: self.row.facts || outputs.entropies,
+            logits: outputs.logits,
+        }
+    }
 }
 
 /// Gives each share the experts of its rows.
@@ -145,27 +197,42 @@ struct PassDatum<'a> {
     rule: Rule<'a>,
     /// Its derivatives, if they are known.
     given: Option<&'a [f32]>,
+    options: ForwardOptions,
+    head: HeadOptions,
     /// Which participant, and which of its shares.
     place: (usize, usize),
 }
 
 impl PassDatum<'_> {
-    /// Data that go through the head together have the same number of targets per row, and are all scored before any
-    /// derivative is known, or none is.
+    /// Data that go through the head together have the same number of targets per row and the same options, and are all
+    /// scored before any derivative is known, or none is.
     fn goes_with(&self, other: &Self) -> bool {
         let is_scored_first = |datum: &Self| matches!(datum.rule, Rule::Sequence(_));
-        self.example.width() == other.example.width() && is_scored_first(self) == is_scored_first(other)
+        self.has_head() == other.has_head()
+            && self.example.width() == other.example.width()
+            && self.head == other.head
+            && is_scored_first(self) == is_scored_first(other)
+    }
+
+    /// Whether it has anything to ask of the head.
+    fn has_head(&self) -> bool {
+        !self.rule.embeds() && !self.example.targets.is_empty()
+    }
+
+    fn wants_embedding(&self) -> bool {
+        self.rule.embeds() || self.options.outputs.embeddings
     }
 }
 
 impl Pass<'_> {
     fn pack(data: &[PassDatum]) -> Pack {
+        let segment = |datum: &PassDatum| Segment {
+            length: datum.example.tokens.len(),
+            adapter: (!datum.options.disable_lora).then_some(datum.place.0),
+        };
         Pack {
             tokens: data.iter().flat_map(|datum| &datum.example.tokens).copied().collect(),
-            segments: data
-                .iter()
-                .map(|datum| Segment { length: datum.example.tokens.len(), adapter: Some(datum.place.0) })
-                .collect(),
+            segments: data.iter().map(segment).collect(),
         }
     }
 
@@ -182,129 +249,51 @@ impl Pass<'_> {
             let rows: usize = data.iter().map(|datum| datum.example.tokens.len()).sum();
             let hidden = hidden.f_narrow(0, start as i64, rows as i64).map_err(device_error)?;
             start += rows;
-            let stretch = Stretch::new(self, data);
-            parts.extend(stretch.head(&hidden, found, gradients.as_deref_mut())?);
+            let has_head = data.iter().any(PassDatum::has_head);
+            if has_head {
+                let stretch = Stretch::new(self, data);
+                parts.extend(stretch.head(&hidden, found, gradients.as_deref_mut())?);
+                continue;
+            }
+            for datum in data {
+                found[datum.place.0][datum.place.1].logprobs.push(Vec::new());
+            }
+            if gradients.is_some() {
+                parts.push(self.without_head(&hidden, data)?);
+            }
         }
         match parts.len() {
             0 | 1 => Ok(parts.pop()),
             _ => Tensor::f_cat(&parts, 0).map(Some).map_err(device_error),
         }
     }
-}
 
-/// Data that go through the head together.
-struct Stretch<'a> {
-    pass: &'a Pass<'a>,
-    data: &'a [PassDatum<'a>],
-    pack: Pack,
-    width: usize,
-    /// Row-major `[rows × width]`.
-    targets: Vec<u32>,
-    /// Where each datum's targets end.
-    ends: Vec<usize>,
-}
-
-impl<'a> Stretch<'a> {
-    fn new(pass: &'a Pass<'a>, data: &'a [PassDatum<'a>]) -> Self {
-        let mut end = 0;
-        let ends = data.iter().map(|datum| {
-            end += datum.example.targets.len();
-            end
-        });
-        Self {
-            pass,
-            data,
-            pack: Pass::pack(data),
-            width: data.first().map_or(1, |datum| datum.example.width()),
-            ends: ends.collect(),
-            targets: data.iter().flat_map(|datum| &datum.example.targets).copied().collect(),
-        }
+    /// The gradient of hidden rows that do not go through the head.
+    fn without_head(&self, hidden: &Tensor, data: &[PassDatum]) -> Result<Tensor> {
+        let nothing = vec![0.0; self.base.config().hidden_size];
+        let derivatives: Vec<&[f32]> = data
+            .iter()
+            .map(|datum| match datum.rule {
+                Rule::EmbedGiven(_) => datum.given.unwrap_or(&nothing),
+                _ => &nothing,
+            })
+            .collect();
+        self.base.embeddings_backward(hidden, &Self::pack(data), &derivatives)
     }
 
-    fn head(
-        &self,
-        hidden: &Tensor,
-        found: &mut [Vec<Found>],
-        gradients: Option<&mut Vec<&mut Gradients>>,
-    ) -> Result<Option<Tensor>> {
-        let is_scored_first = self.data.iter().any(|datum| matches!(datum.rule, Rule::Sequence(_)));
-        if !is_scored_first {
-            let gradients = gradients.map(Vec::as_mut_slice);
-            let mut fused = |rows: Range<usize>, logprobs: &[f32], derivatives: &mut [f32]| {
-                self.by_token(&rows, logprobs, derivatives, found);
-            };
-            let outcome = self.through(hidden, &mut fused, gradients)?;
-            self.divide(&outcome.logprobs, found);
-            return Ok(outcome.d_hidden);
-        }
-        let scored = self.through(hidden, &mut |_, _, _| {}, None)?;
-        let mut derivatives = vec![0.0; scored.logprobs.len()];
-        self.by_datum(&scored.logprobs, &mut derivatives, found);
-        self.divide(&scored.logprobs, found);
-        let Some(gradients) = gradients else { return Ok(None) };
-        let mut known = |rows: Range<usize>, _: &[f32], wanted: &mut [f32]| {
-            wanted.copy_from_slice(&derivatives[rows.start * self.width..rows.end * self.width]);
-        };
-        Ok(self.through(hidden, &mut known, Some(gradients.as_mut_slice()))?.d_hidden)
-    }
-
-    fn through(
-        &self,
-        hidden: &Tensor,
-        loss: &mut twinkle_nn::LossFunction,
-        gradients: Option<&mut [&mut Gradients]>,
-    ) -> Result<twinkle_nn::HeadOutcome> {
-        self.pass.base.head_loss(hidden, &self.pack, self.pass.adapters, &self.targets, loss, gradients)
-    }
-
-    /// Values and derivatives of some rows, as far as they are functions of one token.
-    fn by_token(&self, rows: &Range<usize>, logprobs: &[f32], derivatives: &mut [f32], found: &mut [Vec<Found>]) {
-        let (first, last) = (rows.start * self.width, rows.end * self.width);
-        let mut index = self.ends.partition_point(|end| *end <= first);
-        let mut target = first;
-        while target < last {
-            let (Some(datum), Some(end)) = (self.data.get(index), self.ends.get(index)) else { return };
-            let begin = end - datum.example.targets.len();
-            let stop = last.min(*end);
-            let here = target - first..stop - first;
-            match datum.rule {
-                Rule::Token(rule, columns) => {
-                    let sum = &mut found[datum.place.0][datum.place.1].value;
-                    for (place, derivative) in here.clone().zip(&mut derivatives[here]) {
-                        let input = (first + place - begin) * columns;
-                        let token = rule.token(logprobs[place], &datum.example.inputs[input..input + columns]);
-                        *sum += f64::from(token.value);
-                        *derivative = token.derivative;
-                    }
-                }
-                Rule::Given(_) => {
-                    if let Some(given) = datum.given {
-                        derivatives[here].copy_from_slice(&given[target - begin..stop - begin]);
-                    }
-                }
-                Rule::Score | Rule::Sequence(_) => {}
+    /// The embeddings of those data whose loss or client wants them.
+    fn embed(&self, hidden: &Tensor, found: &mut [Vec<Found>]) -> Result<()> {
+        let mut start = 0;
+        for datum in self.data {
+            let rows = datum.example.tokens.len();
+            if datum.wants_embedding() {
+                let hidden = hidden.f_narrow(0, start, rows as i64).map_err(device_error)?;
+                let own = self.base.embeddings(&hidden, &Self::pack(std::slice::from_ref(datum)))?;
+                found[datum.place.0][datum.place.1].embeddings.extend(own);
             }
-            target = stop;
-            index += 1;
+            start += rows as i64;
         }
-    }
-
-    /// Values and derivatives of whole datums.
-    fn by_datum(&self, logprobs: &[f32], derivatives: &mut [f32], found: &mut [Vec<Found>]) {
-        for (datum, end) in self.data.iter().zip(&self.ends) {
-            let Rule::Sequence(rule) = datum.rule else { continue };
-            let targets = end - datum.example.targets.len()..*end;
-            let view = DatumView { example: datum.example, logprobs: &logprobs[targets.clone()] };
-            found[datum.place.0][datum.place.1].value += rule.sequence(view, &mut derivatives[targets]);
-        }
-    }
-
-    /// Gives each share the logprobs of its examples.
-    fn divide(&self, logprobs: &[f32], found: &mut [Vec<Found>]) {
-        for (datum, end) in self.data.iter().zip(&self.ends) {
-            let own = logprobs[end - datum.example.targets.len()..*end].to_vec();
-            found[datum.place.0][datum.place.1].logprobs.push(own);
-        }
+        Ok(())
     }
 }
 

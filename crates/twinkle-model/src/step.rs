@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use twinkle_core::call::{ForwardBackwardOutcome, Logprobs};
+use twinkle_core::call::{ForwardBackwardOutcome, ForwardOptions, ForwardOutputs, Logprobs, Table};
 use twinkle_core::{Error, Result};
-use twinkle_nn::{BaseModel, ExpertLoad, Recompute};
+use twinkle_nn::{BaseModel, ExpertLoad, Recompute, RowFacts};
 
 use crate::batch::{Example, packs};
-use crate::losses::{DatumView, Loss, Scope, Tally, WholeLoss};
+use crate::losses::{DatumView, EmbeddingView, Loss, Scope, Tally, WholeLoss};
 use crate::pass::{self, Found, Participant, Rule, Share, Way};
 use crate::run::Run;
 use crate::schedule::Direction;
@@ -23,6 +23,8 @@ pub struct Batch<'a> {
     pub loss: &'a dyn Loss,
     /// Whether the gradient of the loss is added to the run's.
     pub backward: bool,
+    /// How the network is used, and what is returned.
+    pub options: ForwardOptions,
 }
 
 /// How far a batch has come.
@@ -32,6 +34,12 @@ pub struct Progress {
     value: f64,
     /// Per example.
     logprobs: Vec<Vec<f32>>,
+    /// Per example, if wanted.
+    facts: Vec<Vec<RowFacts>>,
+    /// Per example, if wanted.
+    logits: Vec<Vec<f32>>,
+    /// Per example, if wanted.
+    embeddings: Vec<Vec<f32>>,
     /// What a loss of the whole batch found, once all logprobs were known.
     whole: Option<WholeLoss>,
     /// How often each expert was given a row.
@@ -44,27 +52,38 @@ impl<'a> Batch<'a> {
     pub fn phases(&self) -> Vec<Direction> {
         match (self.backward, self.loss.scope()) {
             (false, _) => vec![Direction::Forward],
-            (true, Scope::Token(_) | Scope::Sequence(_)) => vec![Direction::Backward],
-            // All logprobs first, then the gradients by the derivatives it found.
-            (true, Scope::Batch(_)) => vec![Direction::Forward, Direction::Backward],
+            (true, Scope::Token(_) | Scope::Row(_) | Scope::Sequence(_)) => vec![Direction::Backward],
+            // All logprobs or embeddings first, then the gradients by the derivatives it found.
+            (true, Scope::Batch(_) | Scope::Embeddings(_)) => vec![Direction::Forward, Direction::Backward],
         }
     }
 
     /// What a pass computes of some of the data.
     #[must_use]
     pub fn share(&self, progress: &'a Progress, data: Range<usize>) -> Share<'a> {
+        let mut options = self.options;
         let rule = match (self.loss.scope(), &progress.whole) {
             (Scope::Token(rule), _) => Rule::Token(rule, self.loss.inputs().columns()),
+            (Scope::Row(rule), _) => Rule::Row(rule, self.loss.inputs().columns()),
             (Scope::Sequence(rule), _) => Rule::Sequence(rule),
             (Scope::Batch(_), None) => Rule::Score,
             (Scope::Batch(_), Some(whole)) => Rule::Given(whole.derivatives.get(data.clone()).unwrap_or_default()),
+            (Scope::Embeddings(_), None) => Rule::Embed,
+            (Scope::Embeddings(_), Some(whole)) => {
+                Rule::EmbedGiven(whole.derivatives.get(data.clone()).unwrap_or_default())
+            }
         };
-        Share { examples: self.examples.get(data).unwrap_or_default(), rule, value: progress.value }
+        if progress.whole.is_some() {
+            // The first phase has brought what is returned.
+            options.outputs = ForwardOutputs::default();
+        }
+        let examples = self.examples.get(data).unwrap_or_default();
+        Share { examples, rule, value: progress.value, options, row: self.loss.row_options() }
     }
 
     /// Takes in what a pass found. A number that is not finite is an error that names its datum.
     pub fn absorb(&self, progress: &mut Progress, found: Found) -> Result<()> {
-        let Found { logprobs, value, expert_load } = found;
+        let Found { logprobs, facts, logits, embeddings, value, expert_load } = found;
         progress.expert_load.add(&expert_load);
         if progress.whole.is_some() {
             // The second phase computes the same logprobs again.
@@ -78,21 +97,40 @@ impl<'a> Batch<'a> {
             ))
             .hint("the run's weights have grown too large: load an earlier checkpoint, or lower the learning rate"));
         }
+        if let Some(place) = embeddings.iter().position(|embedding| !is_finite(embedding)) {
+            let datum = progress.embeddings.len() + place;
+            return Err(Error::invalid(format!(
+                "the embedding of datum {datum} is not finite; nothing was accumulated"
+            ))
+            .hint("the run's weights have grown too large: load an earlier checkpoint, or lower the learning rate"));
+        }
         check_is_finite(value)?;
         progress.logprobs.extend(logprobs);
+        progress.facts.extend(facts);
+        progress.logits.extend(logits);
+        progress.embeddings.extend(embeddings);
         progress.value = value;
         Ok(())
     }
 
     /// A phase is over: a loss of the whole batch is computed after the first.
     pub fn end_phase(&self, progress: &mut Progress) -> Result<()> {
-        let (Scope::Batch(rule), None) = (self.loss.scope(), &progress.whole) else { return Ok(()) };
-        let views: Vec<DatumView> = self.views(&progress.logprobs).collect();
-        let whole = rule.batch(&views)?;
+        let (whole, shapes) = match (self.loss.scope(), &progress.whole) {
+            (Scope::Batch(rule), None) => {
+                let views: Vec<DatumView> = self.views(progress).collect();
+                (rule.batch(&views)?, &progress.logprobs)
+            }
+            (Scope::Embeddings(rule), None) => {
+                let pairs = self.examples.iter().zip(&progress.embeddings);
+                let views: Vec<EmbeddingView> =
+                    pairs.map(|(example, embedding)| EmbeddingView { example, embedding }).collect();
+                (rule.embeddings(&views)?, &progress.embeddings)
+            }
+            _ => return Ok(()),
+        };
         check_is_finite(whole.value)?;
-        let fits = whole.derivatives.iter().map(Vec::len).eq(progress.logprobs.iter().map(Vec::len));
-        if !fits {
-            return Err(Error::internal("a loss gave derivatives of another shape than the logprobs it got"));
+        if !whole.derivatives.iter().map(Vec::len).eq(shapes.iter().map(Vec::len)) {
+            return Err(Error::internal("a loss gave derivatives of another shape than what it got"));
         }
         progress.value = whole.value;
         progress.whole = Some(whole);
@@ -102,12 +140,12 @@ impl<'a> Batch<'a> {
     /// The answer, once every phase is over.
     #[must_use]
     pub fn outcome(&self, progress: Progress) -> ForwardBackwardOutcome {
-        let Progress { value, logprobs, whole, expert_load } = progress;
-        let mut metrics = whole.map_or_else(BTreeMap::new, |whole| whole.metrics);
         let mut tally = Tally::default();
-        for datum in self.views(&logprobs) {
+        for datum in self.views(&progress) {
             self.loss.observe(datum, &mut tally);
         }
+        let Progress { value, logprobs, facts, logits, embeddings, whole, expert_load } = progress;
+        let mut metrics = whole.map_or_else(BTreeMap::new, |whole| whole.metrics);
         metrics.extend(tally.into_metrics());
         metrics.insert("loss:sum".to_owned(), value);
         if let Some(violation) = expert_load.max_violation() {
@@ -115,11 +153,26 @@ impl<'a> Batch<'a> {
         }
         let shaped = logprobs.into_iter().zip(self.examples);
         let logprobs = shaped.map(|(values, example)| Logprobs { values, candidates: example.candidates }).collect();
-        ForwardBackwardOutcome { logprobs, metrics }
+        let outputs = self.options.outputs;
+        let entropies = |facts: Vec<RowFacts>| facts.into_iter().map(|facts| facts.entropy).collect();
+        let tables = |wanted: bool, found: Vec<Vec<f32>>, width: &dyn Fn(usize, usize) -> usize| -> Vec<Table> {
+            let found = found.into_iter().zip(self.examples).filter(|_| wanted);
+            found.map(|(values, it)| Table { width: width(values.len(), it.tokens.len()), values }).collect()
+        };
+        ForwardBackwardOutcome {
+            logprobs,
+            metrics,
+            num_tokens: self.loss.num_tokens(self.examples),
+            entropies: tables(outputs.entropies, facts.into_iter().map(entropies).collect(), &|_, _| 1),
+            logits: tables(outputs.logits, logits, &|count, tokens| count / tokens.max(1)),
+            embeddings: tables(outputs.embeddings, embeddings, &|count, _| count),
+        }
     }
 
-    fn views<'v>(&'v self, logprobs: &'v [Vec<f32>]) -> impl Iterator<Item = DatumView<'v>> {
-        self.examples.iter().zip(logprobs).map(|(example, logprobs)| DatumView { example, logprobs })
+    fn views<'v>(&'v self, progress: &'v Progress) -> impl Iterator<Item = DatumView<'v>> {
+        let facts = progress.facts.iter().map(Vec::as_slice).chain(std::iter::repeat(&[][..]));
+        let found = progress.logprobs.iter().zip(facts);
+        self.examples.iter().zip(found).map(|(example, (logprobs, facts))| DatumView { example, logprobs, facts })
     }
 }
 
@@ -134,8 +187,12 @@ pub fn forward_backward(
     backward: bool,
     row_limit: usize,
 ) -> Result<ForwardBackwardOutcome> {
-    let batch = Batch { examples, loss, backward };
-    let undo = backward.then(|| Undo::of(&run.gradients));
+    compute(run, base, Batch { examples, loss, backward, options: ForwardOptions::default() }, row_limit)
+}
+
+/// The same for any batch.
+pub fn compute(run: &mut Run, base: &BaseModel, batch: Batch<'_>, row_limit: usize) -> Result<ForwardBackwardOutcome> {
+    let undo = batch.backward.then(|| Undo::of(&run.gradients));
     let outcome = alone(run, base, batch, row_limit);
     if outcome.is_err()
         && let Some(undo) = undo

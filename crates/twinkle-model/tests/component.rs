@@ -9,8 +9,8 @@ use tch::Device;
 use tempfile::TempDir;
 use tower::{Service, ServiceExt};
 use twinkle_core::call::{
-    AdamParams, Call, CreateRun, ForwardBackwardOutcome, LoraSpec, LossSpec, Operation, Position, Reply, RunCall,
-    RunOperation, RunOutcome, SamplerTarget, StartingPoint,
+    AdamParams, Call, CreateRun, ForwardBackwardOutcome, ForwardOptions, LoraSpec, LossSpec, Operation, Position,
+    Reply, RunCall, RunOperation, RunOutcome, SamplerTarget, SavedTraining, StartingPoint,
 };
 use twinkle_core::checkpoint::CheckpointStore;
 use twinkle_core::component::Component;
@@ -102,7 +102,14 @@ fn creation(seed: u64, from: Option<StartingPoint>) -> CreateRun {
         train_unembed: true,
         ..LoraSpec::default()
     };
-    CreateRun { base_model: MODEL.to_owned(), lora, from, user_metadata: BTreeMap::new() }
+    CreateRun {
+        session: None,
+        accumulation_steps: None,
+        base_model: MODEL.to_owned(),
+        lora,
+        from,
+        user_metadata: BTreeMap::new(),
+    }
 }
 
 fn forward_backward() -> RunOperation {
@@ -111,8 +118,9 @@ fn forward_backward() -> RunOperation {
     let loss_inputs = BTreeMap::from([("target_tokens".to_owned(), TensorData::ints(targets))]);
     RunOperation::ForwardBackward {
         data: vec![Datum { tokens, loss_inputs }],
-        loss: LossSpec { name: "cross_entropy".into(), config: BTreeMap::new(), graph: None },
+        loss: LossSpec::named("cross_entropy"),
         backward: true,
+        options: ForwardOptions::default(),
     }
 }
 
@@ -126,6 +134,7 @@ fn save(name: &str) -> RunOperation {
         ttl_seconds: None,
         overwrite: false,
         user_metadata: BTreeMap::new(),
+        training: SavedTraining::default(),
     }
 }
 
@@ -229,9 +238,11 @@ async fn mistakes_are_answered_and_change_nothing() {
     untouched.create("s:train:0", 3).await;
 
     let bad = |change: &dyn Fn(&mut Datum, &mut LossSpec)| {
-        let RunOperation::ForwardBackward { mut data, mut loss, backward } = forward_backward() else { unreachable!() };
+        let RunOperation::ForwardBackward { mut data, mut loss, backward, options } = forward_backward() else {
+            unreachable!()
+        };
         change(&mut data[0], &mut loss);
-        RunOperation::ForwardBackward { data, loss, backward }
+        RunOperation::ForwardBackward { data, loss, backward, options }
     };
     let targets = |values: Vec<i64>| ("target_tokens".to_owned(), TensorData::ints(values));
     let operations = [

@@ -10,9 +10,9 @@ use tch::Device;
 use tempfile::TempDir;
 use tower::{Service, ServiceExt};
 use twinkle_core::call::{
-    AdamParams, Call, CreateRun, ForwardBackwardOutcome, GradientClip, GradientNorm, LoraSpec, LossSpec, Operation,
-    OptimizerSpec, OptimizerWork, Position, Reply, RunCall, RunOperation, RunOutcome, RunRecord, SamplerTarget,
-    SchedulerSpec, SessionRecord, StartingPoint,
+    AdamParams, Call, CreateRun, ForwardBackwardOutcome, ForwardOptions, GradientClip, GradientNorm, LoraSpec,
+    LossSpec, Operation, OptimizerSpec, OptimizerWork, Position, Reply, RunCall, RunOperation, RunOutcome, RunRecord,
+    SamplerTarget, SavedTraining, SchedulerSpec, SessionRecord, StartingPoint,
 };
 use twinkle_core::checkpoint::CheckpointStore;
 use twinkle_core::component::Component;
@@ -146,8 +146,9 @@ fn forward_backward(backward: bool) -> RunOperation {
     };
     RunOperation::ForwardBackward {
         data: vec![datum(7), datum(12), datum(5)],
-        loss: LossSpec { name: "cross_entropy".into(), config: BTreeMap::new(), graph: None },
+        loss: LossSpec::named("cross_entropy"),
         backward,
+        options: ForwardOptions::default(),
     }
 }
 
@@ -157,7 +158,14 @@ fn create(full: bool) -> RunOperation {
 
 fn create_from(full: bool, from: Option<StartingPoint>) -> RunOperation {
     let lora = LoraSpec { rank: 4, seed: 3, full, ..LoraSpec::default() };
-    RunOperation::Create(CreateRun { base_model: MODEL.to_owned(), lora, from, user_metadata: BTreeMap::new() })
+    RunOperation::Create(CreateRun {
+        session: None,
+        accumulation_steps: None,
+        base_model: MODEL.to_owned(),
+        lora,
+        from,
+        user_metadata: BTreeMap::new(),
+    })
 }
 
 fn adam() -> RunOperation {
@@ -306,6 +314,7 @@ async fn a_checkpoint_of_all_weights_is_a_model_and_training_goes_on_from_it() {
         ttl_seconds: None,
         overwrite: false,
         user_metadata: BTreeMap::new(),
+        training: SavedTraining::default(),
     };
     house.ask(RUN, save).await.unwrap();
     let expected = house.forward_backward().await;

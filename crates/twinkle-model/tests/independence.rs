@@ -13,8 +13,8 @@ use tempfile::TempDir;
 use tower::{Service, ServiceExt};
 use twinkle_core::Result;
 use twinkle_core::call::{
-    AdamParams, Call, CreateRun, ForwardBackwardOutcome, GraphArgument, GraphInput, GraphNode, LoraSpec, LossGraph,
-    LossSpec, NodeKind, Operation, Position, Reply, RunCall, RunOperation, RunOutcome,
+    AdamParams, Call, CreateRun, ForwardBackwardOutcome, ForwardOptions, GraphArgument, GraphInput, GraphNode,
+    LoraSpec, LossGraph, LossSpec, NodeKind, Operation, Position, Reply, RunCall, RunOperation, RunOutcome,
 };
 use twinkle_core::checkpoint::CheckpointStore;
 use twinkle_core::data::{Datum, TensorData};
@@ -155,7 +155,14 @@ struct Script {
 impl Script {
     fn creation(&self) -> RunOperation {
         let lora = self.lora.clone();
-        let create = CreateRun { base_model: MODEL.to_owned(), lora, from: None, user_metadata: BTreeMap::new() };
+        let create = CreateRun {
+            session: None,
+            accumulation_steps: None,
+            base_model: MODEL.to_owned(),
+            lora,
+            from: None,
+            user_metadata: BTreeMap::new(),
+        };
         RunOperation::Create(create)
     }
 }
@@ -265,11 +272,8 @@ fn datum(length: usize, seed: u64, loss: &str) -> Datum {
 fn forward_backward(loss: &str, lengths: &[usize], seed: u64, backward: bool) -> RunOperation {
     let data = lengths.iter().zip(seed..).map(|(length, seed)| datum(*length, seed, loss)).collect();
     let graph = (loss == "custom").then(|| custom_graph().into());
-    RunOperation::ForwardBackward {
-        data,
-        loss: LossSpec { name: loss.into(), config: BTreeMap::new(), graph },
-        backward,
-    }
+    let loss = LossSpec { graph, ..LossSpec::named(loss) };
+    RunOperation::ForwardBackward { data, loss, backward, options: ForwardOptions::default() }
 }
 
 fn lora() -> impl Strategy<Value = LoraSpec> {
@@ -358,8 +362,9 @@ proptest! {
                 let mut data = vec![datum(20, 1, "importance_sampling")];
                 let logprobs = TensorData::floats(vec![-300.0; 20]);
                 data[0].loss_inputs.insert("logprobs".to_owned(), logprobs);
-                let loss = LossSpec { name: "importance_sampling".into(), config: BTreeMap::new(), graph: None };
-                guilty.operations.insert(0, RunOperation::ForwardBackward { data, loss, backward: true });
+                let loss = LossSpec::named("importance_sampling");
+                let options = ForwardOptions::default();
+                guilty.operations.insert(0, RunOperation::ForwardBackward { data, loss, backward: true, options });
             }
             let mut numbered: Vec<(usize, &Script)> = scripts.iter().enumerate().collect();
             numbered[0].1 = &guilty;

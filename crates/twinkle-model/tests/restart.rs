@@ -12,8 +12,8 @@ use tch::Device;
 use tokio::sync::mpsc;
 use tower::Service;
 use twinkle_core::call::{
-    AdamParams, Call, CreateRun, ForwardBackwardOutcome, LoraSpec, LossSpec, Operation, Position, Reply, RunCall,
-    RunOperation, RunOutcome, SessionRecord,
+    AdamParams, Call, CreateRun, ForwardBackwardOutcome, ForwardOptions, LoraSpec, LossSpec, Operation, Position,
+    Reply, RunCall, RunOperation, RunOutcome, SessionRecord,
 };
 use twinkle_core::checkpoint::CheckpointStore;
 use twinkle_core::component::{BoxComponent, Component, Health, Lifecycle};
@@ -259,7 +259,7 @@ impl Node {
     /// What the run computes now, to the last bit.
     async fn logprobs(&self, tenant: &str) -> ForwardBackwardOutcome {
         let RunOperation::ForwardBackward { data, loss, .. } = forward_backward(1) else { unreachable!() };
-        let forward = RunOperation::ForwardBackward { data, loss, backward: false };
+        let forward = RunOperation::ForwardBackward { data, loss, backward: false, options: ForwardOptions::default() };
         match self.result(tenant, &self.submit(tenant, None, forward).await).await {
             Ok(RunOutcome::ForwardBackward(outcome)) => outcome,
             other => panic!("{other:?}"),
@@ -318,7 +318,14 @@ fn creation() -> RunOperation {
         train_unembed: true,
         ..LoraSpec::default()
     };
-    RunOperation::Create(CreateRun { base_model: MODEL.to_owned(), lora, from: None, user_metadata: BTreeMap::new() })
+    RunOperation::Create(CreateRun {
+        session: None,
+        accumulation_steps: None,
+        base_model: MODEL.to_owned(),
+        lora,
+        from: None,
+        user_metadata: BTreeMap::new(),
+    })
 }
 
 fn forward_backward(step: u64) -> RunOperation {
@@ -327,8 +334,9 @@ fn forward_backward(step: u64) -> RunOperation {
     let loss_inputs = BTreeMap::from([("target_tokens".to_owned(), TensorData::ints(targets))]);
     RunOperation::ForwardBackward {
         data: vec![Datum { tokens, loss_inputs }],
-        loss: LossSpec { name: "cross_entropy".into(), config: BTreeMap::new(), graph: None },
+        loss: LossSpec::named("cross_entropy"),
         backward: true,
+        options: ForwardOptions::default(),
     }
 }
 
@@ -585,8 +593,8 @@ fn three_passes() -> RunOperation {
         RunOperation::ForwardBackward { data, .. } => data,
         _ => Vec::new(),
     });
-    let RunOperation::ForwardBackward { loss, backward, .. } = forward_backward(1) else { unreachable!() };
-    RunOperation::ForwardBackward { data: data.collect(), loss, backward }
+    let RunOperation::ForwardBackward { loss, backward, options, .. } = forward_backward(1) else { unreachable!() };
+    RunOperation::ForwardBackward { data: data.collect(), loss, backward, options }
 }
 
 #[tokio::test]

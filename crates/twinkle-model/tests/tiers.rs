@@ -10,8 +10,8 @@ use tch::Device;
 use tempfile::TempDir;
 use tower::{Service, ServiceExt};
 use twinkle_core::call::{
-    AdamParams, Call, CreateRun, ForwardBackwardOutcome, LoraSpec, LossSpec, Operation, Position, Reply, RunCall,
-    RunOperation, RunOutcome, RunRecord, SessionRecord,
+    AdamParams, Call, CreateRun, ForwardBackwardOutcome, ForwardOptions, LoraSpec, LossSpec, Operation, Position,
+    Reply, RunCall, RunOperation, RunOutcome, RunRecord, SessionRecord,
 };
 use twinkle_core::checkpoint::CheckpointStore;
 use twinkle_core::component::{Component, Lifecycle};
@@ -182,6 +182,8 @@ fn lora(seed: u64, rank: u32) -> LoraSpec {
 
 fn create(seed: u64, rank: u32) -> RunOperation {
     RunOperation::Create(CreateRun {
+        session: None,
+        accumulation_steps: None,
         base_model: MODEL.to_owned(),
         lora: lora(seed, rank),
         from: None,
@@ -195,8 +197,9 @@ fn forward(length: usize, backward: bool) -> RunOperation {
     let loss_inputs = BTreeMap::from([("target_tokens".to_owned(), TensorData::ints(targets))]);
     RunOperation::ForwardBackward {
         data: vec![Datum { tokens, loss_inputs }],
-        loss: LossSpec { name: "cross_entropy".into(), config: BTreeMap::new(), graph: None },
+        loss: LossSpec::named("cross_entropy"),
         backward,
+        options: ForwardOptions::default(),
     }
 }
 

@@ -1,11 +1,14 @@
 //! The output head and the loss, fused: rows are taken a chunk at a time from hidden state to logprob to gradient, so
 //! that no `[tokens × vocabulary]` tensor ever exists.
 
-use std::collections::HashMap;
+mod chunks;
+mod rows;
+mod targets;
+
 use std::ops::Range;
 use std::sync::Arc;
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 use twinkle_core::{Error, Result};
 use twinkle_kernels::Layout;
 
@@ -14,17 +17,35 @@ use crate::layers::linear::{accumulate_product, add_product, forward_native, mul
 use crate::layers::native::{self, Ending, LowRank};
 use crate::lora::{Adapter, AdapterPair, Gradients, Site};
 use crate::model::BaseModel;
-use crate::pack::{Pack, Span, validate_tokens};
+use crate::pack::{Pack, validate_tokens};
 use crate::torch::{TorchResult, device_error, to_floats};
+
+use chunks::{chunks, pieces};
+use rows::{ChunkRows, ChunkSlopes};
+pub use rows::{HeadOptions, RowFacts, RowsFunction, Scored, Slopes};
+use targets::Targets;
 
 /// From logprobs to a loss: gets a range of rows and their logprobs `[rows × K]`, fills in the loss's derivative by each.
 pub type LossFunction<'a> = dyn FnMut(Range<usize>, &[f32], &mut [f32]) + 'a;
+
+/// What the head is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadTask<'a> {
+    /// Row-major `[T × K]`: every row has the same number K of targets, at least one, and may name a token more than once.
+    pub targets: &'a [u32],
+    /// How logits become probabilities, and what else is told.
+    pub options: HeadOptions,
+}
 
 /// What [`BaseModel::head_loss`] found.
 #[derive(Debug)]
 pub struct HeadOutcome {
     /// The natural-log probability of each target, `[T × K]`.
     pub logprobs: Vec<f32>,
+    /// One per row, if asked for.
+    pub facts: Vec<RowFacts>,
+    /// Every logit, `[T × V]`, if asked for.
+    pub logits: Vec<f32>,
     /// The loss's gradient by the final-normed rows, `[T, H]` in the model's dtype; only when gradients were asked for.
     pub d_hidden: Option<Tensor>,
 }
@@ -56,8 +77,27 @@ impl BaseModel {
         adapters: &[Arc<Adapter>],
         targets: &[u32],
         loss: &mut LossFunction,
+        gradients: Option<&mut [&mut Gradients]>,
+    ) -> Result<HeadOutcome> {
+        let task = HeadTask { targets, options: HeadOptions::default() };
+        let mut by_logprob = |rows: Range<usize>, scored: Scored<'_>, slopes: Slopes<'_>| {
+            loss(rows, scored.logprobs, slopes.logprobs);
+        };
+        self.head_rows(hidden, pack, adapters, task, &mut by_logprob, gradients)
+    }
+
+    /// The same for a loss that reads more of a row than its targets' logprobs, or others than those of the logits as they
+    /// are.
+    pub fn head_rows(
+        &self,
+        hidden: &Tensor,
+        pack: &Pack,
+        adapters: &[Arc<Adapter>],
+        task: HeadTask<'_>,
+        loss: &mut RowsFunction,
         mut gradients: Option<&mut [&mut Gradients]>,
     ) -> Result<HeadOutcome> {
+        let HeadTask { targets, options } = task;
         pack.validate(&self.config, adapters.len())?;
         let width = targets.len() / pack.len();
         self.check_targets(hidden, targets, (pack.len(), width))?;
@@ -70,7 +110,12 @@ impl BaseModel {
                 Some(_) => Some(Tensor::f_zeros(hidden.size(), (self.kind, self.device))?),
                 None => None,
             };
-            let mut logprobs = Vec::with_capacity(targets.len());
+            let mut outcome = HeadOutcome {
+                logprobs: Vec::with_capacity(targets.len()),
+                facts: Vec::new(),
+                logits: Vec::new(),
+                d_hidden: None,
+            };
             let trains_weights = gradients.as_ref().is_some_and(|all| all.iter().any(|own| own.are_of_weights()));
             for rows in chunks(&spans, self.row_tile as usize, adapters, trains_weights) {
                 let (start, count) = (rows.start as i64, (rows.end - rows.start) as i64);
@@ -82,20 +127,24 @@ impl BaseModel {
                     adapter_tile: None,
                 };
                 let targets = Targets { ids: &targets[rows.start * width..rows.end * width], width };
-                let (found, normalised) = chunk.forward(targets, &mut pieces)?;
-                let mut derivatives = vec![0.0; found.len()];
-                loss(rows, &found, &mut derivatives);
-                logprobs.extend_from_slice(&found);
+                let mut found = chunk.forward_rows(targets, options, &mut pieces)?;
+                let mut slopes = ChunkSlopes::of(&found);
+                let scored = Scored { logprobs: &found.logprobs, facts: &found.facts };
+                loss(rows, scored, Slopes { logprobs: &mut slopes.logprobs, facts: &mut slopes.facts });
+                outcome.logprobs.extend_from_slice(&found.logprobs);
+                outcome.facts.extend_from_slice(&found.facts);
+                outcome.logits.append(&mut found.logits);
                 let (Some(d_hidden), Some(gradients)) = (&d_hidden, gradients.as_deref_mut()) else {
                     continue;
                 };
-                if derivatives.iter().all(|derivative| *derivative == 0.0) {
+                if slopes.are_zero() {
                     continue;
                 }
-                let d_rows = d_hidden.f_narrow(0, start, count)?;
-                chunk.backward(targets, normalised, derivatives, &pieces, &d_rows, gradients)?;
+                let ChunkRows { facts, normalised, .. } = found;
+                let d_logits = chunk.differentiate_rows(targets, options, normalised, (slopes, &facts))?;
+                chunk.backward(d_logits, &pieces, &d_hidden.f_narrow(0, start, count)?, gradients)?;
             }
-            Ok(HeadOutcome { logprobs, d_hidden })
+            Ok(HeadOutcome { d_hidden, ..outcome })
         })
         .map_err(device_error)
     }
@@ -147,50 +196,6 @@ pub(crate) struct Chunk<'a> {
     pub(crate) tile: i64,
     /// Rows per tile of the products with adapters; `None`: a piece at once, which must then always be cut at the same rows.
     pub(crate) adapter_tile: Option<i64>,
-}
-
-/// The targets of a chunk's rows.
-#[derive(Clone, Copy)]
-struct Targets<'a> {
-    /// Row-major `[rows × width]`.
-    ids: &'a [u32],
-    /// How many each row has.
-    width: usize,
-}
-
-impl Targets<'_> {
-    /// int64 `[rows, width]`.
-    fn tensor(self, device: Device) -> TorchResult<Tensor> {
-        let ids: Vec<i64> = self.ids.iter().map(|target| i64::from(*target)).collect();
-        Tensor::f_from_slice(&ids)?.f_view([-1, self.width as i64])?.f_to_device(device)
-    }
-
-    /// Moves the derivatives of a token that a row names more than once to where it is named first, so that each
-    /// column of the logits is written once and no device can add in an order of its own.
-    fn merge_repeated(self, derivatives: &mut [f32]) {
-        if self.width == 1 {
-            return;
-        }
-        let mut places = HashMap::new();
-        for (ids, derivatives) in self.ids.chunks(self.width).zip(derivatives.chunks_mut(self.width)) {
-            places.clear();
-            for (place, id) in ids.iter().enumerate() {
-                let first = *places.entry(*id).or_insert(place);
-                if first != place {
-                    derivatives[first] += std::mem::take(&mut derivatives[place]);
-                }
-            }
-        }
-    }
-
-    /// Per row the sum of its derivatives, in order.
-    fn row_sums(self, derivatives: &[f32]) -> Vec<f32> {
-        if self.width == 1 {
-            return derivatives.to_vec();
-        }
-        let sum = |row: &[f32]| row.iter().map(|derivative| f64::from(*derivative)).sum::<f64>() as f32;
-        derivatives.chunks(self.width).map(sum).collect()
-    }
 }
 
 /// A chunk's logits, in the model's dtype `[rows, V]`, and what normalises them, fp32 `[rows, 1]`.
@@ -259,17 +264,14 @@ impl Chunk<'_> {
         Ok((logprobs, Normalised { logits, log_sum_exp: Tensor::f_cat(&normalisers, 0)? }))
     }
 
-    /// Writes the gradient of the hidden rows to `d_rows` and adds those of the head's adapters to theirs.
+    /// From the logits' gradient: writes that of the hidden rows to `d_rows` and adds those of the head's adapters to theirs.
     fn backward(
         &self,
-        targets: Targets,
-        normalised: Normalised,
-        derivatives: Vec<f32>,
+        d_logits: Tensor,
         pieces: &[Piece],
         d_rows: &Tensor,
         gradients: &mut [&mut Gradients],
     ) -> TorchResult<()> {
-        let d_logits = self.differentiate_logits(targets, normalised, derivatives)?;
         self.add_weight_gradients(&d_logits, pieces, gradients)?;
         let mut d_rows = d_rows.shallow_clone();
         if native::multiplies(&d_logits) {
@@ -399,43 +401,4 @@ fn shrink(hidden: &Tensor, pair: &AdapterPair, tile: Option<i64>) -> TorchResult
     let mut shrunk = multiply_rows(hidden, &pair.a.tensor().f_tr()?, None, tile)?;
     let _ = shrunk.f_mul_scalar_(pair.scale)?;
     Ok(shrunk)
-}
-
-/// Row ranges of at most `limit` rows that cover the pack in order.
-///
-/// The gradient of a head, or of its `B`, is a sum over rows. For its bits not to depend on what else is in the pack, a sequence
-/// is cut at multiples of `limit` counted from its own first row, and each piece goes into one chunk whole.
-fn chunks(spans: &[Span], limit: usize, adapters: &[Arc<Adapter>], trains_weights: bool) -> Vec<Range<usize>> {
-    let total = spans.last().map_or(0, |span| span.rows().end);
-    let is_trained = trains_weights || adapters.iter().any(|adapter| adapter.at(Site::Head).is_some());
-    if !is_trained {
-        return (0..total).step_by(limit).map(|start| start..(start + limit).min(total)).collect();
-    }
-    let mut chunks: Vec<Range<usize>> = Vec::new();
-    for span in spans {
-        let rows = span.rows();
-        for start in rows.clone().step_by(limit) {
-            let end = (start + limit).min(rows.end);
-            match chunks.last_mut() {
-                Some(last) if end - last.start <= limit => last.end = end,
-                _ => chunks.push(start..end),
-            }
-        }
-    }
-    chunks
-}
-
-fn pieces<'a>(spans: &[Span], chunk: &Range<usize>, adapters: &'a [Arc<Adapter>]) -> Vec<Piece<'a>> {
-    let mut pieces = Vec::new();
-    for span in spans {
-        let rows = span.rows();
-        let (start, end) = (rows.start.max(chunk.start), rows.end.min(chunk.end));
-        if start >= end {
-            continue;
-        }
-        let pair = span.adapter.and_then(|index| Some((adapters.get(index)?.at(Site::Head)?, index)));
-        let rows = (start - chunk.start) as i64..(end - chunk.start) as i64;
-        pieces.push(Piece { rows, adapter: span.adapter, pair, shrunk: None });
-    }
-    pieces
 }

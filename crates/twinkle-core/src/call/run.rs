@@ -10,7 +10,7 @@ use super::lora::LoraSpec;
 use super::optimizer::{OptimizerSpec, OptimizerWork};
 use super::scheduler::SchedulerSpec;
 use crate::data::Datum;
-use crate::ids::{CheckpointPath, RunId, SamplingSessionId, TenantId};
+use crate::ids::{CheckpointPath, RunId, SamplingSessionId, SessionId, TenantId};
 
 /// One operation on one training run.
 #[derive(Clone, Debug)]
@@ -62,6 +62,9 @@ pub enum RunOperation {
         loss: LossSpec,
         /// Whether gradients are accumulated.
         backward: bool,
+        /// How the network is used, and what is returned besides logprobs.
+        #[serde(default, skip_serializing_if = "ForwardOptions::is_usual")]
+        options: ForwardOptions,
     },
     /// Consumes the accumulated gradients in one optimizer step.
     OptimStep(AdamParams),
@@ -81,6 +84,9 @@ pub enum RunOperation {
         overwrite: bool,
         /// The user's notes.
         user_metadata: BTreeMap<String, String>,
+        /// What is saved besides the weights.
+        #[serde(default, skip_serializing_if = "SavedTraining::is_usual")]
+        training: SavedTraining,
     },
     /// Publishes the adapter for sampling.
     SaveForSampler {
@@ -122,6 +128,11 @@ pub enum RunOperation {
     },
     /// Moves the run from memory to disk until its next operation. Sent by the journal, never journaled.
     Spill,
+    /// Tells how the run is now. Sent by the journal, never journaled.
+    Describe {
+        /// Whether the values of its parameters are wanted.
+        values: bool,
+    },
     /// Rebuilds the run from a snapshot after a restart. Sent by the journal, never journaled.
     Restore {
         /// The snapshot's folder.
@@ -148,6 +159,7 @@ impl RunOperation {
             Self::Unload => "unload_model",
             Self::Expire { .. } => "expire_model",
             Self::Spill => "spill",
+            Self::Describe { .. } => "describe",
             Self::Restore { .. } => "restore",
         }
     }
@@ -165,6 +177,12 @@ pub enum Ending {
 /// How a run begins.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CreateRun {
+    /// The session it belongs to, when the run's name does not say so: see [`RunId::session`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<SessionId>,
+    /// Backward passes that an update takes, if more than one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accumulation_steps: Option<u64>,
     /// The base model's public name.
     pub base_model: String,
     /// The adapter's shape. When `from` is given, the checkpoint's own wins and this repeats it.
@@ -173,6 +191,68 @@ pub struct CreateRun {
     pub from: Option<StartingPoint>,
     /// The user's notes, returned with the run.
     pub user_metadata: BTreeMap<String, String>,
+}
+
+/// What a training checkpoint holds besides the weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SavedTraining {
+    /// Samples that the client has trained on, by its own account: it is told when it resumes.
+    pub consumed_train_samples: u64,
+    /// Whether the optimizer's state is left out: training then goes on with a fresh one.
+    pub without_optimizer: bool,
+}
+
+impl SavedTraining {
+    /// Whether it is what every operation has that says nothing.
+    #[must_use]
+    pub fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// How far a training has come: what a client needs to go on with it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrainingProgress {
+    /// Backward passes.
+    pub cur_step: u64,
+    /// Samples that the client had trained on, by its own account.
+    pub consumed_train_samples: u64,
+    /// Backward passes that an update takes.
+    pub accumulation_steps: u64,
+}
+
+/// How a run is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunState {
+    /// Backward passes.
+    pub cur_step: u64,
+    /// Backward passes that an update takes.
+    pub accumulation_steps: u64,
+    /// Optimizer steps.
+    pub optimizer_steps: u64,
+    /// The optimizer, with the settings of its next step.
+    pub optimizer: OptimizerSpec,
+    /// The schedule, if it has one.
+    pub scheduler: Option<SchedulerSpec>,
+    /// Numbers that are trained.
+    pub trained: u64,
+    /// Numbers of the base model's weights.
+    pub base: u64,
+    /// Its trained tensors, under the names they are saved by; empty unless values were asked for.
+    pub parameters: Vec<NamedTensor>,
+}
+
+/// A trained tensor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NamedTensor {
+    /// Its name in a checkpoint's file.
+    pub name: String,
+    /// Its dimensions.
+    pub shape: Vec<usize>,
+    /// Its numbers, row-major.
+    #[serde(with = "crate::data::packed_f32")]
+    pub values: Vec<f32>,
 }
 
 /// A checkpoint to start a run from.
@@ -187,16 +267,73 @@ pub struct StartingPoint {
     pub owner: Option<TenantId>,
 }
 
-/// A loss by name with its numeric settings.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// How the network is used in one forward or forward-backward, and what is returned besides logprobs.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ForwardOptions {
+    /// Logits are divided by it before everything else; above 0.
+    pub temperature: f64,
+    /// Whether the base model computes without the run's adapter. Forward only: there is nothing to train.
+    pub disable_lora: bool,
+    /// What is returned besides logprobs.
+    pub outputs: ForwardOutputs,
+    /// From here on an update takes so many backward passes, at least 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accumulation_steps: Option<u64>,
+}
+
+impl Default for ForwardOptions {
+    fn default() -> Self {
+        Self {
+            temperature: 1.0,
+            disable_lora: false,
+            outputs: ForwardOutputs::default(),
+            accumulation_steps: None,
+        }
+    }
+}
+
+impl ForwardOptions {
+    /// Whether it is what every operation has that says nothing.
+    #[must_use]
+    pub fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What a forward or forward-backward returns besides logprobs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ForwardOutputs {
+    /// Every logit of every position, divided by the temperature. They are large: a request may ask for so many only.
+    pub logits: bool,
+    /// The entropy of the distribution at every position.
+    pub entropies: bool,
+    /// Of each datum the row after its last token, of length 1.
+    pub embeddings: bool,
+}
+
+/// A loss by name with its settings.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LossSpec {
     /// `cross_entropy`, …
     pub name: String,
-    /// Settings such as `clip_low_threshold`.
+    /// Settings such as `clip_low_threshold`; yes and no are 1 and 0.
     pub config: BTreeMap<String, f64>,
+    /// Settings that are words, such as `loss_type`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub options: BTreeMap<String, String>,
     /// What `custom` computes: taken along, so that a replay does not depend on a client's list of losses.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub graph: Option<SharedGraph>,
+}
+
+impl LossSpec {
+    /// A loss with the settings it has by default.
+    #[must_use]
+    pub fn named(name: &str) -> Self {
+        Self { name: name.to_owned(), ..Self::default() }
+    }
 }
 
 /// `AdamW` settings of one step (Loshchilov & Hutter 2019); every field may change from step to step.
@@ -287,7 +424,12 @@ pub enum RunOutcome {
         run: RunId,
         /// What it loaded.
         path: CheckpointPath,
+        /// How far the training had come that saved it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        progress: Option<TrainingProgress>,
     },
+    /// How the run is.
+    Described(Box<RunState>),
     /// The run's memory was freed.
     Unloaded {
         /// Its name.
@@ -323,12 +465,35 @@ impl RunOutcome {
 }
 
 /// What a forward or forward-backward returns.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ForwardBackwardOutcome {
     /// Per datum, the log-probability of each target: the very numbers the loss used.
     pub logprobs: Vec<Logprobs>,
     /// `loss:sum` and others; each key is `name:reduction`.
     pub metrics: BTreeMap<String, f64>,
+    /// What the loss counts towards the division of gradients: its tokens where it is a sum over tokens, 0 where it has
+    /// divided already.
+    #[serde(default)]
+    pub num_tokens: f64,
+    /// Per datum one entropy (in nats) for each position; empty if not asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub entropies: Vec<Table>,
+    /// Per datum `[tokens × vocabulary]`; empty if not asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub logits: Vec<Table>,
+    /// Per datum one row of the model's width; empty if not asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub embeddings: Vec<Table>,
+}
+
+/// Numbers of one datum in rows of equal width.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Table {
+    /// Row-major `[rows × width]`.
+    #[serde(with = "crate::data::packed_f32")]
+    pub values: Vec<f32>,
+    /// Numbers in a row.
+    pub width: usize,
 }
 
 /// Natural-log probabilities of one datum, in the shape of its `target_tokens`.
@@ -382,6 +547,50 @@ impl From<Logprobs> for StoredLogprobs {
 #[cfg(all(test, feature = "node"))]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_stored_before_there_were_options_is_read_with_the_usual_ones() {
+        #[derive(Serialize)]
+        enum Earlier {
+            ForwardBackward { data: Vec<Datum>, loss: EarlierLoss, backward: bool },
+        }
+        #[derive(Serialize)]
+        struct EarlierLoss {
+            name: &'static str,
+            config: BTreeMap<String, f64>,
+        }
+        #[derive(Serialize)]
+        struct EarlierOutcome {
+            logprobs: Vec<Logprobs>,
+            metrics: BTreeMap<String, f64>,
+        }
+        let loss = EarlierLoss { name: "ppo", config: BTreeMap::new() };
+        let bytes = rmp_serde::to_vec_named(&Earlier::ForwardBackward { data: vec![], loss, backward: true }).unwrap();
+        let expected = RunOperation::ForwardBackward {
+            data: vec![],
+            loss: LossSpec::named("ppo"),
+            backward: true,
+            options: ForwardOptions::default(),
+        };
+        assert_eq!(rmp_serde::from_slice::<RunOperation>(&bytes).unwrap(), expected);
+        let bytes = rmp_serde::to_vec_named(&EarlierOutcome { logprobs: vec![], metrics: BTreeMap::new() }).unwrap();
+        let read: ForwardBackwardOutcome = rmp_serde::from_slice(&bytes).unwrap();
+        assert_eq!(read, ForwardBackwardOutcome::default());
+    }
+
+    #[test]
+    fn options_and_tables_are_read_again() {
+        let outputs = ForwardOutputs { entropies: true, ..ForwardOutputs::default() };
+        let options = ForwardOptions { temperature: 0.7, disable_lora: true, outputs, accumulation_steps: Some(2) };
+        let operation =
+            RunOperation::ForwardBackward { data: vec![], loss: LossSpec::named("a"), backward: false, options };
+        let bytes = rmp_serde::to_vec_named(&operation).unwrap();
+        assert_eq!(rmp_serde::from_slice::<RunOperation>(&bytes).unwrap(), operation);
+        let table = Table { values: vec![1.0, -2.0], width: 2 };
+        let outcome = ForwardBackwardOutcome { embeddings: vec![table], num_tokens: 3.0, ..Default::default() };
+        let bytes = rmp_serde::to_vec_named(&outcome).unwrap();
+        assert_eq!(rmp_serde::from_slice::<ForwardBackwardOutcome>(&bytes).unwrap(), outcome);
+    }
 
     #[test]
     fn stored_logprobs_of_every_shape_are_read_again() {

@@ -261,7 +261,8 @@ impl Engine {
             ENGINE_TURN.record(job.spent, Task { deployment: Deployment::Model, task_type });
             job.end_stage();
             self.executed(run, job.position, job.spent);
-            if outcome.is_ok() {
+            if let Ok(outcome) = &outcome {
+                self.count(run, &job, outcome);
                 TOKENS_TRAINED.add(job.tokens, Model { base_model: BaseModelLabel::new(&self.context.base_model) });
             }
             answered.push((job, outcome));
@@ -272,6 +273,18 @@ impl Engine {
         }
         if !self.undo.contains_key(run) {
             self.keep(run, |engine| engine.snapshot_if_due(run));
+        }
+    }
+
+    /// A backward pass that is over counts towards the run's next update.
+    fn count(&mut self, run: &RunId, job: &RowsJob, outcome: &RunOutcome) {
+        if let RunOutcome::ForwardBackward(found) = outcome
+            && job.data.batch().backward
+            && let Some(resident) = self.runs.in_memory(run)
+        {
+            let accumulation = &mut resident.run.accumulation;
+            accumulation.every = job.accumulation_steps.unwrap_or(accumulation.every);
+            accumulation.count(found.num_tokens);
         }
     }
 

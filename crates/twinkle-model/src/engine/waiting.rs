@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use twinkle_core::call::{Position, RunOperation, RunOutcome};
+use twinkle_core::call::{ForwardOptions, Position, RunOperation, RunOutcome};
 use twinkle_core::engine::supervisor::panic_text;
 use twinkle_core::engine::ticket::Ticket;
 use twinkle_core::ids::RunId;
@@ -14,6 +14,7 @@ use twinkle_core::telemetry::trace::{Origin, Stage};
 use twinkle_core::{Error, Result};
 
 use super::Work;
+use crate::accumulation::Accumulation;
 use crate::batch::{self, Example, Limits};
 use crate::losses::{self, Loss};
 use crate::schedule::{Demand, Rows};
@@ -35,6 +36,8 @@ pub(super) struct RowsJob {
     /// Input tokens.
     pub(super) tokens: u64,
     pub(super) ticket: Ticket<RunOutcome>,
+    /// How many passes an update takes from here on, if that changes.
+    pub(super) accumulation_steps: Option<u64>,
     carried: Option<Carried>,
     /// Its span, from its first pass on.
     stage: Option<Origin>,
@@ -51,11 +54,13 @@ pub(super) struct Checked {
     pub(super) examples: Vec<Example>,
     loss: Box<dyn Loss>,
     backward: bool,
+    options: ForwardOptions,
 }
 
 impl Checked {
     pub(super) fn batch(&self) -> Batch<'_> {
-        Batch { examples: &self.examples, loss: self.loss.as_ref(), backward: self.backward }
+        let Self { examples, loss, backward, options } = self;
+        Batch { examples, loss: loss.as_ref(), backward: *backward, options: *options }
     }
 }
 
@@ -68,12 +73,14 @@ impl Waiting {
             RunOperation::OptimStep(_) | RunOperation::Optimize(_) => {
                 (Demand::Step, Self::Operation(Box::new(work), None))
             }
-            RunOperation::ForwardBackward { data, loss, backward } => {
+            RunOperation::ForwardBackward { data, loss, backward, options } => {
                 let data = std::mem::take(data);
                 let check = || -> Result<Checked> {
+                    Accumulation::new(options.accumulation_steps.unwrap_or(1))?;
                     let loss = losses::build(loss)?;
                     let examples = batch::check(data, loss.as_ref(), limits)?;
-                    Ok(Checked { examples, loss, backward: *backward })
+                    batch::check_options(*options, *backward, &examples, limits)?;
+                    Ok(Checked { examples, loss, backward: *backward, options: *options })
                 };
                 let checked = catch_unwind(AssertUnwindSafe(check)).unwrap_or_else(|panic| {
                     Err(Error::internal(format!("checking the data failed: {}", panic_text(panic.as_ref()))))
@@ -94,12 +101,17 @@ impl Waiting {
             phases: data.batch().phases(),
             apart: is_suspect,
         });
+        let accumulation_steps = match &call.operation {
+            RunOperation::ForwardBackward { options, .. } => options.accumulation_steps,
+            _ => None,
+        };
         let job = RowsJob {
             run: call.run,
             position: call.position,
             name,
             tokens,
             ticket,
+            accumulation_steps,
             carried: Some(carried),
             stage: None,
             data,

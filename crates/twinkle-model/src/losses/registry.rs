@@ -7,7 +7,7 @@ use twinkle_core::error::suggestion;
 use twinkle_core::{Error, Result};
 
 use super::policy::{BOUNDS, ClipRange};
-use super::{Loss, cispo, cross_entropy, custom, dro, gspo, importance_sampling, ppo};
+use super::{Loss, cispo, cross_entropy, custom, dro, gspo, importance_sampling, native, ppo};
 
 /// How a loss is found by name and built from its settings.
 struct Entry {
@@ -58,6 +58,9 @@ pub fn build(spec: &LossSpec) -> Result<Box<dyn Loss>> {
     if spec.name == custom::NAME {
         return custom::build(spec);
     }
+    if native::is_native(&spec.name) {
+        return native::build(spec);
+    }
     let Some(entry) = LOSSES.iter().find(|entry| entry.name == spec.name) else {
         return Err(Error::invalid(format!("unknown loss `{}`", spec.name)).hint(suggestion(
             &spec.name,
@@ -76,6 +79,9 @@ pub fn build(spec: &LossSpec) -> Result<Box<dyn Loss>> {
         if !value.is_finite() {
             return Err(Error::invalid(format!("setting `{setting}` of loss `{}` is not a finite number", entry.name)));
         }
+    }
+    if let Some(option) = spec.options.keys().next() {
+        return Err(Error::invalid(format!("loss `{}` has no setting `{option}` that is a word", entry.name)));
     }
     (entry.build)(&Settings { loss: entry.name, values: &spec.config })
 }

@@ -4,7 +4,7 @@ use super::*;
 
 fn spec(name: &str, config: &[(&str, f64)]) -> LossSpec {
     let config = config.iter().map(|(key, value)| ((*key).into(), *value)).collect();
-    LossSpec { name: name.into(), config, graph: None }
+    LossSpec { name: name.into(), config, ..LossSpec::default() }
 }
 
 fn built(name: &str) -> Box<dyn Loss> {
@@ -40,7 +40,7 @@ fn example(loss: &dyn Loss, rows: &[&[(&str, f32)]]) -> Example {
 fn sequence(loss: &dyn Loss, logprobs: &[f32], rows: &[&[(&str, f32)]]) -> (f64, Vec<f32>) {
     let Scope::Sequence(rule) = loss.scope() else { panic!("not a loss of sequences") };
     let mut derivatives = vec![0.0; logprobs.len()];
-    let value = rule.sequence(DatumView { example: &example(loss, rows), logprobs }, &mut derivatives);
+    let value = rule.sequence(DatumView { example: &example(loss, rows), logprobs, facts: &[] }, &mut derivatives);
     (value, derivatives)
 }
 
@@ -139,7 +139,7 @@ fn metrics_count_what_counts_and_are_finite() {
     let rows = [policy(-500.0, 0.0), policy(-1.0, 1.0), policy(-2.0, 1.0), policy(-500.0, 1.0)];
     let example = example(ppo.as_ref(), &rows.iter().map(<[_; 2]>::as_slice).collect::<Vec<_>>());
     let mut tally = Tally::default();
-    ppo.observe(DatumView { example: &example, logprobs: &[-1.0; 4] }, &mut tally);
+    ppo.observe(DatumView { example: &example, logprobs: &[-1.0; 4], facts: &[] }, &mut tally);
     let metrics: BTreeMap<String, f64> = tally.into_metrics().collect();
     let expected = [("clipped_tokens:sum", 2.0), ("kl:sum", -500.0), ("tokens:sum", 3.0)];
     for (name, expected) in expected {

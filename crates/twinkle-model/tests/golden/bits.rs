@@ -78,7 +78,7 @@ fn a_loss_that_overflows_fails_and_leaves_the_gradients_as_they_were() {
 }
 
 fn cross_entropy() -> Box<dyn Loss> {
-    build(&LossSpec { name: "cross_entropy".into(), config: BTreeMap::new(), graph: None }).unwrap()
+    build(&LossSpec::named("cross_entropy")).unwrap()
 }
 
 /// Each case of each model, and the datums with and without candidates as one batch.
@@ -175,9 +175,9 @@ fn derivatives(loss: &dyn Loss, example: &Example, logprobs: &[f32]) -> Vec<f32>
             }
         }
         Scope::Sequence(rule) => {
-            rule.sequence(DatumView { example, logprobs }, &mut derivatives);
+            rule.sequence(DatumView { example, logprobs, facts: &[] }, &mut derivatives);
         }
-        Scope::Batch(_) => panic!("no case is of this kind"),
+        Scope::Row(_) | Scope::Batch(_) | Scope::Embeddings(_) => panic!("no case is of this kind"),
     }
     derivatives
 }

@@ -124,7 +124,7 @@ impl Golden {
     pub(crate) fn loss_of(&self, case: &str) -> Box<dyn losses::Loss> {
         let facts = &self.facts["cases"][case];
         let config = serde_json::from_value(facts["config"].clone()).unwrap();
-        losses::build(&LossSpec { name: facts["loss"].as_str().unwrap().into(), config, graph: None }).unwrap()
+        losses::build(&LossSpec { config, ..LossSpec::named(facts["loss"].as_str().unwrap()) }).unwrap()
     }
 
     pub(crate) fn cases(&self) -> Vec<String> {
@@ -136,7 +136,7 @@ impl Golden {
         let config = self.facts["losses"][name].as_object().map_or_else(BTreeMap::new, |settings| {
             settings.iter().filter_map(|(key, value)| Some((key.clone(), value.as_f64()?))).collect()
         });
-        losses::build(&LossSpec { name: name.into(), config, graph: None }).unwrap()
+        losses::build(&LossSpec { config, ..LossSpec::named(name) }).unwrap()
     }
 
     /// Compares a flat vector with the golden tensors `<prefix>.<module>.lora_{A,B}`; returns the worst difference.

@@ -3,7 +3,7 @@
 use axum::extract::State;
 use prost::Message;
 use serde_json::Value;
-use twinkle_core::call::{AdamParams, RunOperation};
+use twinkle_core::call::{AdamParams, ForwardOptions, RunOperation};
 use twinkle_core::error::{Error, Result};
 use twinkle_core::wire::tinker::bounds::check_forward_backward;
 use twinkle_core::wire::tinker::json::{self, AnyOptimizerParams, OptimStep};
@@ -51,7 +51,8 @@ async fn submit(front: &Front, tenant: &twinkle_core::ids::TenantId, request: Fo
 
 /// What the datums hold is checked by the loss they are for.
 fn operation(content: ForwardBackwardContent) -> RunOperation {
-    RunOperation::ForwardBackward { data: content.data, loss: content.loss, backward: content.backward }
+    let ForwardBackwardContent { data, loss, backward } = content;
+    RunOperation::ForwardBackward { data, loss, backward, options: ForwardOptions::default() }
 }
 
 /// Decodes a protobuf request; a broken one still tells its place, if that came before the damage.

@@ -216,7 +216,7 @@ fn with_settings(
     name: String,
     settings: impl IntoIterator<Item = (String, json::LossSetting)>,
 ) -> Result<(LossSpec, Option<String>)> {
-    let mut loss = LossSpec { name, config: BTreeMap::new(), graph: None };
+    let mut loss = LossSpec { name, ..LossSpec::default() };
     let mut loss_id = None;
     for (setting, value) in settings {
         match value {
@@ -288,7 +288,7 @@ pub fn outcome_from_proto(output: &proto::ForwardBackwardOutput) -> Result<Forwa
             logprobs.push(Logprobs { values: tensor::floats(array)?, candidates });
         }
     }
-    Ok(ForwardBackwardOutcome { logprobs, metrics: output.metrics.clone() })
+    Ok(ForwardBackwardOutcome { logprobs, metrics: output.metrics.clone(), ..ForwardBackwardOutcome::default() })
 }
 
 fn candidates_of(trailing_shape: &[i64]) -> Result<Option<usize>> {

@@ -16,7 +16,7 @@ fn content() -> ForwardBackwardContent {
         loss: LossSpec {
             name: "ppo".into(),
             config: BTreeMap::from([("clip_low_threshold".to_owned(), 0.9)]),
-            graph: None,
+            ..LossSpec::default()
         },
         backward: true,
     }
@@ -135,6 +135,7 @@ fn results_are_cut_at_their_byte_offsets() {
     let outcome = ForwardBackwardOutcome {
         logprobs: vec![Logprobs::flat(vec![-1.0, -2.0]), Logprobs::flat(vec![]), Logprobs::flat(vec![-0.25])],
         metrics: BTreeMap::from([("loss:sum".to_owned(), 3.25)]),
+        ..ForwardBackwardOutcome::default()
     };
     let output = outcome_to_proto(&outcome);
     let field = &output.loss_fn_outputs[0].fields[LOGPROBS];
@@ -161,7 +162,7 @@ fn targets_with_candidates_get_logprobs_of_their_shape() {
             Logprobs::flat(vec![-7.0]),
             table(vec![-8.0], 1),
         ],
-        metrics: BTreeMap::new(),
+        ..ForwardBackwardOutcome::default()
     };
     let output = outcome_to_proto(&outcome);
     let shapes: Vec<_> =

@@ -13,7 +13,7 @@ fn train(call: Call) -> Reply {
     Reply::Run(match call.operation {
         RunOperation::Create(_) => RunOutcome::Created { run: call.run },
         RunOperation::OptimStep(_) => RunOutcome::OptimStep { metrics: BTreeMap::new() },
-        _ => RunOutcome::ForwardBackward(ForwardBackwardOutcome { logprobs: Vec::new(), metrics: BTreeMap::new() }),
+        _ => RunOutcome::ForwardBackward(ForwardBackwardOutcome::default()),
     })
 }
 

@@ -13,7 +13,7 @@ const SESSION: &str = "s:sample:0";
 async fn finished(positions: usize) -> Fixture {
     let fixture = Fixture::new().await;
     let outcome =
-        ForwardBackwardOutcome { logprobs: vec![Logprobs::flat(vec![-1.0; positions])], metrics: BTreeMap::new() };
+        ForwardBackwardOutcome { logprobs: vec![Logprobs::flat(vec![-1.0; positions])], ..Default::default() };
     let request = RequestId::new("op-7");
     fixture.context.futures.register(&request, &alice()).unwrap();
     let outcome = Ok(Outcome::Run(RunOutcome::ForwardBackward(outcome)));

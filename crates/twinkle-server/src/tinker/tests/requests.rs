@@ -3,7 +3,7 @@
 use prost::Message;
 use serde_json::json;
 use twinkle_core::call::{
-    AdamParams, CellLayout, CreateRun, LossSpec, RunOperation, SampleExtras, SamplerTarget, SamplingSource,
+    AdamParams, CellLayout, CreateRun, ForwardOptions, LossSpec, RunOperation, SampleExtras, SamplerTarget, SamplingSource,
     ServeRequest, StartingPoint, Stop, TargetTokens,
 };
 use twinkle_core::data::{Datum, TensorData};
@@ -20,13 +20,13 @@ fn content() -> ForwardBackwardContent {
             ("weights".to_owned(), TensorData::floats(vec![0.0, 1.0, 1.0])),
         ]),
     };
-    let loss = LossSpec { name: "cross_entropy".into(), config: BTreeMap::new(), graph: None };
+    let loss = LossSpec::named("cross_entropy");
     ForwardBackwardContent { data: vec![datum], loss, backward: true }
 }
 
 fn expected(backward: bool) -> RunOperation {
     let content = content();
-    RunOperation::ForwardBackward { data: content.data, loss: content.loss, backward }
+    RunOperation::ForwardBackward { data: content.data, loss: content.loss, backward, options: ForwardOptions::default() }
 }
 
 /// A training request as SDK 0.16.1 writes it: every default left out.
@@ -72,7 +72,7 @@ async fn sessions_open_live_and_end() {
     });
     let created = fixture.post("/create_session", body.to_string()).await.ok();
     assert_eq!((&created["type"], &created["session_id"]), (&json!("create_session"), &json!("s")));
-    let [ServeRequest::CreateSession { tags, user_metadata, sdk_version, project_id: None, display_name }] =
+    let [ServeRequest::CreateSession { id: None, tags, user_metadata, sdk_version, project_id: None, display_name }] =
         &asked(&fixture.server)[..]
     else {
         panic!("not one session");
@@ -119,7 +119,14 @@ async fn a_model_is_made_by_loading_a_checkpoint() {
     assert_eq!(answer["model_id"], "s:train:1");
     let path = CheckpointPath::parse(CHECKPOINT).unwrap();
     let from = Some(StartingPoint { path: path.clone(), with_optimizer: true, owner: None });
-    let create = CreateRun { base_model: MODEL.into(), lora: lora(), from, user_metadata: BTreeMap::new() };
+    let create = CreateRun {
+        session: None,
+        accumulation_steps: None,
+        base_model: MODEL.into(),
+        lora: lora(),
+        from,
+        user_metadata: BTreeMap::new(),
+    };
     let legacy = json!({ "model_id": RUN, "path": CHECKPOINT, "optimizer": false, "seq_id": 1 });
     fixture.post("/load_weights", legacy.to_string()).await.ok();
     let calls = fixture.operations();

@@ -26,6 +26,7 @@ async fn a_training_result_is_protobuf_for_those_who_take_it() {
     let outcome = ForwardBackwardOutcome {
         logprobs: vec![Logprobs::flat(vec![-1.0, -2.0])],
         metrics: BTreeMap::from([("loss:sum".to_owned(), 3.0)]),
+        ..ForwardBackwardOutcome::default()
     };
     let (fixture, request) = finished(Ok(Outcome::Run(RunOutcome::ForwardBackward(outcome.clone())))).await;
     let answer = fixture.retrieve(request, "application/x-protobuf, application/json").await;
@@ -70,7 +71,7 @@ async fn other_results_are_json_for_everyone() {
             json!({ "path": CHECKPOINT, "type": "save_weights_for_sampler" }),
         ),
         (
-            RunOutcome::Loaded { run: run.clone(), path },
+            RunOutcome::Loaded { run: run.clone(), path, progress: None },
             json!({ "path": CHECKPOINT, "model_id": RUN, "type": "load_weights" }),
         ),
         (RunOutcome::Unloaded { run }, json!({ "model_id": RUN, "type": "unload_model" })),
