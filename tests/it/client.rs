@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use twinkle_client::{
-    AdamParams, CellLayout, Datum, LoraOptions, Loss, SampleExtras, SamplingParams, SaveOptions, ServiceClient, Stop,
-    TargetTokens, TensorData, TensorValues, TrainingClient,
+    AdamParams, CellLayout, Datum, LoraOptions, Loss, SampleExtras, SamplingParams, ServiceClient, Stop, TargetTokens,
+    TensorData, TensorValues, TrainingClient,
 };
 use twinkle_tests::Node;
 
@@ -41,7 +41,7 @@ async fn every_loss_trains_and_returns_the_logprobs_it_used() {
     let node = fixture_node("qwen3").await;
     let service = connect(&node).await;
     let training = fresh_run(&service, node.model()).await;
-    let plain = training.forward(vec![datum(&[])], Loss::cross_entropy()).await.unwrap().await.unwrap();
+    let plain = training.forward(vec![datum(&[])], "cross_entropy").await.unwrap().await.unwrap();
     let logprobs = plain.logprobs[0].values.clone();
     assert_eq!(logprobs.len(), 8);
 
@@ -77,8 +77,8 @@ async fn several_targets_of_a_position_are_targets_of_their_own() {
         ("target_tokens", two(TensorValues::Int64(targets))),
         ("weights", two(TensorValues::Float32(weights))),
     ]);
-    let plain = training.forward(vec![datum(&[])], Loss::cross_entropy()).await.unwrap().await.unwrap();
-    let outcome = training.forward(vec![teacher], Loss::cross_entropy()).await.unwrap().await.unwrap();
+    let plain = training.forward(vec![datum(&[])], "cross_entropy").await.unwrap().await.unwrap();
+    let outcome = training.forward(vec![teacher], "cross_entropy").await.unwrap().await.unwrap();
     let logprobs = &outcome.logprobs[0];
     assert_eq!((logprobs.candidates, logprobs.values.len()), (Some(2), 16));
     let first: Vec<f32> = logprobs.values.iter().step_by(2).copied().collect();
@@ -105,7 +105,7 @@ async fn a_prompt_is_scored_by_its_own_by_likely_and_by_given_tokens() {
     let pending = sampler.sample_and_score(prompt.clone(), 1, params(5, 1), true, extras).await.unwrap();
     let outcome = pending.await.unwrap();
     let own = outcome.prompt_logprobs.expect("prompt logprobs");
-    assert_eq!(own, sampler.compute_logprobs(prompt.clone()).await.unwrap());
+    assert_eq!(own, sampler.compute_logprobs(prompt.clone()).await.unwrap().await.unwrap());
     assert!(outcome.topk_prompt_logprobs.is_some() && outcome.prompt_alt_tokens.is_some());
     assert!(outcome.sequences[0].topk_logprobs.is_some());
     let targets = outcome.target_prompt_logprobs.expect("targets");
@@ -137,38 +137,38 @@ async fn runs_and_checkpoints_are_listed_kept_continued_and_deleted() {
     let node = fixture_node("qwen3").await;
     let service = connect(&node).await;
     let training = fresh_run(&service, node.model()).await;
-    training.forward_backward(vec![datum(&[])], Loss::cross_entropy()).await.unwrap().await.unwrap();
+    training.forward_backward(vec![datum(&[])], "cross_entropy").await.unwrap().await.unwrap();
     training.optim_step(AdamParams { learning_rate: 1e-2, ..AdamParams::default() }).await.unwrap().await.unwrap();
-    let path = training.save_state("kept", SaveOptions::default()).await.unwrap().await.unwrap();
-    let sampled = training.save_weights_for_sampler("kept", SaveOptions::default()).await.unwrap().await.unwrap();
+    let path = training.save_state("kept").await.unwrap().await.unwrap();
+    let sampled = training.save_weights_for_sampler("kept").await.unwrap().await.unwrap();
 
-    let directory = service.directory();
-    let runs = directory.training_runs(10, 0).await.unwrap().training_runs;
+    let rest = service.create_rest_client();
+    let runs = rest.list_training_runs(10, 0).await.unwrap().training_runs;
     assert_eq!(runs.len(), 1);
-    assert_eq!(runs[0], directory.training_run(training.model_id()).await.unwrap());
-    let info = directory.weights_info(&path).await.unwrap();
+    assert_eq!(runs[0], rest.get_training_run(training.model_id()).await.unwrap());
+    let info = rest.get_weights_info_by_tinker_path(&path).await.unwrap();
     assert_eq!((info.base_model.as_str(), info.lora_rank), (node.model(), Some(4)));
-    directory.set_checkpoint_ttl(&path, Some(7200)).await.unwrap();
-    directory.publish_checkpoint(&sampled).await.unwrap();
-    let listed = directory.run_checkpoints(training.model_id()).await.unwrap().checkpoints;
+    rest.set_checkpoint_ttl_from_tinker_path(&path, Some(7200)).await.unwrap();
+    rest.publish_checkpoint_from_tinker_path(&sampled).await.unwrap();
+    let listed = rest.list_checkpoints(training.model_id()).await.unwrap().checkpoints;
     let of = |path: &str| listed.iter().find(|one| one.tinker_path == path).expect("listed").clone();
     assert!(of(&path).expires_at.is_some() && of(&sampled).public, "{listed:?}");
-    directory.unpublish_checkpoint(&sampled).await.unwrap();
-    assert!(directory.checkpoints(10, 0).await.unwrap().checkpoints.iter().all(|one| !one.public));
+    rest.unpublish_checkpoint_from_tinker_path(&sampled).await.unwrap();
+    assert!(rest.list_user_checkpoints(10, 0).await.unwrap().checkpoints.iter().all(|one| !one.public));
 
     // Continued with the optimizer, the next step is that of the run itself; without it, another.
     let mut after = Vec::new();
-    let with = service.create_training_client_from_state(&path, true).await.unwrap();
-    let without = service.create_training_client_from_state(&path, false).await.unwrap();
+    let with = service.create_training_client_from_state_with_optimizer(&path).await.unwrap();
+    let without = service.create_training_client_from_state(&path).await.unwrap();
     for run in [&training, &with, &without] {
-        run.forward_backward(vec![datum(&[])], Loss::cross_entropy()).await.unwrap().await.unwrap();
+        run.forward_backward(vec![datum(&[])], "cross_entropy").await.unwrap().await.unwrap();
         run.optim_step(AdamParams { learning_rate: 1e-2, ..AdamParams::default() }).await.unwrap().await.unwrap();
-        after.push(run.forward(vec![datum(&[])], Loss::cross_entropy()).await.unwrap().await.unwrap().logprobs);
+        after.push(run.forward(vec![datum(&[])], "cross_entropy").await.unwrap().await.unwrap().logprobs);
     }
     assert_eq!(after[0], after[1]);
     assert_ne!(after[0], after[2]);
 
-    directory.delete_checkpoint(&path).await.unwrap();
-    let error = directory.weights_info(&path).await.expect_err("it is gone");
+    rest.delete_checkpoint_from_tinker_path(&path).await.unwrap();
+    let error = rest.get_weights_info_by_tinker_path(&path).await.expect_err("it is gone");
     assert!(error.is_users_fault(), "{error}");
 }

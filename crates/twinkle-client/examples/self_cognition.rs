@@ -7,6 +7,10 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "an example talks to the person who runs it")]
 
+#[path = "shared/connection.rs"]
+mod connection;
+
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -16,9 +20,11 @@ use serde::Deserialize;
 use textplots::{Chart, Plot, Shape};
 use tokio::time::Instant;
 use twinkle_client::{
-    AdamParams, ChatMessage, Datum, LoraOptions, Loss, ProcessorClient, SamplingClient, SamplingParams, ServiceClient,
-    TensorValues, TrainingClient, supervised_datum,
+    AdamParams, ChatMessage, Datum, ForwardBackwardOutcome, LoraOptions, Pending, ProcessorClient, SamplingClient,
+    SamplingParams, TensorValues, TrainingClient, supervised_datum,
 };
+
+use connection::Connection;
 
 /// Conversations about who the assistant is, with placeholders for its name and its author.
 const CONVERSATIONS: &str = include_str!("data/self_cognition.jsonl");
@@ -28,18 +34,8 @@ const QUESTIONS: [&str; 3] = ["Who are you?", "你是谁？", "What is the capit
 /// Fine-tune a model to know its own name.
 #[derive(Parser)]
 struct Arguments {
-    /// The server's address.
-    #[arg(long, default_value = "http://127.0.0.1:8000")]
-    url: String,
-    /// The API key; a server on this machine takes any.
-    #[arg(long, env = "TINKER_API_KEY", default_value = "tml-local", hide_env_values = true)]
-    api_key: String,
-    /// The base model's name on the server.
-    #[arg(long, default_value = "HuggingFaceTB/SmolLM2-135M-Instruct")]
-    model: String,
-    /// Where the server's processor application is.
-    #[arg(long, default_value = "/api/v1/processor")]
-    processor: String,
+    #[command(flatten)]
+    connection: Connection,
     /// What the model shall call itself.
     #[arg(long, default_value = "Twinkle")]
     name: String,
@@ -68,18 +64,16 @@ struct Conversation {
 #[tokio::main]
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let service = ServiceClient::connect(&arguments.url, &arguments.api_key)
-        .await
-        .with_context(|| format!("no server at {} (start one: cargo xtask quickstart)", arguments.url))?;
-    let processor = service.processor(&arguments.processor, &arguments.model);
+    let service = arguments.connection.open().await?;
+    let processor = arguments.connection.processor(&service);
 
     println!("\nBefore:");
-    let base = service.create_sampling_client(&arguments.model).await?;
+    let base = service.create_sampling_client(&arguments.connection.model).await?;
     ask(&base, &processor).await?;
 
     let data = training_data(&processor, &arguments).await?;
     let lora = LoraOptions { rank: arguments.rank, seed: Some(7), train_unembed: false, ..LoraOptions::default() };
-    let training = service.create_lora_training_client(&arguments.model, lora).await?;
+    let training = service.create_lora_training_client(&arguments.connection.model, lora).await?;
     let started = Instant::now();
     let losses = train(&training, &data, &arguments).await?;
     report(&losses, tokens_trained(&data, &arguments), started.elapsed());
@@ -88,8 +82,7 @@ async fn main() -> Result<()> {
     let tuned = training.save_weights_and_get_sampling_client().await?;
     ask(&tuned, &processor).await?;
 
-    let saved =
-        training.save_weights_for_sampler("self-cognition", twinkle_client::SaveOptions::default()).await?.await?;
+    let saved = training.save_weights_for_sampler("self-cognition").await?.await?;
     println!("\nThe adapter is saved as {saved}");
     service.close().await?;
     Ok(())
@@ -139,7 +132,7 @@ async fn train(training: &TrainingClient, data: &[Datum], arguments: &Arguments)
         let learned: f64 = batch.iter().map(learned_tokens).sum();
         let remaining = 1.0 - step as f64 / arguments.steps as f64;
         let params = AdamParams { learning_rate: arguments.learning_rate * remaining, ..AdamParams::default() };
-        let loss = training.forward_backward(batch, Loss::cross_entropy()).await?;
+        let loss = training.forward_backward(batch, "cross_entropy").await?;
         let stepped = training.optim_step(params).await?;
         // The next step is with the server before the result of the last one is read, so the server never waits.
         if let Some(last) = under_way.replace((loss, stepped, learned)) {
@@ -155,11 +148,7 @@ async fn train(training: &TrainingClient, data: &[Datum], arguments: &Arguments)
     Ok(losses)
 }
 
-type UnderWay = (
-    twinkle_client::Pending<twinkle_client::ForwardBackwardOutcome>,
-    twinkle_client::Pending<std::collections::BTreeMap<String, f64>>,
-    f64,
-);
+type UnderWay = (Pending<ForwardBackwardOutcome>, Pending<BTreeMap<String, f64>>, f64);
 
 /// The loss of a step, once it is done.
 async fn finish((loss, stepped, learned): UnderWay) -> Result<f64> {

@@ -42,6 +42,18 @@ pub enum Error {
         /// Which operation.
         request_id: String,
     },
+    /// A file could not be written.
+    #[error("cannot write `{path}`")]
+    File {
+        /// Which.
+        path: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The async runtime shut down before the operation's result was there.
+    #[error("the async runtime is shutting down")]
+    ShuttingDown,
     /// The server's answer is not what the protocol promises.
     #[error("the server's answer to `{route}` cannot be read: {reason}")]
     Malformed {
@@ -60,8 +72,18 @@ impl Error {
             Self::InvalidArgument(_) => true,
             Self::Rejected { status, .. } => (400..500).contains(status) && ![408, 409, 429].contains(status),
             Self::Failed { category, .. } => category == "user",
-            Self::Connection { .. } | Self::Expired { .. } | Self::Malformed { .. } => false,
+            Self::Connection { .. }
+            | Self::Expired { .. }
+            | Self::File { .. }
+            | Self::ShuttingDown
+            | Self::Malformed { .. } => false,
         }
+    }
+
+    /// Whether what was asked for is not there, or is another's: servers do not tell the two apart.
+    #[must_use]
+    pub const fn is_not_found(&self) -> bool {
+        matches!(self, Self::Rejected { status: 404, .. })
     }
 
     pub(crate) fn malformed(route: &str, reason: &dyn std::fmt::Display) -> Self {

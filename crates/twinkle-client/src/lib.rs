@@ -4,20 +4,20 @@
 //! addition of Twinkle servers.
 //!
 //! ```no_run
-//! use twinkle_client::{AdamParams, ChatMessage, LoraOptions, Loss, SamplingParams, ServiceClient, supervised_datum};
+//! use twinkle_client::{AdamParams, ChatMessage, SamplingParams, ServiceClient, supervised_datum};
 //!
 //! # async fn example() -> Result<(), twinkle_client::Error> {
 //! let service = ServiceClient::connect("http://127.0.0.1:8000", "tml-local").await?;
 //! let model = "HuggingFaceTB/SmolLM2-135M-Instruct";
 //! let processor = service.processor("/api/v1/processor", model);
-//! let training = service.create_lora_training_client(model, LoraOptions { rank: 16, ..LoraOptions::default() }).await?;
+//! let training = service.create_lora_training_client(model, 16).await?;
 //!
 //! let conversation = vec![ChatMessage::user("Who are you?"), ChatMessage::assistant("I am Twinkle.")];
 //! let encoded = processor.encode_chat(vec![conversation], false).await?;
 //! let data = encoded.iter().map(supervised_datum).collect::<Result<Vec<_>, _>>()?;
 //!
 //! // Both are on their way before the first is awaited: the server never idles between them.
-//! let loss = training.forward_backward(data, Loss::cross_entropy()).await?;
+//! let loss = training.forward_backward(data, "cross_entropy").await?;
 //! let step = training.optim_step(AdamParams { learning_rate: 1e-3, ..AdamParams::default() }).await?;
 //! println!("loss {}", loss.await?.metrics["loss:sum"]);
 //! step.await?;
@@ -34,28 +34,43 @@
 //! number, so nothing is done twice.
 #![forbid(unsafe_code)]
 
+mod answer;
+mod checkpoint_path;
 mod chunking;
 mod data;
-mod directory;
+mod download;
+mod environment;
 mod error;
 mod http;
+mod options;
+mod pace;
+mod passes;
 mod pending;
 mod processor;
+mod progress;
+mod request;
+mod rest;
+mod retrieve;
 mod retry;
 mod sampling;
 mod service;
 mod session;
 mod training;
 
-pub use data::{Loss, supervised_datum};
-pub use directory::DirectoryClient;
+pub use data::{Loss, policy_datum, supervised_datum};
+pub use download::Download;
+pub use environment::{API_KEY_VARIABLES, BASE_URL_VARIABLES, DEFAULT_BASE_URL, api_key_from_env, base_url_from_env};
 pub use error::{Error, Result};
+pub use options::{ConnectOptions, LoraOptions, SaveOptions, Weights};
+pub use passes::Objective;
 pub use pending::Pending;
 pub use processor::ProcessorClient;
+pub use progress::Progress;
+pub use rest::RestClient;
 pub use retry::RetryPolicy;
 pub use sampling::SamplingClient;
-pub use service::{ConnectOptions, LoraOptions, ServiceClient};
-pub use training::{SaveOptions, TrainingClient};
+pub use service::ServiceClient;
+pub use training::TrainingClient;
 
 pub use twinkle_core::call::{
     AdamParams, AltTokens, CellLayout, ChatMessage, ForwardBackwardOutcome, Logprobs, SampleExtras, SampleOutcome,
@@ -64,5 +79,8 @@ pub use twinkle_core::call::{
 pub use twinkle_core::data::{Datum, TensorData, TensorValues, TokenIds};
 pub use twinkle_core::wire::native::Encoded;
 pub use twinkle_core::wire::tinker::json::{
-    Checkpoint, CheckpointType, Checkpoints, ModelInfo, SupportedModel, TrainingRun, TrainingRuns, WeightsInfo,
+    Checkpoint, CheckpointType, Checkpoints, Cursor, ExternalWeightsUrls, ModelData, ModelInfo, Sampler, SearchOwner,
+    ServerCapabilities, SessionContents, SessionCursor, SessionNames, SessionSearchRequest, SessionSearchResponse,
+    SessionStatus, SessionStatusQuery, SessionSummary, SupportedModel, TraceExport, TrainingRun, TrainingRuns,
+    WeightsInfo,
 };

@@ -4,45 +4,67 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
-use bytes::Bytes;
-use serde_json::Value;
-use tokio::time::Instant;
-use tracing::warn;
-use twinkle_core::wire::tinker::json::RetrieveFuture;
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinHandle};
 
 use crate::error::{Error, Result};
-use crate::http::{Answer, Http, Request};
-use crate::retry;
-
-/// The route of every result.
-const RETRIEVE: &str = "/api/v1/retrieve_future";
-/// How long one question for a result may take; servers answer "not yet" before.
-const POLL_LIMIT: Duration = Duration::from_secs(45);
-/// Servers hold a question until there is a result. One that answers "not yet" sooner than this is asked less often.
-const HASTY: Duration = Duration::from_secs(1);
-/// How much less often.
-const PAUSE_AFTER_HASTY: Duration = Duration::from_millis(100);
+use crate::progress::{Progress, Reporter};
 
 /// An operation the server has accepted; await it for the result.
 ///
-/// Dropping it does not undo the operation, only its result is lost.
-#[must_use = "the operation runs anyway, but its errors would go unseen"]
+/// The result is fetched in the background from the start, so any number of operations may be under way and be awaited
+/// in any order. Dropping it gives the result up: a training operation is executed all the same, a sample is cancelled.
+#[must_use = "the operation's errors would go unseen, and a sample would be cancelled"]
 pub struct Pending<T> {
     request_ids: Vec<String>,
-    result: Pin<Box<dyn Future<Output = Result<T>> + Send>>,
+    progress: watch::Receiver<Progress>,
+    task: JoinHandle<Result<T>>,
+}
+
+impl<T: Send + 'static> Pending<T> {
+    /// Fetches the result of these requests by `work` in a task of its own.
+    pub(crate) fn spawn<F>(request_ids: Vec<String>, work: impl FnOnce(Reporter) -> F) -> Self
+    where
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        let (reporter, progress) = Reporter::new(request_ids.len());
+        Self { request_ids, progress, task: tokio::spawn(work(reporter)) }
+    }
 }
 
 impl<T> Pending<T> {
-    pub(crate) fn new(request_ids: Vec<String>, result: impl Future<Output = Result<T>> + Send + 'static) -> Self {
-        Self { request_ids, result: Box::pin(result) }
-    }
-
     /// The server's ids of the operation: one, or one for each chunk of a large batch.
     #[must_use]
     pub fn request_ids(&self) -> &[String] {
         &self.request_ids
+    }
+
+    /// Whether awaiting it would return at once.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.task.is_finished()
+    }
+
+    /// How far the operation is.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        self.progress.borrow().clone()
+    }
+
+    /// Waits for news of the operation; `None` when there will be none, because it is over.
+    ///
+    /// ```no_run
+    /// # async fn example(mut pending: twinkle_client::Pending<()>) -> twinkle_client::Result<()> {
+    /// while let Some(progress) = pending.next_progress().await {
+    ///     println!("{} of {} chunks", progress.finished, progress.requests);
+    /// }
+    /// pending.await
+    /// # }
+    /// ```
+    pub async fn next_progress(&mut self) -> Option<Progress> {
+        self.progress.changed().await.ok()?;
+        Some(self.progress.borrow_and_update().clone())
     }
 }
 
@@ -50,93 +72,31 @@ impl<T> Future for Pending<T> {
     type Output = Result<T>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        self.result.as_mut().poll(context)
+        Pin::new(&mut self.task).poll(context).map(|ended| ended.map_err(ended_early)?)
+    }
+}
+
+impl<T> Drop for Pending<T> {
+    fn drop(&mut self) {
+        self.task.abort();
     }
 }
 
 impl<T> fmt::Debug for Pending<T> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("Pending").field("request_ids", &self.request_ids).finish_non_exhaustive()
+        let progress = self.progress();
+        formatter
+            .debug_struct("Pending")
+            .field("request_ids", &self.request_ids)
+            .field("progress", &progress)
+            .finish_non_exhaustive()
     }
 }
 
-/// A finished operation, in the codec the request asked for.
-#[derive(Clone, Debug)]
-pub(crate) enum Retrieved {
-    Json(Value),
-    Protobuf(Bytes),
-}
-
-impl Retrieved {
-    /// Reads a JSON result.
-    pub(crate) fn json<T: serde::de::DeserializeOwned>(self) -> Result<T> {
-        match self {
-            Self::Json(value) => serde_json::from_value(value).map_err(|error| Error::malformed(RETRIEVE, &error)),
-            Self::Protobuf(_) => Err(Error::malformed(RETRIEVE, &"protobuf where JSON was expected")),
-        }
+/// What became of a task that has no result: its panic goes on here, else the runtime is shutting down.
+pub(crate) fn ended_early(error: JoinError) -> Error {
+    if error.is_panic() {
+        std::panic::resume_unwind(error.into_panic());
     }
-
-    /// Reads a protobuf result.
-    pub(crate) fn protobuf<T: prost::Message + Default>(self) -> Result<T> {
-        match self {
-            Self::Protobuf(bytes) => T::decode(bytes).map_err(|error| Error::malformed(RETRIEVE, &error)),
-            Self::Json(_) => Err(Error::malformed(RETRIEVE, &"JSON where protobuf was expected")),
-        }
-    }
-}
-
-/// Asks for a result until it is there, through restarts of the server.
-pub(crate) async fn retrieve(http: &Http, request_id: &str, media_type: &'static str) -> Result<Retrieved> {
-    let body = RetrieveFuture { request_id: request_id.to_owned(), allow_metadata_only: false };
-    let request = Request::json(RETRIEVE, &body)?.accepting(media_type).within(POLL_LIMIT);
-    let mut backoff = http.backoff();
-    loop {
-        let asked = Instant::now();
-        let (error, wish) = match http.attempt(&request, None).await {
-            Ok(answer) => match read(&answer, request_id) {
-                Polled::Done(result) => return result,
-                Polled::NotYet => {
-                    backoff.reset();
-                    if asked.elapsed() < HASTY {
-                        tokio::time::sleep(PAUSE_AFTER_HASTY).await;
-                    }
-                    continue;
-                }
-                Polled::TryAgain => (answer.rejection(), retry::wish(&answer.headers)),
-            },
-            Err(error) => (error, None),
-        };
-        let Some(pause) = backoff.next(wish) else { return Err(error) };
-        warn!(%error, request_id, ?pause, "asking for the result again");
-        tokio::time::sleep(pause).await;
-    }
-}
-
-/// What one answer of `retrieve_future` means.
-enum Polled {
-    Done(Result<Retrieved>),
-    NotYet,
-    TryAgain,
-}
-
-fn read(answer: &Answer, request_id: &str) -> Polled {
-    match answer.status {
-        200 if answer.is_protobuf() => Polled::Done(Ok(Retrieved::Protobuf(answer.body.clone()))),
-        200 => match answer.decode::<Value>(RETRIEVE) {
-            Ok(body) if body["type"] == "try_again" => Polled::NotYet,
-            Ok(body) => Polled::Done(failure(&body, request_id).map_or(Ok(Retrieved::Json(body)), Err)),
-            Err(error) => Polled::Done(Err(error)),
-        },
-        408 => Polled::NotYet,
-        410 => Polled::Done(Err(Error::Expired { request_id: request_id.to_owned() })),
-        429 | 500.. => Polled::TryAgain,
-        _ => Polled::Done(Err(answer.rejection())),
-    }
-}
-
-/// The error an operation ended with, if it did.
-fn failure(body: &Value, request_id: &str) -> Option<Error> {
-    let message = body["error"].as_str()?.to_owned();
-    let category = body["category"].as_str().unwrap_or("unknown").to_ascii_lowercase();
-    Some(Error::Failed { category, message, request_id: request_id.to_owned() })
+    Error::ShuttingDown
 }

@@ -4,7 +4,12 @@ use std::time::Duration;
 
 use reqwest::header::HeaderMap;
 
+use crate::answer::Answer;
+
 /// How patient the client is.
+///
+/// Sent again are lost connections, the statuses 408, 409, 429 and from 500 on, and whatever the server marks with
+/// `x-should-retry: true`. The pause is what the server asks for in `retry-after`, up to a minute, else it doubles.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RetryPolicy {
     /// The first pause; each further one is twice as long.
@@ -13,6 +18,8 @@ pub struct RetryPolicy {
     pub longest_pause: Duration,
     /// Failures in a row for this long are given up on: long enough for a server to be restarted.
     pub give_up_after: Duration,
+    /// How long a refusal for want of payment (402) is waited out, by asking every five seconds.
+    pub wait_for_payment: Duration,
 }
 
 impl Default for RetryPolicy {
@@ -21,12 +28,15 @@ impl Default for RetryPolicy {
             first_pause: Duration::from_millis(500),
             longest_pause: Duration::from_secs(10),
             give_up_after: Duration::from_mins(5),
+            wait_for_payment: Duration::from_hours(1),
         }
     }
 }
 
 /// The longest `retry-after` that is believed.
 const LONGEST_WISH: Duration = Duration::from_mins(1);
+/// The pause after a refusal for want of payment.
+const PAYMENT_PAUSE: Duration = Duration::from_secs(5);
 
 /// The pauses of one request.
 #[derive(Debug)]
@@ -34,11 +44,21 @@ pub(crate) struct Backoff {
     policy: RetryPolicy,
     failures: u32,
     waited: Duration,
+    waited_for_payment: Duration,
 }
 
 impl Backoff {
     pub(crate) fn new(policy: &RetryPolicy) -> Self {
-        Self { policy: policy.clone(), failures: 0, waited: Duration::ZERO }
+        Self { policy: policy.clone(), failures: 0, waited: Duration::ZERO, waited_for_payment: Duration::ZERO }
+    }
+
+    /// The pause after an answer that is no success; `None`: it is final, or it is time to give up.
+    pub(crate) fn after(&mut self, answer: &Answer) -> Option<Duration> {
+        if answer.status == 402 && self.waited_for_payment < self.policy.wait_for_payment {
+            self.waited_for_payment += PAYMENT_PAUSE;
+            return Some(PAYMENT_PAUSE);
+        }
+        is_retryable(answer).then(|| self.next(wish(&answer.headers)))?
     }
 
     /// The next pause, or `None` when it is time to give up. `wish` is what the server asked for.
@@ -57,6 +77,7 @@ impl Backoff {
     pub(crate) fn reset(&mut self) {
         self.failures = 0;
         self.waited = Duration::ZERO;
+        self.waited_for_payment = Duration::ZERO;
     }
 }
 
@@ -66,12 +87,16 @@ fn with_jitter(pause: Duration) -> Duration {
     pause.mul_f64(1.0 - 0.25 * random)
 }
 
-/// Whether a status is worth another try; the server's own opinion wins.
-pub(crate) fn is_retryable(status: u16, headers: &HeaderMap) -> bool {
-    match headers.get("x-should-retry").map(reqwest::header::HeaderValue::as_bytes) {
+/// Whether an answer may be another one the next time; the server's own opinion wins. A 400 that says nothing is not
+/// the server's: a proxy on the way has mangled something.
+fn is_retryable(answer: &Answer) -> bool {
+    match answer.headers.get("x-should-retry").map(reqwest::header::HeaderValue::as_bytes) {
         Some(b"true") => true,
         Some(b"false") => false,
-        _ => matches!(status, 408 | 409 | 429) || status >= 500,
+        _ => match answer.status {
+            400 => answer.body.is_empty(),
+            status => matches!(status, 408 | 409 | 429) || status >= 500,
+        },
     }
 }
 
@@ -124,11 +149,30 @@ mod tests {
         }
     }
 
+    fn answer(status: u16, headers: HeaderMap) -> Answer {
+        Answer { status, headers, body: b"{}".as_slice().into() }
+    }
+
     #[test]
     fn the_servers_opinion_about_retrying_wins() {
-        assert!(is_retryable(503, &HeaderMap::new()) && is_retryable(429, &HeaderMap::new()));
-        assert!(!is_retryable(400, &HeaderMap::new()) && !is_retryable(404, &HeaderMap::new()));
-        assert!(!is_retryable(503, &headers("x-should-retry", "false")));
-        assert!(is_retryable(400, &headers("x-should-retry", "true")));
+        let plain = |status| is_retryable(&answer(status, HeaderMap::new()));
+        assert!(plain(503) && plain(429) && !plain(400) && !plain(404));
+        assert!(!is_retryable(&answer(503, headers("x-should-retry", "false"))));
+        assert!(is_retryable(&answer(400, headers("x-should-retry", "true"))));
+    }
+
+    #[test]
+    fn a_refusal_without_a_word_is_a_proxys_and_tried_again() {
+        let silent = Answer { body: Vec::new().into(), ..answer(400, HeaderMap::new()) };
+        assert!(Backoff::new(&RetryPolicy::default()).after(&silent).is_some());
+    }
+
+    #[test]
+    fn payment_is_waited_for_and_then_given_up_on() {
+        let policy = RetryPolicy { wait_for_payment: Duration::from_secs(12), ..RetryPolicy::default() };
+        let mut backoff = Backoff::new(&policy);
+        let unpaid = answer(402, HeaderMap::new());
+        let pauses: Vec<_> = std::iter::from_fn(|| backoff.after(&unpaid)).collect();
+        assert_eq!(pauses, [PAYMENT_PAUSE; 3]);
     }
 }

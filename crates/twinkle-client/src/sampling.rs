@@ -3,16 +3,21 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use tokio::sync::OwnedSemaphorePermit;
 use tracing::warn;
 use twinkle_core::call::{SampleExtras, SampleOutcome, SamplingParams, TargetTokens};
 use twinkle_core::data::TokenIds;
-use twinkle_core::wire::tinker::json::{CancelFuture, Future, ModelInput, Sample, TensorData, TensorNumbers};
+use twinkle_core::wire::tinker::json::{CancelFuture, Future, ModelInput, Sample, Sampler, TensorData, TensorNumbers};
+use twinkle_core::wire::tinker::proto;
 use twinkle_core::wire::tinker::sampling::{outcome_from_proto, params_to_json};
-use twinkle_core::wire::tinker::{PROTOBUF, proto};
 
 use crate::error::{Error, Result};
-use crate::http::Request;
-use crate::pending::{self, Pending};
+use crate::http::{self, Http};
+use crate::pace::Pace;
+use crate::pending::Pending;
+use crate::request::Request;
+use crate::retrieve;
+use crate::retry;
 use crate::session::Session;
 
 const ROUTE: &str = "/api/v1/asample";
@@ -23,11 +28,13 @@ pub struct SamplingClient {
     session: Arc<Session>,
     id: String,
     next_sequence: Arc<AtomicU64>,
+    pace: Arc<Pace>,
 }
 
 impl SamplingClient {
     pub(crate) fn new(session: Arc<Session>, id: String) -> Self {
-        Self { session, id, next_sequence: Arc::new(AtomicU64::new(0)) }
+        let pace = Arc::new(Pace::new(session.config.sample_max_concurrent_requests));
+        Self { session, id, next_sequence: Arc::new(AtomicU64::new(0)), pace }
     }
 
     /// The sampling session's id.
@@ -37,14 +44,17 @@ impl SamplingClient {
     }
 
     /// Draws `num_samples` independent continuations of `prompt`. Returns when the server has accepted the request; many
-    /// requests may be under way at the same time.
+    /// requests may be under way at the same time, and the server samples them together.
+    ///
+    /// A server that says "slow down" is obeyed for as long as it says so. A sample that a server lost in a restart is
+    /// submitted again; with a `seed` it is the same sample.
     pub async fn sample(
         &self,
         prompt: TokenIds,
         num_samples: u32,
         params: SamplingParams,
     ) -> Result<Pending<SampleOutcome>> {
-        self.submit(prompt, num_samples, &params, false, SampleExtras::default()).await
+        self.sample_and_score(prompt, num_samples, params, false, SampleExtras::default()).await
     }
 
     /// [`Self::sample`] that also scores the prompt: `prompt_logprobs` for each of its own tokens, and what `extras` names.
@@ -56,33 +66,41 @@ impl SamplingClient {
         prompt_logprobs: bool,
         extras: SampleExtras,
     ) -> Result<Pending<SampleOutcome>> {
-        self.submit(prompt, num_samples, &params, prompt_logprobs, extras).await
+        self.submit(prompt, num_samples, &params, prompt_logprobs, extras, Ok).await
     }
 
-    /// Gives a sample up: the server stops working on it within one turn, and awaiting it fails.
-    pub async fn cancel(&self, pending: &Pending<SampleOutcome>) -> Result<()> {
+    /// Per token of `prompt` its logprob given the tokens before it; the first has none.
+    pub async fn compute_logprobs(&self, prompt: TokenIds) -> Result<Pending<Vec<Option<f32>>>> {
+        let scores = |outcome: SampleOutcome| {
+            outcome.prompt_logprobs.ok_or_else(|| Error::malformed(ROUTE, &"no prompt logprobs"))
+        };
+        self.submit(prompt, 1, &SamplingParams::greedy(1), true, SampleExtras::default(), scores).await
+    }
+
+    /// Gives a sample up: the server stops working on it within one turn, and awaiting it fails. Dropping the pending
+    /// sample does the same where the server wants to know.
+    pub async fn cancel<T>(&self, pending: &Pending<T>) -> Result<()> {
         for request_id in pending.request_ids() {
-            let body = CancelFuture { request_id: request_id.clone() };
-            self.session.http.send(&Request::json("/api/v1/cancel_future", &body)?).await?;
+            self.session.http.send(&cancellation(request_id)?).await?;
         }
         Ok(())
     }
 
-    /// Per token of `prompt` its logprob given the tokens before it; the first has none.
-    pub async fn compute_logprobs(&self, prompt: TokenIds) -> Result<Vec<Option<f32>>> {
-        let one_token = SamplingParams::greedy(1);
-        let outcome = self.submit(prompt, 1, &one_token, true, SampleExtras::default()).await?.await?;
-        outcome.prompt_logprobs.ok_or_else(|| Error::malformed(ROUTE, &"no prompt logprobs"))
+    /// The name of the base model that is sampled, with an adapter or without.
+    pub async fn get_base_model(&self) -> Result<String> {
+        let sampler: Sampler = self.session.http.get(format!("/api/v1/samplers/{}", self.id)).await?;
+        Ok(sampler.base_model)
     }
 
-    async fn submit(
+    async fn submit<T: Send + 'static>(
         &self,
         prompt: TokenIds,
         num_samples: u32,
         params: &SamplingParams,
         prompt_logprobs: bool,
         extras: SampleExtras,
-    ) -> Result<Pending<SampleOutcome>> {
+        convert: impl FnOnce(SampleOutcome) -> Result<T> + Send + 'static,
+    ) -> Result<Pending<T>> {
         let wanted = |count: u32| (count > 0).then_some(count);
         let body = Sample {
             sampling_session_id: Some(self.id.clone()),
@@ -98,28 +116,87 @@ impl SamplingClient {
             prompt_logprobs_last_n: extras.prompt_logprobs_last_n,
             record_stability_info: None,
         };
-        let request = Request::json(ROUTE, &body)?;
-        let http = self.session.http.clone();
-        let accepted: Future = http.send(&request).await?.decode(ROUTE)?;
-        Ok(Pending::new(vec![accepted.request_id.clone()], async move {
-            let mut request_id = accepted.request_id;
+        let request = Request::json(ROUTE, &body)?.with_header("x-tinker-sampling-backpressure", "1");
+        let place = self.pace.enter().await;
+        let request_id = send(&self.session.http, &self.pace, &request).await?;
+        let (session, pace) = (self.session.clone(), self.pace.clone());
+        let sample = UnderWay { session, request_id: request_id.clone(), place, given_up: true };
+        Ok(Pending::spawn(vec![request_id], |reporter| async move {
+            let mut sample = sample;
+            let http = sample.session.http.clone();
             let mut backoff = http.backoff();
             loop {
-                match pending::retrieve(&http, &request_id, PROTOBUF).await {
+                let retrieved = retrieve::protobuf(&http, &sample.request_id, &reporter).await;
+                match retrieved {
                     Err(Error::Expired { .. }) => {}
                     result => {
-                        let response: proto::SampleResponse = result?.protobuf()?;
-                        return outcome_from_proto(&response).map_err(|error| Error::malformed(ROUTE, &error));
+                        sample.given_up = false;
+                        let response: proto::SampleResponse = result?;
+                        return convert(
+                            outcome_from_proto(&response).map_err(|error| Error::malformed(ROUTE, &error))?,
+                        );
                     }
                 }
                 // Samples are not journaled: a restarted server has forgotten them, and they are simply asked for again.
-                let Some(pause) = backoff.next(None) else { return Err(Error::Expired { request_id }) };
-                warn!(request_id, "the server forgot a sampling request, submitting it again");
+                let Some(pause) = backoff.next(None) else {
+                    return Err(Error::Expired { request_id: sample.request_id.clone() });
+                };
+                warn!(request_id = sample.request_id, "the server forgot a sampling request, submitting it again");
                 tokio::time::sleep(pause).await;
-                request_id = http.send(&request).await?.decode::<Future>(ROUTE)?.request_id;
+                sample.request_id = send(&http, &pace, &request).await?;
             }
         }))
     }
+}
+
+/// Submits until the server takes it: "slow down" is obeyed for ever, other trouble for as long as the policy says.
+async fn send(http: &Http, pace: &Pace, request: &Request) -> Result<String> {
+    let key = http::idempotency_key();
+    let mut backoff = http.backoff();
+    loop {
+        let permit = pace.submit().await;
+        let (error, pause) = match http.attempt(request, Some(&key)).await {
+            Ok(answer) if answer.is_success() => return Ok(answer.decode::<Future>(ROUTE)?.request_id),
+            Ok(answer) if answer.status == 429 => {
+                pace.slow_down(request.body.len(), retry::wish(&answer.headers));
+                backoff.reset();
+                continue;
+            }
+            Ok(answer) => (answer.rejection(), backoff.after(&answer)),
+            Err(error) => (error, backoff.next(None)),
+        };
+        drop(permit);
+        let Some(pause) = pause else { return Err(error) };
+        warn!(%error, path = ROUTE, ?pause, "trying again");
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// A sample that the server works on. Dropped before its result is there, it is cancelled.
+struct UnderWay {
+    session: Arc<Session>,
+    request_id: String,
+    #[expect(dead_code, reason = "what counts is how long it lives")]
+    place: Option<OwnedSemaphorePermit>,
+    given_up: bool,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        if !self.given_up || !self.session.cancels_samples {
+            return;
+        }
+        let (Ok(runtime), Ok(request)) = (tokio::runtime::Handle::try_current(), cancellation(&self.request_id)) else {
+            return;
+        };
+        let http = self.session.http.clone();
+        // Once: a cancellation that is lost costs the server a sample.
+        runtime.spawn(async move { http.attempt(&request, None).await.map(drop) });
+    }
+}
+
+fn cancellation(request_id: &str) -> Result<Request> {
+    Request::json("/api/v1/cancel_future", &CancelFuture { request_id: request_id.to_owned() })
 }
 
 /// Target tokens on the wire: a matrix in which -1 is skipped.

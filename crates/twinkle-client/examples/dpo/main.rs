@@ -10,6 +10,8 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "an example talks to the person who runs it")]
 
+#[path = "../shared/connection.rs"]
+mod connection;
 mod recipe;
 
 use std::path::PathBuf;
@@ -19,8 +21,9 @@ use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::json;
-use twinkle_client::{LoraOptions, ServiceClient};
+use twinkle_client::LoraOptions;
 
+use connection::Connection;
 use recipe::{Pair, Preference, Step};
 
 /// Questions with their plain answers, one pair a line.
@@ -31,18 +34,8 @@ const HELD_OUT: usize = 8;
 /// Teach a model to prefer one kind of answer over another.
 #[derive(Parser)]
 struct Arguments {
-    /// The server's address.
-    #[arg(long, default_value = "http://127.0.0.1:8000")]
-    url: String,
-    /// The API key; a server on this machine takes any.
-    #[arg(long, env = "TINKER_API_KEY", default_value = "tml-local", hide_env_values = true)]
-    api_key: String,
-    /// The base model's name on the server.
-    #[arg(long, default_value = "HuggingFaceTB/SmolLM2-135M-Instruct")]
-    model: String,
-    /// Where the server's processor application is.
-    #[arg(long, default_value = "/api/v1/processor")]
-    processor: String,
+    #[command(flatten)]
+    connection: Connection,
     /// Steps, each over one batch.
     #[arg(long, default_value_t = 20)]
     steps: usize,
@@ -80,11 +73,9 @@ struct Row {
 #[tokio::main]
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let service = ServiceClient::connect(&arguments.url, &arguments.api_key)
-        .await
-        .with_context(|| format!("no server at {} (start one: cargo xtask quickstart)", arguments.url))?;
-    let processor = service.processor(&arguments.processor, &arguments.model);
-    let base = service.create_sampling_client(&arguments.model).await?;
+    let service = arguments.connection.open().await?;
+    let processor = arguments.connection.processor(&service);
+    let base = service.create_sampling_client(&arguments.connection.model).await?;
     let preferences = preferences()?;
     let pairs = recipe::pairs(&processor, &base, &preferences).await?;
     let (learned, held_out) = pairs.split_at(pairs.len().saturating_sub(HELD_OUT));
@@ -96,7 +87,7 @@ async fn main() -> Result<()> {
         train_unembed: false,
         ..LoraOptions::default()
     };
-    let training = service.create_lora_training_client(&arguments.model, lora).await?;
+    let training = service.create_lora_training_client(&arguments.connection.model, lora).await?;
     let bar = ProgressBar::new(arguments.steps as u64).with_style(
         ProgressStyle::with_template("dpo {bar:40} {pos}/{len} steps, {msg}, {eta} left")?.progress_chars("━╸─"),
     );

@@ -1,15 +1,17 @@
 //! Direct preference optimization (Rafailov et al. 2023) with an exact gradient computed by the client.
 //!
 //! For a pair of answers to one prompt, `Δ` is how much more the policy has raised the chosen answer's logprob over the
-//! reference than the rejected one's, `C = softplus(-β Δ)`, averaged over the pairs. The server knows no such loss, and need not: the
-//! gradient of any `C` of the logprobs is that of `cross_entropy` with the weights `-∂C/∂logprob`. So a step asks for the
-//! logprobs with `forward`, computes the derivatives here, and sends them as weights.
+//! reference than the rejected one's, `C = softplus(-β Δ)`, averaged over the pairs. The server need not know this loss:
+//! `forward_backward_custom` asks it for the logprobs, computes `C` and its derivatives here, and has them taken back to the
+//! weights.
 
-use anyhow::{Result, ensure};
+use std::sync::Arc;
+
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use twinkle_client::{
-    AdamParams, ChatMessage, Datum, Logprobs, Loss, ProcessorClient, SamplingClient, TensorData, TensorValues,
-    TrainingClient, supervised_datum,
+    AdamParams, ChatMessage, Datum, Logprobs, Objective, ProcessorClient, SamplingClient, TensorValues, TrainingClient,
+    supervised_datum,
 };
 
 /// A question with two answers.
@@ -21,9 +23,10 @@ pub(crate) struct Preference {
 }
 
 /// A preference as the model sees it.
+#[derive(Clone)]
 pub(crate) struct Pair {
-    chosen: Datum,
-    rejected: Datum,
+    chosen: Arc<Datum>,
+    rejected: Arc<Datum>,
     /// `log p` of the chosen and of the rejected answer by the base model.
     reference: [f64; 2],
 }
@@ -68,19 +71,23 @@ pub(crate) async fn pairs(
     };
     let chosen = processor.encode_chat(answered(|one| &one.chosen), false).await?;
     let rejected = processor.encode_chat(answered(|one| &one.rejected), false).await?;
-    let mut pairs = Vec::new();
-    for (chosen, rejected) in chosen.iter().zip(&rejected) {
-        let of_chosen = reference.compute_logprobs(chosen.tokens.clone()).await?;
-        let of_rejected = reference.compute_logprobs(rejected.tokens.clone()).await?;
-        let (chosen, rejected) = (supervised_datum(chosen)?, supervised_datum(rejected)?);
-        // The first token of a sequence has no logprob, and is nobody's target.
-        let of = |datum: &Datum, logprobs: Vec<Option<f32>>| {
-            answer_logprob(datum, &Logprobs::flat(logprobs.into_iter().skip(1).map(|one| one.unwrap_or(0.0)).collect()))
-        };
-        let reference = [of(&chosen, of_chosen), of(&rejected, of_rejected)];
-        pairs.push(Pair { chosen, rejected, reference });
+    // All are on their way before the first is awaited: the server scores them together.
+    let mut scores = Vec::new();
+    for answer in chosen.iter().chain(&rejected) {
+        scores.push(reference.compute_logprobs(answer.tokens.clone()).await?);
     }
-    Ok(pairs)
+    let mut data = Vec::new();
+    for (answer, scores) in chosen.iter().chain(&rejected).zip(scores) {
+        let datum = Arc::new(supervised_datum(answer)?);
+        // The first token of a sequence has no logprob, and is nobody's target.
+        let logprobs = scores.await?.into_iter().skip(1).map(|one| one.unwrap_or(0.0)).collect();
+        let logprob = answer_logprob(&datum, &Logprobs::flat(logprobs));
+        data.push((datum, logprob));
+    }
+    let of_rejected = data.split_off(chosen.len());
+    let pair =
+        |((chosen, of_chosen), (rejected, of_rejected))| Pair { chosen, rejected, reference: [of_chosen, of_rejected] };
+    Ok(data.into_iter().zip(of_rejected).map(pair).collect())
 }
 
 /// One update with the pairs of a batch. `number` counts the steps from 1.
@@ -91,38 +98,41 @@ pub(crate) async fn step(
     learning_rate: f64,
     number: usize,
 ) -> Result<Step> {
-    let data = data(batch);
-    let logprobs = training.forward(data.clone(), Loss::cross_entropy()).await?.await?.logprobs;
-    let measured = measure(batch, &logprobs, beta);
-
-    let mut weighted = data;
-    for ((pair, answers), logprobs) in batch.iter().zip(weighted.chunks_mut(2)).zip(logprobs.chunks(2)) {
-        // d softplus(-βΔ) / dΔ = -β σ(-βΔ); Δ grows with the chosen answer's logprobs and falls with the rejected one's.
-        let slope = beta * sigmoid(-margin(pair, logprobs, beta)) / batch.len() as f64;
-        for (datum, sign) in answers.iter_mut().zip([1.0, -1.0]) {
-            scale_weights(datum, (sign * slope) as f32);
-        }
-    }
-    let backward = training.forward_backward(weighted, Loss::cross_entropy()).await?;
+    let pairs: Vec<Pair> = batch.iter().map(|pair| (*pair).clone()).collect();
+    let objective = move |logprobs: &[Logprobs]| Ok(objective(&pairs, logprobs, beta));
+    let backward = training.forward_backward_custom(data(batch), objective).await?;
     let params = AdamParams { learning_rate, ..AdamParams::default() };
     let stepped = training.optim_step(params).await?;
-    ensure!(
-        backward.await?.logprobs == logprobs,
-        "the backward pass had other logprobs than the forward pass its derivatives were computed from"
-    );
+    let outcome = backward.await?;
     stepped.await?;
-    Ok(Step { number, loss: measured.loss, margin: measured.margin, accuracy: measured.accuracy })
+    let Measured { loss, margin, accuracy, .. } = measure(batch, &outcome.logprobs, beta);
+    Ok(Step { number, loss, margin, accuracy })
+}
+
+/// The mean of `softplus(-βΔ)` and its derivatives. `d softplus(-βΔ) / dΔ = -β σ(-βΔ)`; Δ grows with the chosen answer's
+/// logprobs and falls with the rejected one's.
+fn objective(pairs: &[Pair], logprobs: &[Logprobs], beta: f64) -> Objective {
+    let (mut value, mut derivatives) = (0.0, Vec::new());
+    for (pair, logprobs) in pairs.iter().zip(logprobs.chunks(2)) {
+        let margin = margin(pair, logprobs, beta);
+        value += (-margin).exp().ln_1p() / pairs.len() as f64;
+        let slope = beta * sigmoid(-margin) / pairs.len() as f64;
+        for (datum, slope) in [(&pair.chosen, -slope), (&pair.rejected, slope)] {
+            derivatives.push(answer_weights(datum).iter().map(|weight| slope as f32 * weight).collect());
+        }
+    }
+    Objective { value, derivatives }
 }
 
 /// Loss, margin and accuracy of pairs the run does not learn from.
 pub(crate) async fn evaluate(training: &TrainingClient, pairs: &[&Pair], beta: f64) -> Result<Measured> {
-    let logprobs = training.forward(data(pairs), Loss::cross_entropy()).await?.await?.logprobs;
+    let logprobs = training.forward(data(pairs), "cross_entropy").await?.await?.logprobs;
     Ok(measure(pairs, &logprobs, beta))
 }
 
 /// Chosen and rejected answers in turn.
 fn data(pairs: &[&Pair]) -> Vec<Datum> {
-    pairs.iter().flat_map(|pair| [pair.chosen.clone(), pair.rejected.clone()]).collect()
+    pairs.iter().flat_map(|pair| [&pair.chosen, &pair.rejected]).map(|datum| Datum::clone(datum)).collect()
 }
 
 fn measure(pairs: &[&Pair], logprobs: &[Logprobs], beta: f64) -> Measured {
@@ -154,17 +164,18 @@ fn moved(pair: &Pair, logprobs: &[Logprobs]) -> [f64; 2] {
 
 /// The logprob of the answer's tokens together.
 fn answer_logprob(datum: &Datum, logprobs: &Logprobs) -> f64 {
-    let Some(TensorValues::Float32(weights)) = datum.loss_inputs.get("weights").map(|weights| &weights.values) else {
-        return 0.0;
-    };
-    weights.iter().zip(&logprobs.values).map(|(weight, logprob)| f64::from(*weight) * f64::from(*logprob)).sum()
+    answer_weights(datum)
+        .iter()
+        .zip(&logprobs.values)
+        .map(|(weight, logprob)| f64::from(*weight) * f64::from(*logprob))
+        .sum()
 }
 
-fn scale_weights(datum: &mut Datum, factor: f32) {
-    if let Some(TensorData { values: TensorValues::Float32(weights), .. }) = datum.loss_inputs.get_mut("weights") {
-        for weight in weights {
-            *weight *= factor;
-        }
+/// 1 where the assistant wrote the target, else 0.
+fn answer_weights(datum: &Datum) -> &[f32] {
+    match datum.loss_inputs.get("weights").map(|weights| &weights.values) {
+        Some(TensorValues::Float32(weights)) => weights,
+        _ => &[],
     }
 }
 

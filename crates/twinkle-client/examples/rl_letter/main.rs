@@ -9,6 +9,8 @@
 #![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "an example talks to the person who runs it")]
 
+#[path = "../shared/connection.rs"]
+mod connection;
 mod recipe;
 
 use std::path::PathBuf;
@@ -17,8 +19,9 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
-use twinkle_client::{LoraOptions, ProcessorClient, SamplingClient, SamplingParams, ServiceClient, TokenIds};
+use twinkle_client::{LoraOptions, ProcessorClient, SamplingClient, SamplingParams, TokenIds};
 
+use connection::Connection;
 use recipe::{Settings, Step, count_letter};
 
 /// What is asked while it learns.
@@ -29,18 +32,8 @@ const HELD_OUT: &str = "What do you see in the night sky?";
 /// Teach a model to love a letter, by reward alone.
 #[derive(Parser)]
 struct Arguments {
-    /// The server's address.
-    #[arg(long, default_value = "http://127.0.0.1:8000")]
-    url: String,
-    /// The API key; a server on this machine takes any.
-    #[arg(long, env = "TINKER_API_KEY", default_value = "tml-local", hide_env_values = true)]
-    api_key: String,
-    /// The base model's name on the server.
-    #[arg(long, default_value = "HuggingFaceTB/SmolLM2-135M-Instruct")]
-    model: String,
-    /// Where the server's processor application is.
-    #[arg(long, default_value = "/api/v1/processor")]
-    processor: String,
+    #[command(flatten)]
+    connection: Connection,
     /// The letter that is rewarded.
     #[arg(long, default_value_t = 'e')]
     letter: char,
@@ -70,14 +63,12 @@ struct Arguments {
 #[tokio::main]
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let service = ServiceClient::connect(&arguments.url, &arguments.api_key)
-        .await
-        .with_context(|| format!("no server at {} (start one: cargo xtask quickstart)", arguments.url))?;
-    let processor = service.processor(&arguments.processor, &arguments.model);
+    let service = arguments.connection.open().await?;
+    let processor = arguments.connection.processor(&service);
     let prompts = recipe::prompts(&processor, &QUESTIONS).await?;
     let held_out = recipe::prompts(&processor, &[HELD_OUT]).await?.pop().context("no prompt")?;
 
-    let base = service.create_sampling_client(&arguments.model).await?;
+    let base = service.create_sampling_client(&arguments.connection.model).await?;
     let before = answer(&base, &processor, &held_out, arguments.max_tokens).await?;
 
     let lora = LoraOptions {
@@ -86,7 +77,7 @@ async fn main() -> Result<()> {
         train_unembed: false,
         ..LoraOptions::default()
     };
-    let training = service.create_lora_training_client(&arguments.model, lora).await?;
+    let training = service.create_lora_training_client(&arguments.connection.model, lora).await?;
     let settings = Settings {
         group: arguments.group,
         max_tokens: arguments.max_tokens,

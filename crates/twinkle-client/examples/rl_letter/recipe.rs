@@ -5,13 +5,10 @@
 //! moment of sampling the ratio of trainer and sampler is one, and the derivative by each token's logprob is
 //! `-advantage`.
 
-use std::collections::BTreeMap;
-
 use anyhow::{Context, Result};
 use serde::Serialize;
 use twinkle_client::{
-    AdamParams, Datum, Loss, ProcessorClient, SampledSequence, SamplingParams, Stop, TensorData, TokenIds,
-    TrainingClient,
+    AdamParams, ProcessorClient, SampledSequence, SamplingParams, TokenIds, TrainingClient, policy_datum,
 };
 
 /// What one step needs to know.
@@ -62,11 +59,13 @@ pub(crate) async fn step(
     for ((prompt, group), rewards) in prompts.iter().zip(&groups).zip(rewards.chunks(settings.group as usize)) {
         let baseline = mean(rewards);
         best += rewards.iter().copied().fold(f64::NEG_INFINITY, f64::max) / prompts.len() as f64;
-        data.extend(group.iter().zip(rewards).map(|(answer, reward)| datum(prompt, answer, reward - baseline)));
+        for (answer, reward) in group.iter().zip(rewards) {
+            data.push(policy_datum(prompt, answer, (reward - baseline) as f32)?);
+        }
     }
 
     // Both are on their way before the first is awaited.
-    let outcome = training.forward_backward(data, Loss::importance_sampling()).await?;
+    let outcome = training.forward_backward(data, "importance_sampling").await?;
     let params = AdamParams { learning_rate: settings.learning_rate, ..AdamParams::default() };
     let stepped = training.optim_step(params).await?;
     let outcome = outcome.await?;
@@ -94,12 +93,9 @@ async fn sample(
     let mut pending = Vec::new();
     for (index, prompt) in prompts.iter().enumerate() {
         let params = SamplingParams {
-            max_tokens: Some(settings.max_tokens),
-            seed: Some(settings.seed + (number * prompts.len() + index) as u64),
-            stop: Stop::EndOfSequence,
             temperature: 1.0,
-            top_k: None,
-            top_p: 1.0,
+            seed: Some(settings.seed + (number * prompts.len() + index) as u64),
+            ..SamplingParams::greedy(settings.max_tokens)
         };
         pending.push(policy.sample(prompt.clone(), settings.group, params).await?);
     }
@@ -108,21 +104,6 @@ async fn sample(
         groups.push(pending.await?.sequences);
     }
     Ok(groups)
-}
-
-/// The answer's tokens with one advantage for all of them; the prompt's positions count nothing.
-fn datum(prompt: &TokenIds, answer: &SampledSequence, advantage: f64) -> Datum {
-    let whole: TokenIds = prompt.iter().chain(&answer.tokens).copied().collect();
-    let before = prompt.len() - 1;
-    let padded = |values: Vec<f32>| TensorData::floats([vec![0.0; before], values].concat());
-    Datum {
-        loss_inputs: BTreeMap::from([
-            ("target_tokens".to_owned(), TensorData::ints(whole[1..].iter().map(|token| i64::from(*token)).collect())),
-            ("logprobs".to_owned(), padded(answer.logprobs.clone())),
-            ("advantages".to_owned(), padded(vec![advantage as f32; answer.tokens.len()])),
-        ]),
-        tokens: whole[..whole.len() - 1].to_vec(),
-    }
 }
 
 /// How often `letter` occurs in an answer, in either case.
