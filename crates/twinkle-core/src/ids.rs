@@ -45,7 +45,8 @@ string_id! {
     SessionId
 }
 string_id! {
-    /// A training run, `<session>:train:<n>`. The SDK builds this name itself, so its form is fixed.
+    /// A training run: `<session>:train:<n>`, which the Tinker SDK builds itself, or `<session>-<adapter>` for a Twinkle
+    /// client's adapter.
     RunId
 }
 string_id! {
@@ -60,6 +61,12 @@ string_id! {
     /// An accepted operation whose result can be retrieved later.
     RequestId
 }
+
+/// Longest name of an adapter, in bytes; with its session it is the name of a folder.
+const MOST_ADAPTER_BYTES: usize = 120;
+
+/// Longest session id that a client chooses, in bytes.
+const MOST_SESSION_BYTES: usize = 100;
 
 impl TenantId {
     /// The tenant of an API key: the first 128 bits of its SHA-256, in hex.
@@ -76,6 +83,36 @@ impl SessionId {
     pub fn fresh() -> Self {
         Self(Uuid::now_v7().to_string())
     }
+
+    /// A fresh session id as Twinkle clients know them: `session_` and 32 hexadecimal digits.
+    #[must_use]
+    pub fn fresh_twinkle() -> Self {
+        Self(format!("session_{}", Uuid::now_v7().simple()))
+    }
+
+    /// The session of a client that opens none and only sends a request id, as those of 0.1 do: never another tenant's.
+    #[must_use]
+    pub fn of_request(tenant: &TenantId, request: &str) -> Self {
+        let is_plain = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '.' | '_');
+        let plain: String =
+            request.chars().take(48).map(|letter| if is_plain(letter) { letter } else { '_' }).collect();
+        let digest = Sha256::digest(format!("{tenant}\n{request}").as_bytes());
+        Self(format!("request_{plain}_{}", hex::encode(&digest[..8])))
+    }
+
+    /// A session id that a client chose: letters, digits, `.`, `_` and `-`, and none that this server would give.
+    pub fn chosen(name: &str) -> Result<Self> {
+        let starts_well = name.chars().next().is_some_and(|first| first.is_ascii_alphanumeric());
+        let all_allowed =
+            name.chars().all(|letter| letter.is_ascii_alphanumeric() || matches!(letter, '.' | '_' | '-'));
+        let is_ours = name.starts_with("session_") || name.starts_with("request_");
+        if starts_well && all_allowed && !is_ours && name.len() <= MOST_SESSION_BYTES {
+            return Ok(Self(name.to_owned()));
+        }
+        Err(Error::invalid("`session_id` is not a name that a client can choose").hint(format!(
+            "leave it out, or use up to {MOST_SESSION_BYTES} letters, digits, `.`, `_`, `-`, not beginning with `session_` or `request_`"
+        )))
+    }
 }
 
 impl RunId {
@@ -85,7 +122,27 @@ impl RunId {
         Self(format!("{session}:train:{number}"))
     }
 
-    /// The session that owns this run, if the name has the usual form.
+    /// The run of a Twinkle client's adapter, `<session>-<adapter>`.
+    ///
+    /// A name becomes a folder and a part of `twinkle://` paths: what is not a letter, digit, `.`, `_` or `-` is written as
+    /// `_`, and a digest of the name keeps two such names apart. Errors: the name is empty, too long, or looks like a path.
+    pub fn of_adapter(session: &SessionId, adapter: &str) -> Result<Self> {
+        let is_path = adapter.contains("..") || adapter.contains(['\0', '~']) || adapter.starts_with('/');
+        if adapter.trim().is_empty() || is_path || adapter.len() > MOST_ADAPTER_BYTES {
+            let shown: String = adapter.chars().filter(|letter| !letter.is_control()).take(60).collect();
+            return Err(Error::invalid(format!("invalid adapter_name: `{shown}`"))
+                .hint(format!("use 1 to {MOST_ADAPTER_BYTES} bytes without `..`, `~` or a leading `/`")));
+        }
+        let is_plain = |letter: char| letter.is_ascii_alphanumeric() || matches!(letter, '.' | '_' | '-');
+        if adapter.chars().all(is_plain) {
+            return Ok(Self(format!("{session}-{adapter}")));
+        }
+        let plain: String = adapter.chars().map(|letter| if is_plain(letter) { letter } else { '_' }).collect();
+        let digest = hex::encode(&Sha256::digest(adapter.as_bytes())[..4]);
+        Ok(Self(format!("{session}-{plain}-{digest}")))
+    }
+
+    /// The session that owns this run, if the name says so as the Tinker SDK's do.
     #[must_use]
     pub fn session(&self) -> Option<SessionId> {
         let (session, _) = self.0.split_once(":train:")?;
@@ -211,6 +268,12 @@ impl CheckpointPath {
         Self::new(RunId::new(run), kind, name)
     }
 
+    /// The path as Twinkle clients write it, `twinkle://<run>/<kind>/<name>`.
+    #[must_use]
+    pub fn to_twinkle(&self) -> String {
+        format!("twinkle://{}/{}/{}", self.run, self.kind.segment(), self.name)
+    }
+
     /// The id used below a run in REST routes: `weights/<name>`.
     #[must_use]
     pub fn checkpoint_id(&self) -> String {
@@ -246,6 +309,37 @@ mod tests {
         assert_eq!(tinker, twinkle);
         assert_eq!(tinker.to_string(), "tinker://s-1:train:0/weights/step-3");
         assert_eq!(tinker.run.session(), Some(SessionId::new("s-1")));
+    }
+
+    #[test]
+    fn adapters_of_one_session_have_names_of_their_own() {
+        let session = SessionId::new("session_0123");
+        let run = |adapter: &str| RunId::of_adapter(&session, adapter);
+        assert_eq!(run("math.v1").unwrap().as_str(), "session_0123-math.v1");
+        assert_ne!(run("a b").unwrap(), run("a/b").unwrap());
+        assert!(run("a/b").unwrap().as_str().starts_with("session_0123-a_b-"));
+        for name in ["", " ", "..", "../x", "a/../b", "~root", "/etc", "a\0b", &"x".repeat(121)] {
+            let refusal = run(name).unwrap_err().message;
+            assert!(refusal.starts_with("invalid adapter_name: "), "{name:?}: {refusal}");
+        }
+    }
+
+    #[test]
+    fn an_implicit_session_is_the_tenants_alone() {
+        let (alice, bob) = (TenantId::new("alice"), TenantId::new("bob"));
+        let session = |tenant| SessionId::of_request(tenant, "20260101_120000-abcdef01");
+        assert_eq!(session(&alice), session(&alice));
+        assert_ne!(session(&alice), session(&bob));
+        assert!(session(&alice).as_str().starts_with("request_20260101_120000_abcdef01_"), "{}", session(&alice));
+        assert!(!SessionId::of_request(&alice, "../x").as_str().contains('/'));
+    }
+
+    #[test]
+    fn a_client_cannot_choose_a_session_that_the_server_would_give() {
+        assert_eq!(SessionId::chosen("mine-1").unwrap(), SessionId::new("mine-1"));
+        for name in ["", "-x", "a b", "a:train:0", "a/b", "session_1", "request_x", &"x".repeat(101)] {
+            assert!(SessionId::chosen(name).is_err(), "{name:?} was accepted");
+        }
     }
 
     #[test]

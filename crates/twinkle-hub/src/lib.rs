@@ -10,7 +10,9 @@ mod folder;
 pub mod gguf;
 mod hubs;
 mod library;
+mod upload;
 
 pub use download::Patience;
 pub use environment::Environment;
 pub use library::{LibraryOptions, ModelLibrary};
+pub use upload::{Progress, Upload, Uploader};

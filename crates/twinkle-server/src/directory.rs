@@ -21,6 +21,8 @@ pub struct ServedModel {
     pub train_mode: TrainMode,
     /// Largest LoRA rank a run may ask for.
     pub max_rank: u32,
+    /// How many runs are held in memory at once; 0 of a model that is only sampled.
+    pub max_loras: u32,
     /// The LoRA alpha of runs that do not name one.
     pub default_alpha: f64,
     /// The folder with `tokenizer.json`: a client on this machine can load its tokenizer from it.
@@ -94,6 +96,7 @@ mod tests {
             vocabulary: 256,
             train_mode: TrainMode::Lora,
             max_rank: 32,
+            max_loras: 8,
             default_alpha: 32.0,
             tokenizer: PathBuf::from("models/tiny"),
             trainer: None,

@@ -8,6 +8,8 @@
 pub mod cli;
 pub mod directory;
 pub mod downloads;
+#[cfg(test)]
+mod error_page;
 pub mod error_response;
 pub mod front;
 pub mod keys;
@@ -24,5 +26,6 @@ pub mod server_component;
 pub mod stack;
 pub mod telemetry;
 mod tinker;
+mod twinkle;
 
 pub use launcher::{LaunchError, LaunchOptions, RunningServer, TwinkleServer, launch_server};

@@ -13,6 +13,13 @@ pub(crate) struct Route<S> {
     handler: MethodRouter<S>,
 }
 
+impl<S> Route<S> {
+    /// Its method and its path.
+    pub(crate) const fn place(&self) -> (&'static str, &'static str) {
+        (self.method, self.path)
+    }
+}
+
 impl<S: Clone + Send + Sync + 'static> Route<S> {
     /// A `GET` route (and `HEAD`, which axum answers by it).
     pub(crate) fn get<T: 'static>(path: &'static str, handler: impl Handler<T, S>) -> Self {

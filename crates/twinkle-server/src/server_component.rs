@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use tower::Service;
-use twinkle_core::call::{Call, CustomLossRecord, Operation, Reply, ServeOutcome, ServeRequest};
+use twinkle_core::call::{AdapterRecord, Call, CustomLossRecord, Operation, Reply, ServeOutcome, ServeRequest};
 use twinkle_core::checkpoint::CheckpointStore;
 use twinkle_core::component::{Component, ComponentKind, Health, Lifecycle, misrouted};
 use twinkle_core::config::ServerArgs;
@@ -99,8 +99,8 @@ async fn serve(
 ) -> Result<ServeOutcome> {
     let ServerContext { store, checkpoints: files, directory } = context;
     match request {
-        ServeRequest::CreateSession { tags, user_metadata, sdk_version, project_id, display_name } => {
-            let opening = sessions::Opening { tags, user_metadata, sdk_version, project_id, display_name };
+        ServeRequest::CreateSession { id, tags, user_metadata, sdk_version, project_id, display_name } => {
+            let opening = sessions::Opening { id, tags, user_metadata, sdk_version, project_id, display_name };
             sessions::create(store, tenant, opening).await
         }
         ServeRequest::Heartbeat(session) => recent.heartbeat(store, tenant, session).await,
@@ -127,6 +127,13 @@ async fn serve(
             let record = CustomLossRecord { id, tenant, session, graph };
             store.create_custom_loss(&record).await?;
             Ok(ServeOutcome::CustomLoss(record))
+        }
+        ServeRequest::KeepAdapter(record) => {
+            store.keep_adapter(&AdapterRecord { tenant, ..*record }).await.map(|()| ServeOutcome::Done)
+        }
+        ServeRequest::DescribeAdapter { session, name } => {
+            let found = store.adapter(&tenant, &session, &name).await?;
+            Ok(ServeOutcome::Adapter(found.map(Box::new)))
         }
         ServeRequest::DescribeCustomLoss(id) => store.custom_loss(&tenant, &id).await.map(ServeOutcome::CustomLoss),
         ServeRequest::DescribeRun(run) => store.run(&tenant, &run).await.map(ServeOutcome::Run),

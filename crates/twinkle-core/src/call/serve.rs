@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::adapter::AdapterRecord;
 use super::custom_loss::{CustomLossRecord, SharedGraph};
 use super::lora::LoraSpec;
 use super::sample::SamplingSource;
@@ -17,6 +18,8 @@ pub const DEFAULT_PROJECT: &str = "default";
 pub enum ServeRequest {
     /// Opens a session.
     CreateSession {
+        /// Its name, when the client or its front chose one: asked again, the same session is answered.
+        id: Option<SessionId>,
         /// The client's tags.
         tags: Vec<String>,
         /// The user's notes.
@@ -81,6 +84,15 @@ pub enum ServeRequest {
     },
     /// Describes a loss that the client wrote.
     DescribeCustomLoss(CustomLossId),
+    /// Keeps what was set for a Twinkle client's adapter, in place of what was kept of it before.
+    KeepAdapter(Box<AdapterRecord>),
+    /// Describes an adapter of a session, if there is one of that name.
+    DescribeAdapter {
+        /// Its session.
+        session: SessionId,
+        /// The client's name for it.
+        name: String,
+    },
     /// Counts a further client of a sampling session.
     JoinSamplingSession(SamplingSessionId),
     /// Describes a run.
@@ -149,6 +161,8 @@ pub enum ServeOutcome {
     SamplingSession(SamplingSessionRecord),
     /// A loss that the client wrote.
     CustomLoss(CustomLossRecord),
+    /// An adapter, if there is one of that name.
+    Adapter(Option<Box<AdapterRecord>>),
     /// The number of a sampling session's further client, from 1 on.
     JoinedSamplingSession(u64),
     /// A run.

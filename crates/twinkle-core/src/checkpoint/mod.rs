@@ -27,7 +27,7 @@ pub use encryption::{MOST_RECIPIENTS, Recipients};
 pub use manifest::{FileEntry, MANIFEST, Manifest};
 
 use crate::error::{Error, Result};
-use crate::ids::{CheckpointPath, TenantId};
+use crate::ids::{CheckpointKind, CheckpointPath, RunId, TenantId};
 use crate::state::no_checkpoint;
 use disk::{failed, sync_folder};
 
@@ -163,6 +163,18 @@ impl CheckpointStore {
             }
         }
         Ok(removed)
+    }
+
+    /// The checkpoint whose files lie in `folder`, if that is one of the tenant's. Only names are looked at.
+    #[must_use]
+    pub fn path_of(&self, tenant: &TenantId, folder: &Path) -> Option<CheckpointPath> {
+        let root = std::path::absolute(self.root.as_ref()).ok()?;
+        let below = std::path::absolute(folder).ok()?;
+        let below = below.strip_prefix(root.join(tenant.as_str())).ok()?;
+        let parts: Vec<&str> = below.iter().map(|part| part.to_str()).collect::<Option<_>>()?;
+        let [run, kind, name] = parts[..] else { return None };
+        let path = CheckpointPath::new(RunId::new(run), CheckpointKind::of_segment(kind)?, name).ok()?;
+        self.target(tenant, &path).is_ok().then_some(path)
     }
 
     /// Where a checkpoint lives. Each part is one path segment, so nothing leads out of the tenant's folder.

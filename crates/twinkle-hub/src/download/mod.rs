@@ -10,7 +10,7 @@ mod writer;
 
 pub use attempts::Patience;
 pub(crate) use client::{Client, etag, header};
-pub(crate) use failure::{Failure, file_error};
+pub(crate) use failure::{Failure, file_error, with_causes};
 pub(crate) use lock::lock;
 pub(crate) use progress::{FileProgress, Progress};
 pub(crate) use transfer::{Expected, Transfer};

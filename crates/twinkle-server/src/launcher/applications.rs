@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -18,7 +19,7 @@ use twinkle_core::state::{RunLimits, StateStore};
 use twinkle_model::engine::EngineLimits;
 use twinkle_model::{ModelComponent, ModelContext};
 use twinkle_nn::PublishedAdapters;
-use twinkle_processor::{Processor, ProcessorContext};
+use twinkle_processor::{Processor, ProcessorContext, Templates};
 use twinkle_sampler::{SamplerComponent, SamplerContext};
 
 use super::base_models::BaseModels;
@@ -207,6 +208,7 @@ impl Builder<'_> {
             vocabulary,
             train_mode: args.train_mode,
             max_rank: args.max_rank,
+            max_loras: args.max_loras,
             default_alpha: args.lora_alpha,
             tokenizer: folder,
             trainer: Some(trainer.clone()),
@@ -239,6 +241,7 @@ impl Builder<'_> {
             vocabulary,
             train_mode: TrainMode::Lora,
             max_rank: args.engine.max_lora_rank,
+            max_loras: 0,
             default_alpha: 32.0,
             tokenizer: folder,
             trainer: None,
@@ -278,7 +281,11 @@ impl Builder<'_> {
             server,
             directory,
             futures: self.state.futures.clone(),
+            settings: Arc::new(args.clone()),
+            store: self.state.store.clone(),
+            checkpoints: self.state.checkpoints.clone(),
             downloads: self.state.downloads.clone(),
+            templates: Templates::default(),
             stopping: self.state.stopping.clone(),
         })
     }

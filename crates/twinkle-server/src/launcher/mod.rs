@@ -104,6 +104,7 @@ impl TwinkleServer {
             let error = Error::invalid("no applications configured");
             return Err(error.hint("list at least one `server` application under `applications`").into());
         }
+        routes::check(&config)?;
         // The address first: a port in use should not be found out after minutes of loading.
         let needs_keys = config.auth.is_required();
         let address = ReservedAddress::take(&config.http, options.insecure || needs_keys).await?;

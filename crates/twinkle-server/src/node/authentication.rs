@@ -25,7 +25,7 @@ const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 const TWINKLE_AUTHORIZATION: HeaderName = HeaderName::from_static("twinkle-authorization");
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
-/// Every header a credential may be in. Tinker clients send the first, Twinkle's the others.
+/// Every header a credential may be in. Tinker clients send the first, Twinkle's the others, both with the same key.
 const CREDENTIAL_HEADERS: [HeaderName; 3] = [X_API_KEY, TWINKLE_AUTHORIZATION, AUTHORIZATION];
 
 /// Longest credential looked at, in bytes.
@@ -151,9 +151,15 @@ fn not_valid() -> Error {
 }
 
 /// The credential of a request, without its scheme; headers that contradict each other are an error.
+///
+/// With a key in `Twinkle-Authorization`, `Authorization` is a proxy's: clients send the first for that very reason.
 fn credential(headers: &HeaderMap) -> Result<Option<&str>, Error> {
     let mut found: Option<&str> = None;
     for name in CREDENTIAL_HEADERS {
+        let is_proxys = name == AUTHORIZATION && headers.get_all(TWINKLE_AUTHORIZATION).iter().any(holds_key);
+        if is_proxys {
+            continue;
+        }
         for value in headers.get_all(name) {
             let Some(key) = key_in(value.to_str().map_err(|_| not_valid())?) else { continue };
             if found.is_some_and(|other| other != key) {
@@ -164,6 +170,10 @@ fn credential(headers: &HeaderMap) -> Result<Option<&str>, Error> {
         }
     }
     Ok(found)
+}
+
+fn holds_key(value: &HeaderValue) -> bool {
+    value.to_str().is_ok_and(|value| key_in(value).is_some())
 }
 
 /// The key in a header: bare or behind `Bearer`. Other schemes, `Basic` for one, are meant for a proxy.
@@ -250,6 +260,16 @@ mod tests {
             let refusal = tenant(&[("x-api-key", "tml-alice"), (other, "tml-bob")]).unwrap_err();
             assert_eq!(refusal.message, "the request carries two different API keys", "{other}");
         }
+    }
+
+    #[test]
+    fn twinkles_own_header_wins_over_the_one_that_proxies_use() {
+        let alice = TenantId::of_key("alice");
+        assert_eq!(
+            tenant(&[("authorization", "Bearer proxy"), ("twinkle-authorization", "Bearer alice")]),
+            Ok(alice.clone())
+        );
+        assert_eq!(tenant(&[("authorization", "Bearer alice"), ("twinkle-authorization", " ")]), Ok(alice));
     }
 
     #[test]

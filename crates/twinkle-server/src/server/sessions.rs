@@ -18,6 +18,8 @@ const LONGEST_NAME: usize = 255;
 /// What a client says about its new session.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Opening {
+    /// Its name, when the client or its front chose one.
+    pub(crate) id: Option<SessionId>,
     /// Its tags.
     pub(crate) tags: Vec<String>,
     /// Its notes.
@@ -30,13 +32,14 @@ pub(crate) struct Opening {
     pub(crate) display_name: Option<String>,
 }
 
-/// Opens a session; durable when this returns.
+/// Opens a session; durable when this returns. One of a chosen name that the tenant has open already is answered again.
 pub(crate) async fn create(store: &StateStore, tenant: TenantId, opening: Opening) -> Result<ServeOutcome> {
     for (field, name) in [("project_id", &opening.project_id), ("display_name", &opening.display_name)] {
         name.as_deref().map_or(Ok(()), |name| check_name(field, name))?;
     }
+    let chosen = opening.id.clone();
     let session = SessionRecord {
-        id: SessionId::fresh(),
+        id: opening.id.unwrap_or_else(SessionId::fresh),
         tenant,
         tags: opening.tags,
         user_metadata: opening.user_metadata,
@@ -47,8 +50,23 @@ pub(crate) async fn create(store: &StateStore, tenant: TenantId, opening: Openin
         display_name: opening.display_name,
         client_end: None,
     };
-    store.create_session(&session).await?;
-    Ok(ServeOutcome::Session(session))
+    match (store.create_session(&session).await, chosen) {
+        (Ok(()), _) => Ok(ServeOutcome::Session(session)),
+        (Err(error), Some(chosen)) if error.code == ErrorCode::Conflict => {
+            reopen(store, &session.tenant, &chosen).await
+        }
+        (Err(error), _) => Err(error),
+    }
+}
+
+/// The tenant's open session of a name that is taken.
+async fn reopen(store: &StateStore, tenant: &TenantId, chosen: &SessionId) -> Result<ServeOutcome> {
+    match describe(store, tenant, chosen).await {
+        Err(error) if error.code == ErrorCode::NotFound => {
+            Err(Error::invalid(format!("a session cannot be named `{chosen}`")).hint("leave `session_id` out"))
+        }
+        answer => answer,
+    }
 }
 
 /// Now, in microseconds: as exact as clients give a time back that they were told.

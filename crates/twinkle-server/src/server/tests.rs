@@ -37,6 +37,7 @@ impl Node {
 
     async fn session(&self, tenant: &str) -> SessionRecord {
         let request = ServeRequest::CreateSession {
+            id: None,
             tags: vec!["a".to_owned()],
             user_metadata: BTreeMap::from([("k".to_owned(), "v".to_owned())]),
             sdk_version: Some("0.38.0".to_owned()),
@@ -63,6 +64,7 @@ async fn node() -> Node {
         vocabulary: 256,
         train_mode: TrainMode::Lora,
         max_rank: 32,
+        max_loras: 8,
         default_alpha: 32.0,
         tokenizer: PathBuf::new(),
         trainer: None,

@@ -27,11 +27,11 @@ const MAX_ZSTD_WINDOW_LOG: u32 = 24;
 
 /// A request body, read whole and unpacked.
 #[derive(Clone, Debug)]
-pub(super) struct RawBody {
+pub(crate) struct RawBody {
     /// The bytes.
-    pub(super) bytes: Bytes,
+    pub(crate) bytes: Bytes,
     /// Whether they are said to be protobuf, otherwise JSON.
-    pub(super) is_protobuf: bool,
+    pub(crate) is_protobuf: bool,
 }
 
 impl<S: Sync> FromRequest<S> for RawBody {
@@ -57,7 +57,7 @@ impl<S: Sync> FromRequest<S> for RawBody {
 
 impl RawBody {
     /// Parses JSON.
-    pub(super) async fn json<T: DeserializeOwned + Send + 'static>(&self) -> Result<T> {
+    pub(crate) async fn json<T: DeserializeOwned + Send + 'static>(&self) -> Result<T> {
         let bytes = self.bytes.clone();
         off_runtime(bytes.len(), move || serde_json::from_slice(&bytes).map_err(|_| misfit::<T>(&bytes))).await?
     }
@@ -79,7 +79,7 @@ fn misfit<T: DeserializeOwned>(bytes: &[u8]) -> Error {
 }
 
 /// Runs `work` on a blocking thread when it is about many bytes, in place otherwise.
-pub(super) async fn off_runtime<T: Send + 'static>(
+pub(crate) async fn off_runtime<T: Send + 'static>(
     size: usize,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T> {

@@ -23,7 +23,7 @@
 //! its future, so that the SDK reports it at once. Either way the number of a refused operation is
 //! recorded as consumed: later operations of the run must not wait for it.
 
-mod body;
+pub(crate) mod body;
 mod checkpoints;
 mod completions;
 mod custom_loss;
@@ -121,10 +121,10 @@ pub(crate) fn routes() -> Vec<Route<Front>> {
     ]
 }
 
-/// What answers them.
-pub(crate) fn router(context: FrontContext) -> Router {
+/// What answers them, but for those whose method and path are given to another front.
+pub(crate) fn router(context: FrontContext, given: &[(&'static str, &'static str)]) -> Router {
     let samples = moka::sync::Cache::builder().max_capacity(REMEMBERED_SAMPLES).time_to_live(SAMPLE_MEMORY).build();
-    router_of(routes())
+    router_of(routes().into_iter().filter(|route| !given.contains(&route.place())))
         .fallback(missing)
         .method_not_allowed_fallback(missing)
         // Bodies are bounded by the node stack and, once unpacked, by `body`.
@@ -204,7 +204,7 @@ impl Front {
 }
 
 /// A component answered something else than it was asked: a defect.
-fn unexpected(who: &str, answer: &impl std::fmt::Debug) -> Error {
+pub(crate) fn unexpected(who: &str, answer: &impl std::fmt::Debug) -> Error {
     let mut answer = format!("{answer:?}");
     answer.truncate(answer.char_indices().nth(80).map_or(answer.len(), |(index, _)| index));
     Error::internal(format!("{who} gave an answer of another kind: {answer}"))

@@ -26,6 +26,8 @@ pub(super) async fn create(State(front): State<Front>, Tenant(tenant): Tenant, b
     let model = front.context.directory.model(&wanted.base_model)?;
     let lora = lora_spec(wanted.lora_config, model, &run)?;
     let operation = RunOperation::Create(CreateRun {
+        session: None,
+        accumulation_steps: None,
         base_model: wanted.base_model.clone(),
         lora,
         from: None,

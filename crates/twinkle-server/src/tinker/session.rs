@@ -55,6 +55,7 @@ pub(super) async fn capabilities(State(front): State<Front>) -> Answer {
 pub(super) async fn create(State(front): State<Front>, Tenant(tenant): Tenant, body: RawBody) -> Answer {
     let wanted: CreateSession = body.json().await?;
     let request = ServeRequest::CreateSession {
+        id: wanted.session_id.as_deref().map(SessionId::chosen).transpose()?,
         tags: wanted.tags,
         user_metadata: notes(wanted.user_metadata),
         sdk_version: wanted.sdk_version,

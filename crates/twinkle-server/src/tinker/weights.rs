@@ -2,7 +2,7 @@
 
 use axum::extract::State;
 use twinkle_core::call::{
-    CreateRun, RunOperation, SamplerTarget, SamplingSource, ServeOutcome, ServeRequest, StartingPoint,
+    CreateRun, RunOperation, SamplerTarget, SamplingSource, SavedTraining, ServeOutcome, ServeRequest, StartingPoint,
 };
 use twinkle_core::checkpoint::Recipients;
 use twinkle_core::error::{Error, Result};
@@ -39,6 +39,7 @@ pub(super) async fn save(State(front): State<Front>, Tenant(tenant): Tenant, bod
             ttl_seconds: lifetime(wanted.ttl_seconds)?,
             overwrite: wanted.overwrite,
             user_metadata: wanted.user_metadata,
+            training: SavedTraining::default(),
         })
     });
     ok(&front.submit(&tenant, place, operation).await?)
@@ -184,6 +185,8 @@ async fn create(front: &Front, tenant: &TenantId, session: String, number: u64, 
     let checkpoint = front.checkpoint(tenant, path.clone()).await?;
     check_base_model(wanted.base_model.as_deref(), &checkpoint.base_model)?;
     let operation = RunOperation::Create(CreateRun {
+        session: None,
+        accumulation_steps: None,
         base_model: checkpoint.base_model.clone(),
         lora: checkpoint.lora,
         from: Some(StartingPoint {

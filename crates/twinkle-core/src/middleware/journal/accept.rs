@@ -39,7 +39,7 @@ pub(super) async fn accept(shared: Arc<Shared>, tenant: TenantId, call: RunCall)
     if sequence.is_some_and(|number| i64::try_from(number).is_err()) {
         return Err(Error::invalid("the sequence number is too large"));
     }
-    if matches!(operation, RunOperation::Restore { .. } | RunOperation::Spill | RunOperation::Expire { .. }) {
+    if is_the_journals_own(&operation) {
         return Err(Error::internal(format!("`{}` is the journal's own operation", operation.name())));
     }
     let encoded = encode(operation).await?;
@@ -48,6 +48,17 @@ pub(super) async fn accept(shared: Arc<Shared>, tenant: TenantId, call: RunCall)
         return create(&shared, record, encoded).await;
     }
     submit(&shared, &tenant, &run, sequence, encoded).await
+}
+
+/// What no client asks for.
+fn is_the_journals_own(operation: &RunOperation) -> bool {
+    matches!(
+        operation,
+        RunOperation::Restore { .. }
+            | RunOperation::Describe { .. }
+            | RunOperation::Spill
+            | RunOperation::Expire { .. }
+    )
 }
 
 /// See [`super::Journal::consume`].
@@ -219,7 +230,7 @@ async fn create(shared: &Arc<Shared>, record: RunRecord, encoded: Encoded) -> Re
 }
 
 fn new_record(tenant: &TenantId, run: &RunId, creation: &CreateRun) -> Result<RunRecord> {
-    let session = run.session().ok_or_else(|| {
+    let session = creation.session.clone().or_else(|| run.session()).ok_or_else(|| {
         Error::invalid(format!("`{run}` is not a run's name")).hint("a run is named `<session>:train:<number>`")
     })?;
     let now = Timestamp::now();

@@ -125,6 +125,7 @@ impl Fixture {
             vocabulary: 256,
             train_mode: TrainMode::Lora,
             max_rank: 32,
+            max_loras: 8,
             default_alpha: 32.0,
             tokenizer: PathBuf::from("models/tiny"),
             trainer: Some(Component::boxed(trainer.clone())),
@@ -137,10 +138,14 @@ impl Fixture {
             server: Component::boxed(server.clone()),
             directory: Directory::new(vec![model]),
             futures: Futures::new(store.clone(), FuturesOptions::default()),
+            settings: Arc::default(),
+            store: store.clone(),
+            checkpoints: checkpoints.clone(),
             downloads: Downloads::new(SigningKey::fresh(), store, checkpoints, false),
+            templates: twinkle_processor::Templates::default(),
             stopping: CancellationToken::new(),
         };
-        Self { router: router(context.clone()), context, trainer, sampler, server }
+        Self { router: router(context.clone(), &[]), context, trainer, sampler, server }
     }
 
     async fn send(&self, request: Request<Body>) -> Response {

@@ -3,8 +3,8 @@
 use prost::Message;
 use serde_json::json;
 use twinkle_core::call::{
-    AdamParams, CellLayout, CreateRun, ForwardOptions, LossSpec, RunOperation, SampleExtras, SamplerTarget, SamplingSource,
-    ServeRequest, StartingPoint, Stop, TargetTokens,
+    AdamParams, CellLayout, CreateRun, ForwardOptions, LossSpec, RunOperation, SampleExtras, SamplerTarget,
+    SamplingSource, ServeRequest, StartingPoint, Stop, TargetTokens,
 };
 use twinkle_core::data::{Datum, TensorData};
 use twinkle_core::ids::{CheckpointPath, RunId, SamplingSessionId};
@@ -26,7 +26,12 @@ fn content() -> ForwardBackwardContent {
 
 fn expected(backward: bool) -> RunOperation {
     let content = content();
-    RunOperation::ForwardBackward { data: content.data, loss: content.loss, backward, options: ForwardOptions::default() }
+    RunOperation::ForwardBackward {
+        data: content.data,
+        loss: content.loss,
+        backward,
+        options: ForwardOptions::default(),
+    }
 }
 
 /// A training request as SDK 0.16.1 writes it: every default left out.

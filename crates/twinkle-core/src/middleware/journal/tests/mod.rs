@@ -323,6 +323,8 @@ fn numbered(after: u64) -> Position {
 
 fn create(base_model: &str) -> RunOperation {
     RunOperation::Create(CreateRun {
+        session: None,
+        accumulation_steps: None,
         base_model: base_model.to_owned(),
         lora: LoraSpec {
             rank: 4,

@@ -120,6 +120,9 @@ pub struct CreateSession {
     /// A name to show.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub display_name: Option<String>,
+    /// The session's name, of a client that chooses one itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_id: Option<String>,
 }
 
 /// The answer to [`CreateSession`]; messages are logged by the client.
