@@ -2,17 +2,20 @@
 #![forbid(unsafe_code)]
 
 mod client;
+mod client_cookbook;
 mod cookbook;
 mod crash;
 mod custom_loss;
 mod disk_full;
 mod futures;
 mod keys;
+mod kit;
 mod learning;
 mod lifecycle;
 mod limits;
 mod load;
 mod order;
+mod python_package;
 mod sdk;
 mod stores;
 mod telemetry;

@@ -159,7 +159,7 @@ def test_rows_are_written_where_only_their_owner_reads(world):
 
 
 def test_wrong_requests_name_what_is_known(world):
-    world.sign_in()
+    client = world.sign_in()
     path = write(world, "wrong.jsonl", rows(3))
     dataset = Dataset(DatasetMeta(path))
     refused(lambda: dataset.map("SelfCognitionProcesor"), 400, words=("SelfCognitionProcessor",))
@@ -169,8 +169,9 @@ def test_wrong_requests_name_what_is_known(world):
     refused(lambda: Dataset(DatasetMeta("/nowhere/rows.jsonl")), 400, 404, words=("/nowhere/rows.jsonl",))
     refused(lambda: Dataset(DatasetMeta("ms://nobody/nothing")), 400, 404, 502, 503, words=("nobody/nothing",))
     refused(lambda: DataLoader(dataset, batch_size=0), 400, words=("batch_size",))
-    session = dataset.processor_id.removeprefix("pid:")
-    answer = world.post("processor/twinkle/call", {"processor_id": f"pid:{'0' * len(session)}", "function": "__len__"})
+    headers = {"X-Twinkle-Session-Id": client._session_id}
+    body = {"processor_id": f"pid:{'0' * 32}", "function": "__len__"}
+    answer = world.post("processor/twinkle/call", body, headers=headers)
     expect(answer.status_code in (400, 404), f"an unknown object is answered {answer.status_code}: {answer.text}")
 
 

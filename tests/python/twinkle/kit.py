@@ -55,10 +55,12 @@ class World:
 
     def __post_init__(self):
         self._names = itertools.count()
+        self.key = ""
 
-    def sign_in(self, key: str = "alice") -> TwinkleClient:
-        """A new session of the tenant `key`; models, samplers and data sets made afterwards belong to it."""
-        return init_twinkle_client(base_url=self.base_url, api_key=key)
+    def sign_in(self, key: str | None = None) -> TwinkleClient:
+        """A new session of the tenant `key`, or of a new one; what is made afterwards belongs to it."""
+        self.key = key or f"tenant-{next(self._names)}"
+        return init_twinkle_client(base_url=self.base_url, api_key=self.key)
 
     def adapter(self, r=8, **options) -> MultiLoraTransformersModel:
         """A fresh adapter under a name of its own, without an optimizer."""
@@ -78,14 +80,17 @@ class World:
     def sampler(self) -> vLLMSampler:
         return vLLMSampler(model_id=self.model)
 
-    def post(self, route: str, body, key="alice", headers=None) -> requests.Response:
+    def post(self, route: str, body, key=None, headers=None) -> requests.Response:
         """What no client sends: below `/api/v1`."""
-        headers = {"Authorization": f"Bearer {key}", "x-request-id": f"by-hand-{key}", **(headers or {})}
+        headers = self._headers(key or self.key) | (headers or {})
         return requests.post(f"{self.base_url}/api/v1/{route}", json=body, headers=headers, timeout=120)
 
-    def get(self, route: str, key="alice", headers=None) -> requests.Response:
-        headers = {"Authorization": f"Bearer {key}", "x-request-id": f"by-hand-{key}", **(headers or {})}
-        return requests.get(f"{self.base_url}/api/v1/{route}", headers=headers, timeout=120)
+    def get(self, route: str, key=None) -> requests.Response:
+        return requests.get(f"{self.base_url}/api/v1/{route}", headers=self._headers(key or self.key), timeout=120)
+
+    @staticmethod
+    def _headers(key: str) -> dict[str, str]:
+        return {"Authorization": f"Bearer {key}", "x-request-id": f"by-hand-{key}"}
 
 
 def use(client: TwinkleClient):
