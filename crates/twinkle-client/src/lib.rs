@@ -35,6 +35,8 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+#[cfg(feature = "blocking")]
+pub mod blocking;
 mod checkpoint_path;
 mod chunking;
 mod data;
