@@ -213,7 +213,7 @@ impl Engine {
                 let (tenant, run) = (work.tenant.clone(), work.call.run.clone());
                 let vocabulary = self.context.base.config().vocab_size;
                 let limits = Limits { vocabulary, max_length: self.context.limits.max_length };
-                let (demand, waiting) = Waiting::of(work, limits);
+                let (demand, waiting) = Waiting::of(work, limits, self.context.limits.rows_per_pass);
                 let id = self.schedule.push(tenant, run, demand);
                 self.jobs.insert(id, waiting);
             }

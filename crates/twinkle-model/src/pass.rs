@@ -18,7 +18,7 @@ use twinkle_nn::{
 };
 
 use crate::batch::Example;
-use crate::losses::{PerRow, PerSequence, PerToken, RowOptions};
+use crate::losses::{PerGroup, PerRow, PerSequence, PerToken, RowOptions};
 use crate::run::Run;
 use stretch::Stretch;
 
@@ -55,6 +55,8 @@ pub enum Rule<'a> {
     Row(&'a dyn PerRow, usize),
     /// A sum over datums.
     Sequence(&'a dyn PerSequence),
+    /// A sum over groups of so many datums, none of which is cut.
+    Group(&'a dyn PerGroup, usize),
     /// Derivatives that are known already, per example `[tokens × candidates]`.
     Given(&'a [Vec<f32>]),
     /// Nothing of the logprobs: embeddings are wanted in place of them.
@@ -67,6 +69,11 @@ impl Rule<'_> {
     /// Whether it is about embeddings, and the head is of no use.
     const fn embeds(self) -> bool {
         matches!(self, Self::Embed | Self::EmbedGiven(_))
+    }
+
+    /// Whether all logprobs of a datum are known before any derivative is.
+    const fn scores_first(self) -> bool {
+        matches!(self, Self::Sequence(_) | Self::Group(..))
     }
 }
 
@@ -207,11 +214,10 @@ impl PassDatum<'_> {
     /// Data that go through the head together have the same number of targets per row and the same options, and are all
     /// scored before any derivative is known, or none is.
     fn goes_with(&self, other: &Self) -> bool {
-        let is_scored_first = |datum: &Self| matches!(datum.rule, Rule::Sequence(_));
         self.has_head() == other.has_head()
             && self.example.width() == other.example.width()
             && self.head == other.head
-            && is_scored_first(self) == is_scored_first(other)
+            && self.rule.scores_first() == other.rule.scores_first()
     }
 
     /// Whether it has anything to ask of the head.

@@ -40,7 +40,7 @@ pub enum Demand {
 /// Rows through the network, perhaps more than one pass can take.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rows {
-    /// How many rows each datum has.
+    /// How many rows each datum has, or each group of data that no pass may cut.
     pub lengths: Vec<usize>,
     /// How all of them go through, one after the other.
     pub phases: Vec<Direction>,

@@ -8,7 +8,7 @@ use twinkle_core::{Error, Result};
 use twinkle_nn::{BaseModel, ExpertLoad, Recompute, RowFacts};
 
 use crate::batch::{Example, packs};
-use crate::losses::{DatumView, EmbeddingView, Loss, Scope, Tally, WholeLoss};
+use crate::losses::{DatumView, EmbeddingView, Loss, PerGroup, Scope, Tally, WholeLoss};
 use crate::pass::{self, Found, Participant, Rule, Share, Way};
 use crate::run::Run;
 use crate::schedule::Direction;
@@ -25,6 +25,9 @@ pub struct Batch<'a> {
     pub backward: bool,
     /// How the network is used, and what is returned.
     pub options: ForwardOptions,
+    /// Whether the datums of a group may be in different passes, because one pass cannot take them all: the loss is then
+    /// computed as one of the whole batch, in the same bits.
+    pub cuts_groups: bool,
 }
 
 /// How far a batch has come.
@@ -47,27 +50,69 @@ pub struct Progress {
 }
 
 impl<'a> Batch<'a> {
+    /// A batch whose groups go through whole, if none has more than `row_limit` rows.
+    #[must_use]
+    pub fn new(
+        examples: &'a [Example],
+        loss: &'a dyn Loss,
+        backward: bool,
+        options: ForwardOptions,
+        row_limit: usize,
+    ) -> Self {
+        let uncut = Self { examples, loss, backward, options, cuts_groups: false };
+        Self { cuts_groups: uncut.group() > 1 && uncut.lengths().iter().any(|rows| *rows > row_limit), ..uncut }
+    }
+
+    /// How many consecutive data a pass takes or leaves as one.
+    fn group(&self) -> usize {
+        match self.loss.scope() {
+            Scope::Group(_, count) if !self.cuts_groups => count.max(1),
+            _ => 1,
+        }
+    }
+
+    /// The rows of what a pass takes or leaves as one: of each datum, or of each group of data.
+    #[must_use]
+    pub fn lengths(&self) -> Vec<usize> {
+        let rows = |examples: &[Example]| examples.iter().map(|example| example.tokens.len()).sum();
+        self.examples.chunks(self.group()).map(rows).collect()
+    }
+
+    /// Whether a pass with these of [`Batch::lengths`] was the last of a phase.
+    #[must_use]
+    pub fn ends_with(&self, taken: &Range<usize>) -> bool {
+        taken.end * self.group() >= self.examples.len()
+    }
+
     /// How all data go through the network, one after the other.
     #[must_use]
     pub fn phases(&self) -> Vec<Direction> {
         match (self.backward, self.loss.scope()) {
             (false, _) => vec![Direction::Forward],
+            (true, Scope::Group(..)) if !self.cuts_groups => vec![Direction::Backward],
             (true, Scope::Token(_) | Scope::Row(_) | Scope::Sequence(_)) => vec![Direction::Backward],
             // All logprobs or embeddings first, then the gradients by the derivatives it found.
-            (true, Scope::Batch(_) | Scope::Embeddings(_)) => vec![Direction::Forward, Direction::Backward],
+            (true, Scope::Group(..) | Scope::Batch(_) | Scope::Embeddings(_)) => {
+                vec![Direction::Forward, Direction::Backward]
+            }
         }
     }
 
-    /// What a pass computes of some of the data.
+    /// What a pass computes of some of the data; `taken` are places among [`Batch::lengths`].
     #[must_use]
-    pub fn share(&self, progress: &'a Progress, data: Range<usize>) -> Share<'a> {
+    pub fn share(&self, progress: &'a Progress, taken: Range<usize>) -> Share<'a> {
         let mut options = self.options;
+        let group = self.group();
+        let data = taken.start * group..(taken.end * group).min(self.examples.len());
         let rule = match (self.loss.scope(), &progress.whole) {
             (Scope::Token(rule), _) => Rule::Token(rule, self.loss.inputs().columns()),
             (Scope::Row(rule), _) => Rule::Row(rule, self.loss.inputs().columns()),
             (Scope::Sequence(rule), _) => Rule::Sequence(rule),
-            (Scope::Batch(_), None) => Rule::Score,
-            (Scope::Batch(_), Some(whole)) => Rule::Given(whole.derivatives.get(data.clone()).unwrap_or_default()),
+            (Scope::Group(rule, count), _) if !self.cuts_groups => Rule::Group(rule, count),
+            (Scope::Group(..) | Scope::Batch(_), None) => Rule::Score,
+            (Scope::Group(..) | Scope::Batch(_), Some(whole)) => {
+                Rule::Given(whole.derivatives.get(data.clone()).unwrap_or_default())
+            }
             (Scope::Embeddings(_), None) => Rule::Embed,
             (Scope::Embeddings(_), Some(whole)) => {
                 Rule::EmbedGiven(whole.derivatives.get(data.clone()).unwrap_or_default())
@@ -119,6 +164,10 @@ impl<'a> Batch<'a> {
             (Scope::Batch(rule), None) => {
                 let views: Vec<DatumView> = self.views(progress).collect();
                 (rule.batch(&views)?, &progress.logprobs)
+            }
+            (Scope::Group(rule, count), None) if self.cuts_groups => {
+                let views: Vec<DatumView> = self.views(progress).collect();
+                (in_groups(rule, count, &views), &progress.logprobs)
             }
             (Scope::Embeddings(rule), None) => {
                 let pairs = self.examples.iter().zip(&progress.embeddings);
@@ -176,6 +225,17 @@ impl<'a> Batch<'a> {
     }
 }
 
+/// A loss of groups as one of the whole batch.
+pub(crate) fn in_groups(rule: &dyn PerGroup, count: usize, data: &[DatumView]) -> WholeLoss {
+    let mut derivatives: Vec<Vec<f32>> = data.iter().map(|datum| vec![0.0; datum.logprobs.len()]).collect();
+    let mut value = 0.0;
+    for (data, derivatives) in data.chunks(count.max(1)).zip(derivatives.chunks_mut(count.max(1))) {
+        let mut own: Vec<&mut [f32]> = derivatives.iter_mut().map(Vec::as_mut_slice).collect();
+        value += rule.group(data, &mut own);
+    }
+    WholeLoss { value, derivatives, metrics: BTreeMap::new() }
+}
+
 /// Computes a batch for one run alone, in passes of at most `row_limit` rows: the bits are those of any shared passes.
 ///
 /// All or nothing: on an error the run is as it was.
@@ -187,23 +247,24 @@ pub fn forward_backward(
     backward: bool,
     row_limit: usize,
 ) -> Result<ForwardBackwardOutcome> {
-    compute(run, base, Batch { examples, loss, backward, options: ForwardOptions::default() }, row_limit)
+    compute(run, base, Batch::new(examples, loss, backward, ForwardOptions::default(), row_limit), row_limit)
 }
 
 /// The same for any batch.
 pub fn compute(run: &mut Run, base: &BaseModel, batch: Batch<'_>, row_limit: usize) -> Result<ForwardBackwardOutcome> {
     let undo = batch.backward.then(|| Undo::of(&run.gradients));
+    let backward = batch.backward;
     let outcome = alone(run, base, batch, row_limit);
-    if outcome.is_err()
-        && let Some(undo) = undo
-    {
-        undo.restore(&mut run.gradients);
+    match (&outcome, undo) {
+        (Ok(outcome), _) if backward => run.accumulation.count(outcome.num_tokens),
+        (Err(_), Some(undo)) => undo.restore(&mut run.gradients),
+        _ => {}
     }
     outcome
 }
 
 fn alone(run: &mut Run, base: &BaseModel, batch: Batch<'_>, row_limit: usize) -> Result<ForwardBackwardOutcome> {
-    let lengths: Vec<usize> = batch.examples.iter().map(|example| example.tokens.len()).collect();
+    let lengths = batch.lengths();
     let mut progress = Progress::default();
     for direction in batch.phases() {
         let way = match direction {

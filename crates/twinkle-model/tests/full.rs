@@ -26,6 +26,9 @@ use twinkle_model::memory::MemoryLimits;
 use twinkle_model::{ModelComponent, ModelContext};
 use twinkle_nn::{BaseModel, LoadOptions, Pack, Precision, PublishedAdapters};
 
+#[path = "full_parts/windows.rs"]
+mod windows;
+
 const MODEL: &str = "tiny/model";
 const RUN: &str = "s:train:0";
 

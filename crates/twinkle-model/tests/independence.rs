@@ -23,6 +23,7 @@ use twinkle_core::ids::{RunId, TenantId};
 use twinkle_core::state::StateStore;
 use twinkle_model::backend::{Backend, Transformers};
 use twinkle_model::engine::EngineLimits;
+use twinkle_model::losses::native::is_native;
 use twinkle_model::memory::MemoryLimits;
 use twinkle_model::pass::{Found, Participant, Way};
 use twinkle_model::run::Run;
@@ -214,7 +215,7 @@ async fn alone(base: &Arc<BaseModel>, tenant: usize, script: &Script) -> Vec<Res
 }
 
 fn logprobs_of(loss: &str) -> bool {
-    !matches!(loss, "cross_entropy" | "custom")
+    !matches!(loss, "cross_entropy" | "custom") && !is_native(loss)
 }
 
 /// `Σ exp(t / 2)`: it needs all logprobs of the request before it has a derivative.
@@ -265,15 +266,44 @@ fn datum(length: usize, seed: u64, loss: &str) -> Datum {
         // Prompt tokens do not count.
         let weights = (0..length).map(|place| if place < length / 3 { 0.0 } else { 0.5 }).collect();
         loss_inputs.insert("weights".to_owned(), TensorData::floats(weights));
+    } else if matches!(loss, "GRPOLoss" | "GSPOLoss" | "DPOLoss") {
+        for (name, least) in [("old_logps", -7.0), ("ref_logps", -7.0), ("advantages", -1.0)] {
+            let values = (0..length).map(|_| least + next(200) as f32 / 100.0).collect();
+            loss_inputs.insert(name.to_owned(), TensorData::floats(values));
+        }
+    } else if loss == "GKDLoss" {
+        let table = |values: Vec<i64>| TensorData { shape: vec![length, 3], ..TensorData::ints(values) };
+        let teacher = (0..3 * length).map(|_| -(next(400) as f32) / 100.0).collect();
+        let teacher = TensorData { shape: vec![length, 3], ..TensorData::floats(teacher) };
+        let targets = (0..3 * length).map(|_| next(250) as i64).collect();
+        loss_inputs.insert("target_tokens".to_owned(), table(targets));
+        loss_inputs.insert("teacher_logprobs".to_owned(), teacher);
+    } else if loss == "InfonceLoss" {
+        loss_inputs.insert("label".to_owned(), TensorData::floats(vec![(seed % 2) as f32]));
     }
     Datum { tokens, loss_inputs }
 }
 
 fn forward_backward(loss: &str, lengths: &[usize], seed: u64, backward: bool) -> RunOperation {
-    let data = lengths.iter().zip(seed..).map(|(length, seed)| datum(*length, seed, loss)).collect();
+    // Pairs for those that need them, the first of an odd number.
+    let (lengths, first) = match loss {
+        "DPOLoss" | "InfonceLoss" => ([lengths, lengths].concat(), seed | 1),
+        _ => (lengths.to_vec(), seed),
+    };
+    let data = lengths.iter().zip(first..).map(|(length, seed)| datum(*length, seed, loss)).collect();
     let graph = (loss == "custom").then(|| custom_graph().into());
-    let loss = LossSpec { graph, ..LossSpec::named(loss) };
-    RunOperation::ForwardBackward { data, loss, backward, options: ForwardOptions::default() }
+    let mut spec = LossSpec { graph, ..LossSpec::named(loss) };
+    if matches!(loss, "GRPOLoss" | "GSPOLoss") && seed.is_multiple_of(3) {
+        spec.config = [("entropy_coef", 0.3), ("beta", 0.2)].map(|(name, value)| (name.to_owned(), value)).into();
+    }
+    let mut options = ForwardOptions::default();
+    if is_native(loss) {
+        options.temperature = [1.0, 0.7, 1.6][(seed % 3) as usize];
+        options.outputs.entropies = seed.is_multiple_of(5);
+        options.outputs.embeddings = seed.is_multiple_of(4);
+        options.disable_lora = !backward && seed.is_multiple_of(2);
+    }
+    RunOperation::ForwardBackward { data, loss: spec, backward, options }
 }
 
 fn lora() -> impl Strategy<Value = LoraSpec> {
@@ -296,8 +326,20 @@ fn lora() -> impl Strategy<Value = LoraSpec> {
 }
 
 fn operation() -> impl Strategy<Value = RunOperation> {
-    let loss =
-        prop::sample::select(vec!["cross_entropy", "importance_sampling", "ppo", "cispo", "dro", "gspo", "custom"]);
+    let loss = prop::sample::select(vec![
+        "cross_entropy",
+        "importance_sampling",
+        "ppo",
+        "cispo",
+        "dro",
+        "gspo",
+        "custom",
+        "GRPOLoss",
+        "GSPOLoss",
+        "DPOLoss",
+        "GKDLoss",
+        "InfonceLoss",
+    ]);
     let lengths = prop::collection::vec(prop_oneof![3 => 1_usize..40, 1 => 60_usize..150], 1..5);
     prop_oneof![
         3 => (loss, lengths, any::<u32>(), prop::bool::weighted(0.8))

@@ -200,7 +200,7 @@ impl Engine {
             let Some(Waiting::Rows(job)) = self.jobs.get_mut(&piece.job) else { continue };
             let RowsJob { data, progress, phase, .. } = job.as_mut();
             let batch = data.batch();
-            if piece.data.end < batch.examples.len() {
+            if !batch.ends_with(&piece.data) {
                 continue;
             }
             batch.end_phase(progress)?;

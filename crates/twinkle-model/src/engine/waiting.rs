@@ -55,18 +55,18 @@ pub(super) struct Checked {
     loss: Box<dyn Loss>,
     backward: bool,
     options: ForwardOptions,
+    row_limit: usize,
 }
 
 impl Checked {
     pub(super) fn batch(&self) -> Batch<'_> {
-        let Self { examples, loss, backward, options } = self;
-        Batch { examples, loss: loss.as_ref(), backward: *backward, options: *options }
+        Batch::new(&self.examples, self.loss.as_ref(), self.backward, self.options, self.row_limit)
     }
 }
 
 impl Waiting {
     /// Checks the operation's data, if it has any.
-    pub(super) fn of(mut work: Work, limits: Limits) -> (Demand, Self) {
+    pub(super) fn of(mut work: Work, limits: Limits, row_limit: usize) -> (Demand, Self) {
         let tokens = work.call.input_tokens() as u64;
         let name = work.call.operation.name();
         match &mut work.call.operation {
@@ -80,7 +80,7 @@ impl Waiting {
                     let loss = losses::build(loss)?;
                     let examples = batch::check(data, loss.as_ref(), limits)?;
                     batch::check_options(*options, *backward, &examples, limits)?;
-                    Ok(Checked { examples, loss, backward: *backward, options: *options })
+                    Ok(Checked { examples, loss, backward: *backward, options: *options, row_limit })
                 };
                 let checked = catch_unwind(AssertUnwindSafe(check)).unwrap_or_else(|panic| {
                     Err(Error::internal(format!("checking the data failed: {}", panic_text(panic.as_ref()))))
@@ -96,11 +96,8 @@ impl Waiting {
 
     fn rows(work: Work, name: &'static str, tokens: u64, data: Checked) -> (Demand, Self) {
         let Work { call, ticket, carried, is_suspect, .. } = work;
-        let demand = Demand::Rows(Rows {
-            lengths: data.examples.iter().map(|example| example.tokens.len()).collect(),
-            phases: data.batch().phases(),
-            apart: is_suspect,
-        });
+        let demand =
+            Demand::Rows(Rows { lengths: data.batch().lengths(), phases: data.batch().phases(), apart: is_suspect });
         let accumulation_steps = match &call.operation {
             RunOperation::ForwardBackward { options, .. } => options.accumulation_steps,
             _ => None,

@@ -28,7 +28,7 @@ use crate::batch::{Example, MAX_CANDIDATES};
 
 pub use metrics::Tally;
 pub(crate) use policy::check_is_read;
-pub use registry::{KNOWN_INPUTS, build, names};
+pub use registry::{KNOWN_INPUTS, build, check_is_tinkers, names};
 
 /// A loss with its settings.
 pub trait Loss: Send + Sync {
@@ -139,6 +139,8 @@ pub enum Scope<'a> {
     Row(&'a dyn PerRow),
     /// All logprobs of a datum: the head runs twice.
     Sequence(&'a dyn PerSequence),
+    /// All logprobs of so many consecutive datums, which go through the network in one pass: the head runs twice.
+    Group(&'a dyn PerGroup, usize),
     /// All logprobs of the request: the whole network runs twice.
     Batch(&'a dyn PerBatch),
     /// One vector for each datum of the request: the network runs twice, the head not at all.
@@ -189,6 +191,12 @@ pub trait PerSequence {
 
     /// Writes the derivative by the facts of each of its rows, if it reads them.
     fn by_facts(&self, _datum: DatumView, _derivatives: &mut [RowFacts]) {}
+}
+
+/// A sum of functions of so many consecutive datums each.
+pub trait PerGroup {
+    /// The value of one group; writes the derivative by each logprob of each of its datums.
+    fn group(&self, data: &[DatumView], derivatives: &mut [&mut [f32]]) -> f64;
 }
 
 /// Any function of all logprobs of a request.

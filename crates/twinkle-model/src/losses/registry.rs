@@ -61,13 +61,7 @@ pub fn build(spec: &LossSpec) -> Result<Box<dyn Loss>> {
     if native::is_native(&spec.name) {
         return native::build(spec);
     }
-    let Some(entry) = LOSSES.iter().find(|entry| entry.name == spec.name) else {
-        return Err(Error::invalid(format!("unknown loss `{}`", spec.name)).hint(suggestion(
-            &spec.name,
-            "losses",
-            &names(),
-        )));
-    };
+    let Some(entry) = LOSSES.iter().find(|entry| entry.name == spec.name) else { return Err(unknown(&spec.name)) };
     for (setting, value) in &spec.config {
         if !entry.settings.contains(&setting.as_str()) {
             let error = Error::invalid(format!("loss `{}` has no setting `{setting}`", entry.name));
@@ -84,6 +78,15 @@ pub fn build(spec: &LossSpec) -> Result<Box<dyn Loss>> {
         return Err(Error::invalid(format!("loss `{}` has no setting `{option}` that is a word", entry.name)));
     }
     (entry.build)(&Settings { loss: entry.name, values: &spec.config })
+}
+
+/// Refuses a loss of Twinkle's own protocol, which is none of Tinker's.
+pub fn check_is_tinkers(spec: &LossSpec) -> Result<()> {
+    if native::is_native(&spec.name) { Err(unknown(&spec.name)) } else { Ok(()) }
+}
+
+fn unknown(name: &str) -> Error {
+    Error::invalid(format!("unknown loss `{name}`")).hint(suggestion(name, "losses", &names()))
 }
 
 fn quoted(names: &[&str]) -> String {

@@ -45,8 +45,8 @@ impl<'a> Stretch<'a> {
         found: &mut [Vec<Found>],
         gradients: Option<&mut Vec<&mut Gradients>>,
     ) -> Result<Option<Tensor>> {
-        let is_scored_first = self.data.iter().any(|datum| matches!(datum.rule, Rule::Sequence(_)));
-        if !is_scored_first {
+        let scores_first = self.data.iter().any(|datum| datum.rule.scores_first());
+        if !scores_first {
             let gradients = gradients.map(Vec::as_mut_slice);
             let mut fused = |rows: Range<usize>, scored: Scored<'_>, slopes: Slopes<'_>| {
                 self.by_row(&rows, scored, slopes, found);
@@ -124,14 +124,14 @@ impl<'a> Stretch<'a> {
                         derivatives.copy_from_slice(&given[target - begin..stop - begin]);
                     }
                 }
-                Rule::Score | Rule::Sequence(_) | Rule::Embed | Rule::EmbedGiven(_) => {}
+                Rule::Score | Rule::Sequence(_) | Rule::Group(..) | Rule::Embed | Rule::EmbedGiven(_) => {}
             }
             target = stop;
             index += 1;
         }
     }
 
-    /// Values and derivatives of whole datums.
+    /// Values and derivatives of whole datums and groups of them.
     fn by_datum(
         &self,
         scored: &HeadOutcome,
@@ -139,26 +139,53 @@ impl<'a> Stretch<'a> {
         by_facts: &mut [RowFacts],
         found: &mut [Vec<Found>],
     ) {
-        for (datum, end) in self.data.iter().zip(&self.ends) {
-            let Rule::Sequence(rule) = datum.rule else { continue };
-            let targets = end - datum.example.targets.len()..*end;
-            let rows = targets.start / self.width..targets.end / self.width;
-            let facts = scored.facts.get(rows.clone()).unwrap_or_default();
-            let view = DatumView { example: datum.example, logprobs: &scored.logprobs[targets.clone()], facts };
-            found[datum.place.0][datum.place.1].value += rule.sequence(view, &mut derivatives[targets]);
-            if let Some(slopes) = by_facts.get_mut(rows) {
-                rule.by_facts(view, slopes);
+        let (mut index, mut rest) = (0, derivatives);
+        while let Some(datum) = self.data.get(index) {
+            let count = match datum.rule {
+                Rule::Group(_, count) => count.clamp(1, self.data.len() - index),
+                _ => 1,
+            };
+            let views: Vec<DatumView> = (index..index + count).map(|index| self.view(index, scored)).collect();
+            let mut own: Vec<&mut [f32]> = Vec::with_capacity(count);
+            for view in &views {
+                let (first, others) = std::mem::take(&mut rest).split_at_mut(view.logprobs.len());
+                own.push(first);
+                rest = others;
             }
+            let sum = &mut found[datum.place.0][datum.place.1].value;
+            match (datum.rule, views.as_slice(), own.as_mut_slice()) {
+                (Rule::Sequence(rule), [view], [own]) => {
+                    *sum += rule.sequence(*view, own);
+                    if let Some(slopes) = by_facts.get_mut(self.rows(index)) {
+                        rule.by_facts(*view, slopes);
+                    }
+                }
+                (Rule::Group(rule, _), views, own) => *sum += rule.group(views, own),
+                _ => {}
+            }
+            index += count;
         }
+    }
+
+    /// The datum with what was found for it.
+    fn view<'v>(&'v self, index: usize, scored: &'v HeadOutcome) -> DatumView<'v> {
+        let (example, end) = (self.data[index].example, self.ends[index]);
+        let logprobs = &scored.logprobs[end - example.targets.len()..end];
+        DatumView { example, logprobs, facts: scored.facts.get(self.rows(index)).unwrap_or_default() }
+    }
+
+    /// Which rows of the stretch are the datum's.
+    fn rows(&self, index: usize) -> Range<usize> {
+        let end = self.ends[index];
+        (end - self.data[index].example.targets.len()) / self.width..end / self.width
     }
 
     /// Gives each share what was found for its examples.
     fn divide(&self, outcome: HeadOutcome, found: &mut [Vec<Found>]) {
         let vocabulary = self.pass.base.config().vocab_size;
-        for (datum, end) in self.data.iter().zip(&self.ends) {
+        for (index, (datum, end)) in self.data.iter().zip(&self.ends).enumerate() {
             let found = &mut found[datum.place.0][datum.place.1];
-            let targets = end - datum.example.targets.len()..*end;
-            let rows = targets.start / self.width..targets.end / self.width;
+            let (targets, rows) = (end - datum.example.targets.len()..*end, self.rows(index));
             found.logprobs.push(outcome.logprobs[targets].to_vec());
             if datum.head.facts {
                 found.facts.push(outcome.facts[rows.clone()].to_vec());

@@ -177,7 +177,7 @@ fn derivatives(loss: &dyn Loss, example: &Example, logprobs: &[f32]) -> Vec<f32>
         Scope::Sequence(rule) => {
             rule.sequence(DatumView { example, logprobs, facts: &[] }, &mut derivatives);
         }
-        Scope::Row(_) | Scope::Batch(_) | Scope::Embeddings(_) => panic!("no case is of this kind"),
+        Scope::Row(_) | Scope::Group(..) | Scope::Batch(_) | Scope::Embeddings(_) => panic!("no case is of this kind"),
     }
     derivatives
 }

@@ -3,6 +3,7 @@
 
 mod bits;
 mod fixture;
+mod native;
 mod reference;
 
 /// Enough for every batch here in one pass.

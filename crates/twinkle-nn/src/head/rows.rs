@@ -14,6 +14,7 @@ use std::ops::Range;
 use tch::{Kind, Tensor};
 
 use super::{Chunk, Normalised, Piece, Targets, blocks};
+use crate::layers::native;
 use crate::torch::{TorchResult, to_floats};
 
 /// How logits become probabilities, and what is told of each row besides its targets' logprobs.
@@ -41,13 +42,17 @@ impl HeadOptions {
         self == Self::default()
     }
 
+    /// Whether probabilities are made of the logits as they are.
+    fn scales_nothing(self) -> bool {
+        self.softcap.is_none() && self.temperature.to_bits() == 1.0_f64.to_bits()
+    }
+
     /// Fp32 logits as probabilities are made of them; `logits` may be overwritten.
     fn scaled(self, mut logits: Tensor) -> TorchResult<Tensor> {
         if let Some(cap) = self.softcap {
             let _ = logits.f_div_scalar_(cap)?.f_tanh_()?.f_mul_scalar_(cap)?;
         }
-        #[expect(clippy::float_cmp, reason = "exactly 1 changes nothing")]
-        if self.temperature != 1.0 {
+        if self.temperature.to_bits() != 1.0_f64.to_bits() {
             let _ = logits.f_div_scalar_(self.temperature)?;
         }
         Ok(logits)
@@ -119,14 +124,28 @@ impl Chunk<'_> {
         }
         let logits = self.logits(pieces)?;
         let targets = targets.tensor(self.base.device)?;
+        // The kernel's own, so that a logprob is the same number whatever else is asked for.
+        let known = match options.scales_nothing() && native::is_plain(&logits) {
+            true => Some(Tensor::f_from_slice(&native::log_sum_exp(&logits)?)?.f_unsqueeze(1)?),
+            false => None,
+        };
         let (mut picked, mut normalisers, mut facts, mut kept) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (start, count) in blocks(logits.size()[0]) {
             let scaled = options.scaled(logits.f_narrow(0, start, count)?.f_to_dtype(Kind::Float, false, true)?)?;
-            let log_softmax = scaled.f_log_softmax(-1, Kind::Float)?;
             let targets = targets.f_narrow(0, start, count)?;
+            let (log_softmax, normaliser) = match &known {
+                Some(known) => {
+                    let normaliser = known.f_narrow(0, start, count)?;
+                    (scaled.f_sub(&normaliser)?, normaliser)
+                }
+                None => {
+                    let log_softmax = scaled.f_log_softmax(-1, Kind::Float)?;
+                    let pick = |rows: &Tensor| rows.f_gather(1, &targets.f_narrow(1, 0, 1)?, false);
+                    let normaliser = pick(&scaled)?.f_sub(&pick(&log_softmax)?)?;
+                    (log_softmax, normaliser)
+                }
+            };
             let logprobs = log_softmax.f_gather(1, &targets, false)?;
-            let first = scaled.f_gather(1, &targets.f_narrow(1, 0, 1)?, false)?;
-            let normaliser = first.f_sub(&logprobs.f_narrow(1, 0, 1)?)?;
             if options.facts {
                 facts.extend(row_facts(&log_softmax, &normaliser)?);
             }

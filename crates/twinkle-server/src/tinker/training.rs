@@ -9,6 +9,7 @@ use twinkle_core::wire::tinker::bounds::check_forward_backward;
 use twinkle_core::wire::tinker::json::{self, AnyOptimizerParams, OptimStep};
 use twinkle_core::wire::tinker::proto;
 use twinkle_core::wire::tinker::training::{ForwardBackward, ForwardBackwardContent};
+use twinkle_model::losses::check_is_tinkers;
 
 use super::body::{RawBody, off_runtime};
 use super::models::unknown_optimizer;
@@ -45,14 +46,15 @@ pub(super) async fn forward(State(front): State<Front>, Tenant(tenant): Tenant, 
 async fn submit(front: &Front, tenant: &twinkle_core::ids::TenantId, request: ForwardBackward) -> Answer {
     let place = Place::new(request.model_id, request.sequence);
     let content = front.with_graph(tenant, &place.run, request.loss_id, request.content).await?;
-    let operation = content.map(operation);
+    let operation = content.and_then(operation);
     ok(&front.submit(tenant, place, operation).await?)
 }
 
 /// What the datums hold is checked by the loss they are for.
-fn operation(content: ForwardBackwardContent) -> RunOperation {
+fn operation(content: ForwardBackwardContent) -> Result<RunOperation> {
     let ForwardBackwardContent { data, loss, backward } = content;
-    RunOperation::ForwardBackward { data, loss, backward, options: ForwardOptions::default() }
+    check_is_tinkers(&loss)?;
+    Ok(RunOperation::ForwardBackward { data, loss, backward, options: ForwardOptions::default() })
 }
 
 /// Decodes a protobuf request; a broken one still tells its place, if that came before the damage.

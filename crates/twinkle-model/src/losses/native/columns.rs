@@ -15,6 +15,11 @@ pub(super) const fn optional(name: &'static str) -> Column {
     Column { name, default: Some(f32::NAN) }
 }
 
+/// A number that [`Loss::prepare`](crate::losses::Loss::prepare) writes. No input of a client has such a name.
+pub(super) const fn prepared(name: &'static str) -> Column {
+    Column { name, default: Some(0.0) }
+}
+
 /// Refuses a mask of anything but 0 and 1.
 pub(super) fn check_mask(example: &Example, columns: usize) -> Result<()> {
     let position = example.inputs.chunks(columns).position(|inputs| inputs[WEIGHT] != 0.0 && inputs[WEIGHT] != 1.0);

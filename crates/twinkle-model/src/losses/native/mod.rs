@@ -8,7 +8,7 @@
 //! | --- | --- | --- |
 //! | [`cross_entropy`] | | token |
 //! | [`policy`], [`gspo`] | `old_logps`, `ref_logps`, `advantages`, all optional | token; row with `entropy_coef`; sequence |
-//! | [`preference`] | `ref_logps` (DPO), optional; chosen and rejected in turn | batch |
+//! | [`preference`] | `ref_logps` (DPO), optional; chosen and rejected in turn | group of two |
 //! | [`distillation`] | `target_tokens` and `teacher_logprobs` `[T, K]`, `candidate_mask` `[T, K]`, optional | row |
 //! | [`squared_error`] | `target_tokens` and `target_logits` `[T]` or `[T, K]` | row |
 //! | [`contrastive`] | one `label` per datum and nothing else | embeddings |

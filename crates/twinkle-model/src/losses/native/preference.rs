@@ -13,18 +13,20 @@
 //! Each is a mean over the pairs; `NLL` is the mean of −l over all chosen targets that count. Without a reference DPO is 0,
 //! unless it is `reference_free`.
 
-use std::collections::BTreeMap;
-
 use twinkle_core::{Error, Result};
 
-use super::columns::{self, MASK, WEIGHT, optional};
+use super::columns::{self, MASK, WEIGHT, optional, prepared};
 use super::policy::sigmoid;
 use super::settings::Settings;
 use crate::batch::Example;
-use crate::losses::{Column, DatumView, Inputs, Loss, PerBatch, Scope, WholeLoss};
+use crate::losses::{Column, DatumView, Inputs, Loss, PerGroup, Scope};
 
-const COLUMNS: &[Column] = &[MASK, optional("ref_logps")];
+const COLUMNS: &[Column] = &[MASK, optional("ref_logps"), prepared("pair_weight"), prepared("nll_weight")];
 const REFERENCE: usize = 1;
+/// One part of all pairs.
+const PAIR_WEIGHT: usize = 2;
+/// Of the target's negative log-likelihood.
+const NLL_WEIGHT: usize = 3;
 /// Mean logprobs of a sequence above this are taken for it, where `log(1 − eᵃ)` would be −∞.
 const LARGEST_MEAN: f64 = -1e-7;
 
@@ -90,7 +92,7 @@ impl Loss for Preference {
     }
 
     fn scope(&self) -> Scope<'_> {
-        Scope::Batch(self)
+        Scope::Group(self, 2)
     }
 
     fn known_inputs(&self) -> &'static [&'static str] {
@@ -111,6 +113,18 @@ impl Loss for Preference {
         if self.reads_reference() && count > 0 && count < examples.len() {
             return Err(Error::invalid(format!("{count} of {} sequences have no `ref_logps`", examples.len()))
                 .hint("send reference logprobs for every sequence, or for none"));
+        }
+        let pair_weight = 2.0 / examples.len().max(1) as f64;
+        let chosen: f64 = examples.iter().step_by(2).map(|chosen| columns::counted(chosen, COLUMNS.len())).sum();
+        // Where the whole loss is 0 for want of a reference, so is this part of it.
+        let is_nothing = self.reads_reference() && count > 0;
+        let nll_weight = if is_nothing { 0.0 } else { self.nll_weight / chosen.max(1.0) };
+        for (place, example) in examples.iter_mut().enumerate() {
+            for inputs in example.inputs.chunks_mut(COLUMNS.len()) {
+                inputs[PAIR_WEIGHT] = pair_weight as f32;
+                let is_learned = place % 2 == 0 && inputs[WEIGHT] != 0.0;
+                inputs[NLL_WEIGHT] = if is_learned { nll_weight as f32 } else { 0.0 };
+            }
         }
         Ok(())
     }
@@ -194,11 +208,6 @@ impl Preference {
             }
         }
     }
-
-    /// Whether the chosen sequences' likelihood counts: not where the whole loss is 0 for want of a reference.
-    fn has_nll(&self, first: &Sequence) -> bool {
-        self.nll_weight > 0.0 && !(self.reads_reference() && first.reference.is_none())
-    }
 }
 
 impl DpoKind {
@@ -228,31 +237,24 @@ impl DpoKind {
     }
 }
 
-impl PerBatch for Preference {
-    fn batch(&self, data: &[DatumView]) -> Result<WholeLoss> {
-        let sequences: Vec<Sequence> = data.iter().map(|datum| Sequence::of(*datum)).collect();
-        let pairs = (data.len() / 2) as f64;
-        let chosen_tokens = data.iter().step_by(2).map(|datum| columns::counted(datum.example, COLUMNS.len()));
-        let nll_weight = match sequences.first() {
-            Some(first) if self.has_nll(first) => self.nll_weight / chosen_tokens.sum::<f64>().max(1.0),
-            _ => 0.0,
-        };
-        let mut whole = WholeLoss { value: 0.0, derivatives: Vec::with_capacity(data.len()), metrics: BTreeMap::new() };
-        for (pair, data) in sequences.chunks_exact(2).zip(data.chunks_exact(2)) {
-            let ([chosen, rejected], [chosen_datum, rejected_datum]) = (pair, data) else { continue };
-            let loss = self.pair(chosen, rejected);
-            whole.value += loss.value / pairs - nll_weight * chosen.sum;
-            let by_chosen = loss.by_chosen / pairs - nll_weight;
-            whole.derivatives.push(spread(*chosen_datum, by_chosen));
-            whole.derivatives.push(spread(*rejected_datum, loss.by_rejected / pairs));
+impl PerGroup for Preference {
+    fn group(&self, data: &[DatumView], derivatives: &mut [&mut [f32]]) -> f64 {
+        let ([chosen, rejected], [by_chosen, by_rejected]) = (data, derivatives) else { return 0.0 };
+        let pair = self.pair(&Sequence::of(*chosen), &Sequence::of(*rejected));
+        let weight = chosen.example.inputs.get(PAIR_WEIGHT).copied().map_or(0.0, f64::from);
+        let mut value = weight * pair.value;
+        for (datum, slope, derivatives) in
+            [(chosen, pair.by_chosen, by_chosen), (rejected, pair.by_rejected, by_rejected)]
+        {
+            let cells = datum.logprobs.iter().zip(datum.example.inputs.chunks(COLUMNS.len()));
+            for ((logprob, inputs), derivative) in cells.zip(derivatives.iter_mut()) {
+                let nll_weight = f64::from(inputs[NLL_WEIGHT]);
+                value -= nll_weight * f64::from(*logprob);
+                *derivative = (f64::from(inputs[WEIGHT]) * weight * slope - nll_weight) as f32;
+            }
         }
-        Ok(whole)
+        value
     }
-}
-
-/// The derivative by a sequence's sum as one by each of its logprobs.
-fn spread(datum: DatumView, by_sum: f64) -> Vec<f32> {
-    datum.example.inputs.chunks(COLUMNS.len()).map(|inputs| (by_sum * f64::from(inputs[WEIGHT])) as f32).collect()
 }
 
 /// `log(1 + eˣ)`.
