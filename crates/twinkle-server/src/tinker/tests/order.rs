@@ -41,7 +41,7 @@ async fn journaled() -> Fixture {
     model.journal = Some(journal);
     fixture.context.directory = Directory::new(vec![model]);
     fixture.context.futures = futures;
-    fixture.router = router(fixture.context.clone());
+    fixture.router = router(fixture.context.clone(), &[]);
     let create = json!({ "session_id": "s", "model_seq_id": 0, "base_model": MODEL, "lora_config": { "rank": 8 } });
     let created = fixture.post("/create_model", create.to_string()).await.ok();
     let created = fixture.retrieve(created["request_id"].as_str().unwrap(), "application/json").await.ok();
