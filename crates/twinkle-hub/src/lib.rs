@@ -4,6 +4,7 @@
 //! with their own tools: what those have downloaded is used, and what is downloaded here they find.
 #![forbid(unsafe_code)]
 
+mod data_sets;
 mod download;
 mod environment;
 mod folder;
@@ -12,6 +13,7 @@ mod hubs;
 mod library;
 mod upload;
 
+pub use data_sets::{DataSet, DataSetLibrary};
 pub use download::Patience;
 pub use environment::Environment;
 pub use library::{LibraryOptions, ModelLibrary};

@@ -14,8 +14,13 @@ use twinkle_core::call::{Call, EncodedText, Operation, ProcessOutcome, ProcessRe
 use twinkle_core::component::{Component, ComponentKind, Health, Lifecycle, misrouted};
 use twinkle_core::config::ProcessorArgs;
 use twinkle_core::error::{Error, ErrorCode, Result, suggestion};
+use twinkle_core::ids::TenantId;
+use twinkle_core::state::StateStore;
 
+use crate::data::Places;
 use crate::limits::{check_conversations, check_sequences, check_texts};
+use crate::objects::{Answered, Hands, Limits, Registry, call, create};
+use crate::templates::Templates;
 use crate::tokenizer::ModelTokenizer;
 
 /// What the launcher hands the component besides its arguments.
@@ -23,6 +28,12 @@ use crate::tokenizer::ModelTokenizer;
 pub struct ProcessorContext {
     /// The folder of each served model, by public name.
     pub models: BTreeMap<String, PathBuf>,
+    /// Where data sets may lie.
+    pub places: Places,
+    /// Who knows which sessions are silent; without it objects live as long as the node.
+    pub sessions: Option<StateStore>,
+    /// `TWINKLE_SEED`: what orders of rows are made from.
+    pub seed: Option<u32>,
 }
 
 /// Chat templates and tokenization; a cheap handle.
@@ -39,6 +50,8 @@ struct Shared {
     workers: Arc<Semaphore>,
     worker_count: u32,
     draining: AtomicBool,
+    objects: Arc<Registry>,
+    hands: Hands,
 }
 
 impl Component for Processor {
@@ -46,11 +59,28 @@ impl Component for Processor {
     type Context = ProcessorContext;
 
     async fn build(args: ProcessorArgs, context: ProcessorContext) -> Result<Self> {
+        let folders = Arc::new(context.models.clone());
         let models = on_a_blocking_thread(move || load_models(context.models)).await?;
         let cores = || std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(1));
         let worker_count = args.workers.unwrap_or_else(cores).max(1);
         let workers = Arc::new(Semaphore::new(worker_count as usize));
-        Ok(Self { shared: Arc::new(Shared { models, workers, worker_count, draining: AtomicBool::new(false) }) })
+        let objects = Registry::new(Limits {
+            per_tenant: args.per_token_processor_limit as usize,
+            silence: Duration::try_from_secs_f64(args.processor_timeout).unwrap_or(Duration::MAX),
+        });
+        if let Some(store) = context.sessions {
+            tokio::spawn(Registry::sweep_periodically(Arc::downgrade(&objects), store));
+        }
+        let hands = Hands {
+            places: Arc::new(context.places),
+            templates: Templates::default(),
+            models: folders,
+            workers: Arc::clone(&workers),
+            worker_count: worker_count as usize,
+            seed: context.seed,
+        };
+        let draining = AtomicBool::new(false);
+        Ok(Self { shared: Arc::new(Shared { models, workers, worker_count, draining, objects, hands }) })
     }
 }
 
@@ -71,6 +101,9 @@ impl Service<Call> for Processor {
             };
             if shared.draining.load(Ordering::Acquire) {
                 return Err(Error::new(ErrorCode::Draining, "the node is shutting down"));
+            }
+            if request.is_about_objects() {
+                return shared.object(&call.tenant, request).await.map(Reply::Process);
             }
             let model = Arc::clone(shared.model(request.model())?);
             let closed = |_| Error::new(ErrorCode::Draining, "the node is shutting down");
@@ -106,6 +139,28 @@ impl Lifecycle for Processor {
 }
 
 impl Shared {
+    /// Makes, calls or keeps objects.
+    async fn object(&self, tenant: &TenantId, request: ProcessRequest) -> Result<ProcessOutcome> {
+        match request {
+            ProcessRequest::Create { session, kind, class, arguments } => {
+                let owner = (tenant, &session);
+                create(&self.objects, &self.hands, owner, (&kind, &class), arguments).await.map(ProcessOutcome::Created)
+            }
+            ProcessRequest::CallObject { object, function, arguments } => {
+                let asked = (object.as_str(), function.as_str());
+                match call(&self.objects, &self.hands, tenant, asked, arguments).await? {
+                    Answered::Value(value) => Ok(ProcessOutcome::Answered(value.get().to_owned())),
+                    Answered::Exhausted => Ok(ProcessOutcome::Exhausted),
+                }
+            }
+            ProcessRequest::KeepObjects { objects } => {
+                objects.iter().for_each(|object| drop(self.objects.find(tenant, object)));
+                Ok(ProcessOutcome::Answered("null".to_owned()))
+            }
+            _ => Err(Error::internal("text work is not about objects")),
+        }
+    }
+
     /// The named model, or the only one.
     fn model(&self, name: Option<&str>) -> Result<&Arc<ModelTokenizer>> {
         let known: Vec<&str> = self.models.keys().map(String::as_str).collect();
@@ -172,6 +227,7 @@ fn process(model: &ModelTokenizer, request: ProcessRequest) -> Result<ProcessOut
             }
             Ok(ProcessOutcome::Decoded(texts))
         }
+        _ => Err(Error::internal("a call of an object is not text work")),
     }
 }
 

@@ -9,15 +9,20 @@
 //! Templates and tokenizers are data: Jinja runs in a sandbox without files, imports or attributes of objects.
 #![forbid(unsafe_code)]
 
+pub mod advantage;
 mod assistant;
 mod assistant_mask;
 mod component;
 pub mod data;
+pub mod dataset;
 mod encode;
 mod files;
 mod limits;
-mod objects;
+pub mod loader;
+pub mod objects;
+pub mod preprocess;
 mod python_json;
+pub mod reward;
 pub mod template;
 mod templates;
 mod tokenizer;

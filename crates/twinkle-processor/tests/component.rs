@@ -25,7 +25,7 @@ fn args() -> ProcessorArgs {
 async fn serving(names: &[&str]) -> BoxComponent {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
     let models: BTreeMap<_, _> = names.iter().map(|name| ((*name).to_owned(), folder.clone())).collect();
-    Processor::build(args(), ProcessorContext { models }).await.unwrap().boxed()
+    Processor::build(args(), ProcessorContext { models, ..ProcessorContext::default() }).await.unwrap().boxed()
 }
 
 async fn ask(component: &BoxComponent, request: ProcessRequest) -> Result<ProcessOutcome> {
@@ -102,7 +102,7 @@ async fn an_operation_of_another_kind_is_a_defect() {
 #[tokio::test]
 async fn a_folder_without_a_tokenizer_is_named_at_start() {
     let folder = tempfile::tempdir().unwrap();
-    let start = |models| Processor::build(args(), ProcessorContext { models });
+    let start = |models| Processor::build(args(), ProcessorContext { models, ..ProcessorContext::default() });
     let models = BTreeMap::from([("tiny".to_owned(), folder.path().to_owned())]);
     let error: Error = start(models.clone()).await.unwrap_err();
     assert_eq!(error.code, ErrorCode::NotFound);

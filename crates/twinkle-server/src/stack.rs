@@ -57,11 +57,12 @@ pub fn quota_limits(config: &QueueConfig) -> Option<QuotaLimits> {
 ///
 /// The time-outs hold whether or not `queue_config.enabled` is set: that switches what a tenant may send. 0 is no
 /// limit. Training has no limit on its execution: an accepted operation is in the journal and is executed to its end,
-/// so that a replay on a faster or slower machine ends in the same bits.
+/// so that a replay on a faster or slower machine ends in the same bits. Nor has a processor: what it does to a data set
+/// goes on whether or not somebody waits, and may take minutes.
 #[must_use]
 pub fn concurrency_limits(application: &Application) -> ConcurrencyLimits {
     let (deployment, queue) = (&application.deployment, application.args.queue());
-    let may_be_cut_off = application.args.kind() != ComponentKind::Model;
+    let may_be_cut_off = !matches!(application.args.kind(), ComponentKind::Model | ComponentKind::Processor);
     ConcurrencyLimits {
         ongoing: deployment.max_ongoing_requests as usize,
         queued: deployment.max_queued_requests as usize,

@@ -1,8 +1,10 @@
 //! Text work: chat templates and tokenization.
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::data::TokenIds;
+use crate::ids::SessionId;
 
 /// Text work that needs a tokenizer and no device.
 #[derive(Clone, Debug)]
@@ -33,6 +35,31 @@ pub enum ProcessRequest {
         /// Whether special tokens are left out.
         skip_special_tokens: bool,
     },
+    /// Makes an object that can be called: a data set, a loader, a preprocessor, a reward, …
+    Create {
+        /// The session that it ends with.
+        session: SessionId,
+        /// `dataset`, `dataloader`, `preprocessor`, `processor`, `reward`, `advantage` or `template`.
+        kind: String,
+        /// The name of its class.
+        class: String,
+        /// The constructor's arguments.
+        arguments: Map<String, Value>,
+    },
+    /// Calls a function of such an object.
+    CallObject {
+        /// Its name.
+        object: String,
+        /// The name of the function.
+        function: String,
+        /// The function's arguments.
+        arguments: Map<String, Value>,
+    },
+    /// Says that objects are still wanted; those of other tenants and those that are gone are passed over.
+    KeepObjects {
+        /// Their names.
+        objects: Vec<String>,
+    },
 }
 
 impl ProcessRequest {
@@ -43,7 +70,14 @@ impl ProcessRequest {
             Self::EncodeChat { model, .. } | Self::Encode { model, .. } | Self::Decode { model, .. } => {
                 model.as_deref()
             }
+            Self::Create { .. } | Self::CallObject { .. } | Self::KeepObjects { .. } => None,
         }
+    }
+
+    /// Whether it is about objects: a client asks for one row or batch after another, so these calls are not counted.
+    #[must_use]
+    pub const fn is_about_objects(&self) -> bool {
+        matches!(self, Self::Create { .. } | Self::CallObject { .. } | Self::KeepObjects { .. })
     }
 }
 
@@ -80,6 +114,12 @@ pub enum ProcessOutcome {
     Encoded(Vec<EncodedText>),
     /// Per sequence, its text.
     Decoded(Vec<String>),
+    /// The name of an object that was made.
+    Created(String),
+    /// What a function answered, as JSON.
+    Answered(String),
+    /// An iterator has no further element.
+    Exhausted,
 }
 
 /// A tokenized conversation or text.

@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 use tower::{Layer, Service};
 
-use crate::call::{Call, Reply};
+use crate::call::{Call, Operation, Reply};
 use crate::error::{Error, ErrorCode, Result};
 use crate::ids::TenantId;
 use crate::telemetry::labels::{Component, Deployment};
@@ -165,7 +165,8 @@ impl TenantQuota {
         if self.max_input_tokens > 0 && tokens > self.max_input_tokens {
             return Err(too_large(tokens, self.max_input_tokens));
         }
-        if self.requests.is_none() && self.tokens.is_none() {
+        let is_about_objects = matches!(&call.operation, Operation::Process(request) if request.is_about_objects());
+        if is_about_objects || (self.requests.is_none() && self.tokens.is_none()) {
             return Ok(());
         }
         let mut tenants = self.tenants.lock();

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use twinkle_core::config::{Hub, HubModel};
 use twinkle_core::{Error, Result};
 
-use super::{Cached, Listing, Place, Remote, RemoteFile, below, endpoint, is_plain_name, secret, sha256_of};
+use super::{Cached, Kind, Listing, Place, Remote, RemoteFile, below, endpoint, is_plain_name, secret, sha256_of};
 use crate::download::{Client, Expected, Failure, etag, file_error, header};
 use crate::environment::Environment;
 
@@ -24,6 +24,7 @@ pub(crate) struct HuggingFace {
     cache: PathBuf,
     headers: HeaderMap,
     silence: Option<String>,
+    kind: Kind,
 }
 
 /// `GET /api/models/{id}/revision/{revision}?blobs=true`.
@@ -65,11 +66,21 @@ impl HuggingFace {
             cache: cache.unwrap_or_else(|| home.join("hub")),
             headers,
             silence: offline.map(|variable| format!("not asked: `{variable}` is set")),
+            kind: Kind::Model,
         })
     }
 
+    /// The same hub's data sets. Whoever may use this server chooses them, so its own credential is not sent.
+    pub(crate) fn of_data_sets(self) -> Self {
+        Self { kind: Kind::DataSet, headers: HeaderMap::new(), ..self }
+    }
+
+    fn repository_name(&self, model: &HubModel) -> String {
+        format!("{}--{}--{}", self.kind.plural(), model.organisation, model.name)
+    }
+
     fn repository(&self, model: &HubModel) -> PathBuf {
-        self.cache.join(repository_name(model))
+        self.cache.join(self.repository_name(model))
     }
 }
 
@@ -86,10 +97,6 @@ fn token(environment: &Environment, home: &Path) -> Option<String> {
     let token = fs::read_to_string(file).ok()?;
     let token = token.trim();
     (!token.is_empty()).then(|| token.to_owned())
-}
-
-fn repository_name(model: &HubModel) -> String {
-    format!("models--{}--{}", model.organisation, model.name)
 }
 
 fn revision(model: &HubModel) -> &str {
@@ -115,23 +122,25 @@ impl Remote for HuggingFace {
         &self.headers
     }
 
-    fn cached(&self, model: &HubModel) -> Cached {
-        let mut cached = Cached::default();
+    fn candidates(&self, model: &HubModel) -> Vec<PathBuf> {
         let repository = self.repository(model);
         let revision = revision(model);
         let reference = fs::read_to_string(repository.join("refs").join(revision)).ok();
         let commit = reference.as_deref().map(str::trim).filter(|commit| is_plain_name(commit));
         let commit = commit.or_else(|| is_commit(revision).then_some(revision));
-        match commit {
-            Some(commit) => cached.consider(repository.join("snapshots").join(commit)),
-            None => cached.consider(repository.join("snapshots").join(revision)),
-        }
+        vec![repository.join("snapshots").join(commit.unwrap_or(revision))]
+    }
+
+    fn cached(&self, model: &HubModel) -> Cached {
+        let mut cached = Cached::default();
+        self.candidates(model).into_iter().for_each(|folder| cached.consider(folder));
         cached
     }
 
     async fn list(&self, client: &Client, model: &HubModel) -> Result<Listing, Failure> {
         let (organisation, name) = (model.organisation.as_str(), model.name.as_str());
-        let mut url = below(&self.endpoint, &["api", "models", organisation, name, "revision", revision(model)]);
+        let kind = self.kind.plural();
+        let mut url = below(&self.endpoint, &["api", kind, organisation, name, "revision", revision(model)]);
         url.set_query(Some("blobs=true"));
         let listed: Model = client.json(&url, &self.headers).await?;
         if !is_commit(&listed.sha) {
@@ -139,6 +148,9 @@ impl Remote for HuggingFace {
         }
         let file = |sibling: Sibling| {
             let mut parts = vec![organisation, name, "resolve", listed.sha.as_str()];
+            if self.kind == Kind::DataSet {
+                parts.insert(0, kind);
+            }
             parts.extend(sibling.rfilename.split('/'));
             let url = below(&self.endpoint, &parts);
             let lfs = sibling.lfs.as_ref();
@@ -183,7 +195,7 @@ impl Remote for HuggingFace {
         Ok(Place {
             file: blobs.join(content),
             partial: blobs.join(format!("{content}.incomplete")),
-            lock: self.cache.join(".locks").join(repository_name(model)).join(format!("{content}.lock")),
+            lock: self.cache.join(".locks").join(self.repository_name(model)).join(format!("{content}.lock")),
             link: Some(self.folder(model, version).join(&file.path)),
             named_by_content: true,
         })

@@ -16,7 +16,26 @@ use crate::folder::Holds;
 
 pub(crate) use huggingface::HuggingFace;
 pub(crate) use modelscope::ModelScope;
-pub(crate) use snapshot::{BeforeWeights, download};
+pub(crate) use snapshot::{BeforeWeights, check_names, download, fetch_files};
+
+/// What a repository of a hub holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A model.
+    Model,
+    /// A data set.
+    DataSet,
+}
+
+impl Kind {
+    /// As addresses and folders have it.
+    pub(crate) const fn plural(self) -> &'static str {
+        match self {
+            Self::Model => "models",
+            Self::DataSet => "datasets",
+        }
+    }
+}
 
 /// A model of a hub, as the hub lists it.
 #[derive(Clone, Debug)]
@@ -96,6 +115,9 @@ pub(crate) trait Remote: Send + Sync + 'static {
 
     /// What every request carries: the credential, if there is one.
     fn headers(&self) -> &HeaderMap;
+
+    /// Folders of the cache that may hold the repository, the best first. Reads files: blocks.
+    fn candidates(&self, model: &HubModel) -> Vec<PathBuf>;
 
     /// What the cache holds. Reads folders: blocks.
     fn cached(&self, model: &HubModel) -> Cached;

@@ -13,11 +13,14 @@ use sha2::{Digest, Sha256};
 use twinkle_core::config::{Hub, HubModel};
 use twinkle_core::{Error, Result};
 
-use super::{Cached, Listing, Place, Remote, RemoteFile, below, endpoint, secret, sha256_of};
+use super::{Cached, Kind, Listing, Place, Remote, RemoteFile, below, endpoint, secret, sha256_of};
 use crate::download::{Client, Expected, Failure};
 use crate::environment::Environment;
 
 const MASTER: &str = "master";
+/// Files of a page of a data set's list, and the most pages.
+const PAGE: usize = 1_000;
+const MOST_PAGES: usize = 50;
 
 /// The hub, as the environment describes it.
 pub(crate) struct ModelScope {
@@ -25,6 +28,7 @@ pub(crate) struct ModelScope {
     cache: PathBuf,
     headers: HeaderMap,
     silence: Option<String>,
+    kind: Kind,
 }
 
 /// `GET /api/v1/models/{id}/repo/files`.
@@ -72,18 +76,68 @@ impl ModelScope {
             cache: cache.unwrap_or_else(|| environment.home().join(".cache/modelscope")),
             headers,
             silence: offline.then(|| "not asked: `TWINKLE_OFFLINE` is set".to_owned()),
+            kind: Kind::Model,
         })
     }
 
+    /// The same hub's data sets. Whoever may use this server chooses them, so its own credential is not sent.
+    pub(crate) fn of_data_sets(self) -> Self {
+        Self { kind: Kind::DataSet, headers: HeaderMap::new(), ..self }
+    }
+
     fn snapshots(&self, model: &HubModel) -> PathBuf {
-        self.cache.join("models").join(format!("{}--{}", model.organisation, model.name)).join("snapshots")
+        self.cache.join(self.kind.plural()).join(format!("{}--{}", model.organisation, model.name)).join("snapshots")
     }
 
     /// Where tools before version 1.38 put a model, the newest first. They had one version of it at a time.
     fn older_folders(&self, model: &HubModel) -> Vec<PathBuf> {
         let name = model.name.replace('.', "___");
-        let roots = ["models", "hub/models", "", "hub"];
+        let roots: &[&str] = match self.kind {
+            Kind::Model => &["models", "hub/models", "", "hub"],
+            Kind::DataSet => &["datasets", "hub/datasets"],
+        };
         roots.iter().map(|root| self.cache.join(root).join(&model.organisation).join(&name)).collect()
+    }
+}
+
+impl ModelScope {
+    /// The files of a data set, which come in pages.
+    async fn pages(&self, client: &Client, model: &HubModel, parts: &[&str]) -> Result<Vec<Entry>, Failure> {
+        let mut files = Vec::new();
+        for number in 1..=MOST_PAGES {
+            let page = self.page(client, model, parts, Some(number)).await?;
+            let is_last = page.len() < PAGE;
+            files.extend(page);
+            if is_last {
+                return Ok(files);
+            }
+        }
+        let text = format!("`{model}` has more than {} files", MOST_PAGES * PAGE);
+        Err(Error::invalid(text).into())
+    }
+
+    async fn page(
+        &self,
+        client: &Client,
+        model: &HubModel,
+        parts: &[&str],
+        number: Option<usize>,
+    ) -> Result<Vec<Entry>, Failure> {
+        let mut url = below(&self.endpoint, parts);
+        url.query_pairs_mut().append_pair("Revision", revision(model)).append_pair("Recursive", "True");
+        if let Some(number) = number {
+            let (number, size) = (number.to_string(), PAGE.to_string());
+            url.query_pairs_mut().append_pair("PageNumber", &number).append_pair("PageSize", &size);
+        }
+        let answer: Answer = client.json(&url, &self.headers).await?;
+        match answer.data {
+            Some(data) if answer.success != Some(false) => Ok(data.files),
+            _ => {
+                let message = answer.message.unwrap_or_else(|| "no reason given".to_owned());
+                let shown: String = message.chars().filter(|letter| !letter.is_control()).take(300).collect();
+                Err(Error::not_found(format!("`{url}` lists no files: {shown}")).into())
+            }
+        }
     }
 }
 
@@ -112,36 +166,38 @@ impl Remote for ModelScope {
         &self.headers
     }
 
-    fn cached(&self, model: &HubModel) -> Cached {
-        let mut cached = Cached::default();
+    fn candidates(&self, model: &HubModel) -> Vec<PathBuf> {
         let snapshots = self.snapshots(model);
-        cached.consider(snapshots.join(revision(model)));
+        let mut candidates = vec![snapshots.join(revision(model))];
         if let Some(revision) = &model.revision {
             let noted = self.older_folders(model).into_iter().filter(|folder| is_noted(folder, revision));
-            noted.for_each(|folder| cached.consider(folder));
+            candidates.extend(noted);
         } else {
             // The present tool accepts these, too, when nobody asked for a version.
             let others = ["main"].map(|name| snapshots.join(name)).into_iter().filter(|folder| folder.is_dir());
-            others.chain(self.older_folders(model)).for_each(|folder| cached.consider(folder));
+            candidates.extend(others.chain(self.older_folders(model)));
         }
+        candidates
+    }
+
+    fn cached(&self, model: &HubModel) -> Cached {
+        let mut cached = Cached::default();
+        self.candidates(model).into_iter().for_each(|folder| cached.consider(folder));
         cached
     }
 
     async fn list(&self, client: &Client, model: &HubModel) -> Result<Listing, Failure> {
-        let repository = ["api", "v1", "models", model.organisation.as_str(), model.name.as_str(), "repo"];
-        let mut url = below(&self.endpoint, &[repository.as_slice(), &["files"]].concat());
-        url.query_pairs_mut().append_pair("Revision", revision(model)).append_pair("Recursive", "True");
-        let answer: Answer = client.json(&url, &self.headers).await?;
-        let files = match answer.data {
-            Some(data) if answer.success != Some(false) => data.files,
-            _ => {
-                let message = answer.message.unwrap_or_else(|| "no reason given".to_owned());
-                let shown: String = message.chars().filter(|letter| !letter.is_control()).take(300).collect();
-                return Err(Error::not_found(format!("`{url}` lists no files: {shown}")).into());
-            }
+        let (organisation, name) = (model.organisation.as_str(), model.name.as_str());
+        let repository = ["api", "v1", self.kind.plural(), organisation, name, "repo"];
+        let files = match self.kind {
+            Kind::Model => self.page(client, model, &[repository.as_slice(), &["files"]].concat(), None).await?,
+            Kind::DataSet => self.pages(client, model, &[repository.as_slice(), &["tree"]].concat()).await?,
         };
         let file = |entry: Entry| {
             let mut url = below(&self.endpoint, &repository);
+            if self.kind == Kind::DataSet {
+                url.query_pairs_mut().append_pair("Source", "SDK");
+            }
             url.query_pairs_mut().append_pair("Revision", revision(model)).append_pair("FilePath", &entry.path);
             let sha256 = entry.sha256.as_deref().and_then(sha256_of);
             RemoteFile { path: entry.path, url, expected: Expected { size: entry.size, sha256 }, content: None }
@@ -161,7 +217,8 @@ impl Remote for ModelScope {
     fn place(&self, model: &HubModel, version: &str, file: &RemoteFile) -> Result<Place> {
         let target = self.folder(model, version).join(&file.path);
         // The name under which its own tool locks the same file.
-        let key = ["modelscope-hub-download-lock-v2", "file", "model", &model.id(), &file.path].join("\0");
+        let kind = self.kind.plural().trim_end_matches('s');
+        let key = ["modelscope-hub-download-lock-v2", "file", kind, &model.id(), &file.path].join("\0");
         let key = hex::encode(Sha256::digest(key.as_bytes()));
         Ok(Place {
             partial: target.with_added_extension("incomplete"),

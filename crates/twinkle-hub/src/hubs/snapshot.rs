@@ -47,6 +47,17 @@ pub(crate) async fn download<H: Remote>(
     Ok(listing.version)
 }
 
+/// Downloads those of a repository's files that are not there.
+pub(crate) async fn fetch_files<H: Remote>(
+    hub: &H,
+    client: &Client,
+    repository: &HubModel,
+    version: &str,
+    files: &[&RemoteFile],
+) -> Result<(), Failure> {
+    Snapshot { hub, client, model: repository, version }.fetch(files).await
+}
+
 /// A version of a model that is being downloaded.
 struct Snapshot<'a, H> {
     hub: &'a H,
@@ -94,7 +105,7 @@ impl<H: Remote> Snapshot<'_, H> {
         }
         let bytes = missing.iter().filter_map(|(file, _)| file.expected.size).sum();
         let progress = Progress::new("downloading", &self.model.to_string(), missing.len(), bytes);
-        let fetches = missing.iter().map(|(file, place)| self.fetch_one(file, place, &progress));
+        let fetches: Vec<_> = missing.iter().map(|(file, place)| self.fetch_one(file, place, &progress)).collect();
         stream::iter(fetches).buffer_unordered(AT_ONCE).try_collect::<()>().await
     }
 
@@ -175,7 +186,7 @@ fn link(place: &Place) -> Result<()> {
 }
 
 /// A hub's list must not name files outside the model's folder.
-fn check_names(model: &HubModel, listing: &Listing) -> Result<()> {
+pub(crate) fn check_names(model: &HubModel, listing: &Listing) -> Result<()> {
     let is_safe = |path: &str| {
         let parts_are_names = path.split('/').all(|part| !matches!(part, "" | "." | ".."));
         path.len() <= 1_024 && parts_are_names && !path.chars().any(|letter| letter.is_control() || letter == '\\')

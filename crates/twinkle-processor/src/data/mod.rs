@@ -19,6 +19,7 @@ mod splits;
 mod table;
 
 pub use format::Format;
+pub(crate) use meta::row_of;
 pub use meta::{DataSlice, DatasetMeta};
 pub use places::{FetchData, Places, Repository};
 pub use room::{Reservation, Room};
@@ -27,3 +28,4 @@ pub use row::{Column, Row};
 pub use save::Saver;
 pub use source::{Rows, Source};
 pub use table::Table;
+pub(crate) use table::out_of_range;

@@ -12,10 +12,12 @@ use twinkle_core::ids::TenantId;
 
 use super::format::Format;
 use super::meta::DatasetMeta;
-use super::readme::{self, Readme};
+use super::readme::Readme;
 use super::source::{DataFile, Source};
-use super::splits::select;
+use super::splits::{Selection, select};
 
+/// What says which files are which, if it is there.
+const README: &str = "README.md";
 /// The most files a folder is looked through for.
 const MOST_FILES: usize = 100_000;
 /// The deepest folder that is looked into.
@@ -26,7 +28,10 @@ pub trait FetchData: Send + Sync + fmt::Debug {
     /// Whether a data set's id names one of a hub: `ms://org/name`, `hf://org/name` or `org/name`.
     fn is_id(&self, id: &str) -> bool;
 
-    /// What a hub, or its cache, has of a data set.
+    /// What a hub's cache has of a data set.
+    fn cached(&self, id: &str, revision: Option<&str>) -> BoxFuture<'static, Result<Option<Arc<dyn Repository>>>>;
+
+    /// What a hub has of a data set.
     fn open(&self, id: &str, revision: Option<&str>) -> BoxFuture<'static, Result<Arc<dyn Repository>>>;
 }
 
@@ -40,7 +45,7 @@ pub trait Repository: Send + Sync {
 }
 
 /// Where data sets may lie. Nothing else is ever read or written.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Places {
     /// Folders of the operator that every tenant may read.
     pub shared: Vec<PathBuf>,
@@ -89,7 +94,7 @@ impl Places {
             return Ok(source);
         }
         match &self.hub {
-            Some(hub) if hub.is_id(&meta.id) => {
+            Some(hub) if hub.is_id(&meta.id) && Format::of_name(&meta.id).is_none() => {
                 let found = from_hub(hub.as_ref(), meta, revision).await;
                 found.map_err(|error| match error.code {
                     ErrorCode::NotFound => named(error).hint(self.advice(&meta.id)),
@@ -133,7 +138,7 @@ impl Places {
             (Some(folder), None) => {
                 format!("files are read below `{}`, and saved ones below your own folder", folder.display())
             }
-            (None, _) => "the operator names folders with data sets in `processor_config.data_dirs`".to_owned(),
+            (None, _) => "the operator names folders with data sets in `TWINKLE_DATA_DIRS`".to_owned(),
         }
     }
 }
@@ -167,15 +172,14 @@ fn local(path: &Path, meta: &DatasetMeta) -> Result<Source> {
     }
     let mut paths = Vec::new();
     list(path, "", 0, &mut paths)?;
-    let readme = fs::read_to_string(path.join("README.md")).unwrap_or_default();
-    files_in(path, &paths, &readme, meta)
+    let readme = fs::read_to_string(path.join(README)).unwrap_or_default();
+    select(&paths, &Readme::read(&readme), &meta.subset, &meta.split).map(|selection| files_of(path, selection))
 }
 
-fn files_in(folder: &Path, paths: &[String], readme: &str, meta: &DatasetMeta) -> Result<Source> {
-    let selection = select(paths, &Readme::read(readme), &meta.subset, &meta.split)?;
+fn files_of(folder: &Path, selection: Selection) -> Source {
     let format = selection.format;
     let file = |name: String| DataFile { path: folder.join(&name), name, format };
-    Ok(Source::Files(selection.paths.into_iter().map(file).collect()))
+    Source::Files(selection.paths.into_iter().map(file).collect())
 }
 
 /// The paths of all files in a folder.
@@ -202,18 +206,26 @@ fn list(folder: &Path, prefix: &str, depth: usize, paths: &mut Vec<String>) -> R
     Ok(())
 }
 
+/// What a cache holds is taken as it is; a hub is asked where that is not enough.
 async fn from_hub(hub: &dyn FetchData, meta: &DatasetMeta, revision: Option<&str>) -> Result<Source> {
+    if let Some(cached) = hub.cached(&meta.id, revision).await?
+        && let Ok(source) = from_repository(cached.as_ref(), meta).await
+    {
+        return Ok(source);
+    }
     let repository = hub.open(&meta.id, revision).await?;
-    let readme = if repository.paths().iter().any(|path| path == "README.md") {
-        let folder = repository.fetch(vec!["README.md".to_owned()]).await?;
-        let read = move || Ok(fs::read_to_string(folder.join("README.md")).unwrap_or_default());
-        blocking(read).await.map(|text| if text.len() > readme::LARGEST { String::new() } else { text })?
-    } else {
-        String::new()
-    };
+    from_repository(repository.as_ref(), meta).await
+}
+
+async fn from_repository(repository: &dyn Repository, meta: &DatasetMeta) -> Result<Source> {
+    let mut readme = String::new();
+    if repository.paths().iter().any(|path| path == README) {
+        let path = repository.fetch(vec![README.to_owned()]).await?.join(README);
+        readme = blocking(move || Ok(fs::read_to_string(path).unwrap_or_default())).await?;
+    }
     let selection = select(repository.paths(), &Readme::read(&readme), &meta.subset, &meta.split)?;
-    let folder = repository.fetch(selection.paths).await?;
-    files_in(&folder, repository.paths(), &readme, meta)
+    let folder = repository.fetch(selection.paths.clone()).await?;
+    Ok(files_of(&folder, selection))
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
@@ -238,7 +250,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let at = |name: &str| root.path().join(name);
         let places = Places { shared: vec![at("shared")], own: at("own"), current: root.path().to_owned(), hub: None };
-        House { places, tenant: TenantId::new("tenant-a").unwrap(), root }
+        House { places, tenant: TenantId::new("tenant-a"), root }
     }
 
     impl House {
@@ -296,7 +308,7 @@ mod tests {
         let path = house.places.target(&house.tenant, "./mine/a.jsonl").unwrap();
         house.put(&path, "{\"a\":1}\n");
         assert_eq!(house.rows(json!({"dataset_id": "mine/a.jsonl"})).await.unwrap(), [r#"{"a":1}"#]);
-        house.tenant = TenantId::new("tenant-b").unwrap();
+        house.tenant = TenantId::new("tenant-b");
         assert!(house.rows(json!({"dataset_id": "mine/a.jsonl"})).await.is_err());
         let absolute = path.display().to_string();
         assert!(house.rows(json!({"dataset_id": absolute})).await.is_err());

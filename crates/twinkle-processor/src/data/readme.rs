@@ -8,7 +8,7 @@ use twinkle_core::error::Result;
 use super::splits::unknown_subset;
 
 /// The largest README that is looked at, in bytes.
-pub(super) const LARGEST: usize = 1 << 20;
+const LARGEST: usize = 1 << 20;
 
 /// What a README says about files.
 #[derive(Clone, Debug, Default)]

@@ -10,6 +10,8 @@ use twinkle_core::error::{Error, ErrorCode, Result};
 pub struct Room {
     limit: u64,
     used: AtomicU64,
+    /// The room it is a part of.
+    around: Option<Arc<Self>>,
 }
 
 /// Bytes of a [`Room`]; given back when it is dropped.
@@ -23,13 +25,44 @@ impl Room {
     /// Room for so many bytes.
     #[must_use]
     pub fn new(limit: u64) -> Arc<Self> {
-        Arc::new(Self { limit, used: AtomicU64::new(0) })
+        Arc::new(Self { limit, used: AtomicU64::new(0), around: None })
+    }
+
+    /// Room for so many bytes out of another.
+    #[must_use]
+    pub fn within(around: &Arc<Self>, limit: u64) -> Arc<Self> {
+        Arc::new(Self { limit, used: AtomicU64::new(0), around: Some(Arc::clone(around)) })
     }
 
     /// Bytes in use.
     #[must_use]
     pub fn used(&self) -> u64 {
         self.used.load(Ordering::Relaxed)
+    }
+
+    fn take(&self, bytes: u64) -> Result<()> {
+        if let Some(around) = &self.around {
+            around.take(bytes)?;
+        }
+        let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+            used.checked_add(bytes).filter(|used| *used <= self.limit)
+        });
+        if taken.is_ok() {
+            return Ok(());
+        }
+        if let Some(around) = &self.around {
+            around.give_back(bytes);
+        }
+        let text = format!("the rows of the data sets would take more than {} MiB", self.limit >> 20);
+        Err(Error::new(ErrorCode::TooLarge, text)
+            .hint("read with `IterableDataset`, take a part with `data_slice`, or drop data sets you no longer use"))
+    }
+
+    fn give_back(&self, bytes: u64) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+        if let Some(around) = &self.around {
+            around.give_back(bytes);
+        }
     }
 
     /// A reservation of nothing, to grow.
@@ -48,16 +81,7 @@ impl Reservation {
 
     /// Takes so many bytes more, or none and an error.
     pub fn grow(&mut self, bytes: u64) -> Result<()> {
-        let room = &self.room;
-        let taken = room.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
-            used.checked_add(bytes).filter(|used| *used <= room.limit)
-        });
-        if taken.is_err() {
-            let text = format!("the rows of your data sets take more than the {} MiB they may", room.limit >> 20);
-            return Err(Error::new(ErrorCode::TooLarge, text).hint(
-                "read with `IterableDataset`, take a part with `data_slice`, or drop data sets you no longer use",
-            ));
-        }
+        self.room.take(bytes)?;
         self.bytes += bytes;
         Ok(())
     }
@@ -70,7 +94,7 @@ impl Reservation {
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.room.used.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.room.give_back(self.bytes);
     }
 }
 

@@ -105,7 +105,8 @@ fn one_after_another(lists: &[&RawValue]) -> Result<Box<RawValue>> {
     let mut text = String::from("[");
     for list in lists {
         let inside = list.get().trim().strip_prefix('[').and_then(|inside| inside.strip_suffix(']'));
-        let inside = inside.ok_or_else(|| Error::invalid("a column has a list in some rows and none in others"))?.trim();
+        let inside =
+            inside.ok_or_else(|| Error::invalid("a column has a list in some rows and none in others"))?.trim();
         if !inside.is_empty() {
             if text.len() > 1 {
                 text.push(',');

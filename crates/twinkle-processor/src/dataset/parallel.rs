@@ -21,7 +21,8 @@ pub(super) fn apply(table: &Table, operation: &Operation, threads: usize) -> Res
     let work = |(first, rows): (usize, &[Arc<str>])| {
         let mut made = Table::empty(table.room());
         for (offset, text) in rows.iter().enumerate() {
-            let of_row = |error: Error| Error { message: format!("row {}: {}", first + offset, error.message), ..error };
+            let of_row =
+                |error: Error| Error { message: format!("row {}: {}", first + offset, error.message), ..error };
             for row in Row::parse(text).and_then(|row| operation.apply(row)).map_err(of_row)? {
                 made.push(&row)?;
             }

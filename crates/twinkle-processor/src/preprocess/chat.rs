@@ -75,10 +75,7 @@ mod tests {
         let given = json!({"model_name": "Bot", "model_author": "Lab"});
         assert_eq!(mapped("SelfCognitionProcessor", given, &row).unwrap(), expected("Bot", "Lab"));
         let nothing = json!({"model_name": ""});
-        assert_eq!(
-            mapped("SelfCognitionProcessor", nothing, &row).unwrap(),
-            expected("twinkle robot", "twinkle lab")
-        );
+        assert_eq!(mapped("SelfCognitionProcessor", nothing, &row).unwrap(), expected("twinkle robot", "twinkle lab"));
         assert!(mapped("SelfCognitionProcessor", json!({}), &json!({"query": "a"})).is_err());
     }
 

@@ -155,7 +155,10 @@ mod tests {
         let row = json!({"nums": [44, 19, 35], "target": 98});
         let row = mapped("CountdownProcessor", json!({}), &row).unwrap();
         let question = row["messages"][1]["content"].as_str().unwrap();
-        assert!(question.starts_with("Using the numbers [44, 19, 35], create an equation that equals 98.\n"), "{question}");
+        assert!(
+            question.starts_with("Using the numbers [44, 19, 35], create an equation that equals 98.\n"),
+            "{question}"
+        );
         assert_eq!(row["user_data"], json!([{"target": 98, "nums": [44, 19, 35]}]));
     }
 }

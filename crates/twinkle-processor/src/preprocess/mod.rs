@@ -107,7 +107,10 @@ mod tests {
     fn names_may_have_a_module_and_unknown_ones_are_told_with_the_known() {
         assert!(preprocessor("twinkle.preprocessor.AlpacaProcessor", Map::new()).is_ok());
         let error = preprocessor("AlpaccaProcessor", Map::new()).unwrap_err().to_string();
-        assert!(error.contains("did you mean `AlpacaProcessor`? known preprocessors: `SelfCognitionProcessor`"), "{error}");
+        assert!(
+            error.contains("did you mean `AlpacaProcessor`? known preprocessors: `SelfCognitionProcessor`"),
+            "{error}"
+        );
         let error = preprocessor("ms://someone/plugin", Map::new()).unwrap_err();
         assert!(error.message.contains("which this server does not run"), "{error}");
         for name in NAMES {

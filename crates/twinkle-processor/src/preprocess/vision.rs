@@ -107,7 +107,10 @@ mod tests {
     fn an_image_is_asked_about_and_the_answer_taken_out_of_its_tags() {
         let row = json!({"image": {"bytes": "aGk=", "path": null}, "problem": "How many?", "solution": "<answer> 3 </answer>"});
         let row = mapped("CLEVRProcessor", json!({}), &row).unwrap();
-        assert_eq!(row["messages"][1]["content"][0], json!({"type": "image", "image": {"bytes": "aGk=", "path": null}}));
+        assert_eq!(
+            row["messages"][1]["content"][0],
+            json!({"type": "image", "image": {"bytes": "aGk=", "path": null}})
+        );
         assert_eq!(row["user_data"], json!([["ground_truth", "3"], ["solution", "<answer> 3 </answer>"]]));
     }
 
@@ -119,6 +122,9 @@ mod tests {
         assert_eq!(row["user_data"], json!([["ground_truth", "1, 2"]]));
         assert!(row["messages"][0]["content"].as_str().unwrap().starts_with("You are a professional"));
         let seen = mapped("OlympiadBenchProcessor", json!({}), &json!({"question": "Q", "image_2": "u"})).unwrap();
-        assert_eq!(seen["messages"][1]["content"], json!([{"type": "image", "url": "u"}, {"type": "text", "text": "Q"}]));
+        assert_eq!(
+            seen["messages"][1]["content"],
+            json!([{"type": "image", "url": "u"}, {"type": "text", "text": "Q"}])
+        );
     }
 }

@@ -19,10 +19,12 @@ use twinkle_core::state::{RunLimits, StateStore};
 use twinkle_model::engine::EngineLimits;
 use twinkle_model::{ModelComponent, ModelContext};
 use twinkle_nn::PublishedAdapters;
+use twinkle_processor::data::Places;
 use twinkle_processor::{Processor, ProcessorContext, Templates};
 use twinkle_sampler::{SamplerComponent, SamplerContext};
 
 use super::base_models::BaseModels;
+use super::data_sets;
 use super::folders::Folders;
 use super::housekeeping::{self, TrainedModel};
 use super::memory::MemoryPlan;
@@ -50,6 +52,7 @@ pub(super) struct NodeState {
     pub(super) published: PublishedAdapters,
     pub(super) stopping: CancellationToken,
     pub(super) downloads: Downloads,
+    pub(super) data_sets: Places,
 }
 
 impl NodeState {
@@ -66,6 +69,7 @@ impl NodeState {
             futures,
             checkpoints,
             snapshots: folders.snapshots.clone(),
+            data_sets: data_sets::places(folders.data_sets.clone())?,
             published: PublishedAdapters::new(folders.live.clone()),
             store,
             stopping,
@@ -258,7 +262,13 @@ impl Builder<'_> {
         args: &ProcessorArgs,
         models: BTreeMap<String, PathBuf>,
     ) -> Result<()> {
-        let component = Processor::build(args.clone(), ProcessorContext { models }).await?.boxed();
+        let context = ProcessorContext {
+            models,
+            places: self.state.data_sets.clone(),
+            sessions: Some(self.state.store.clone()),
+            seed: data_sets::seed()?,
+        };
+        let component = Processor::build(args.clone(), context).await?.boxed();
         self.mount(application, stacked(application, component, None), None, About::default());
         Ok(())
     }

@@ -27,6 +27,8 @@ pub(super) struct Folders {
     pub(super) checkpoints: PathBuf,
     /// The key that download links are signed with.
     pub(super) download_key: PathBuf,
+    /// Data sets that tenants saved, by tenant; made when the first is saved.
+    pub(super) data_sets: PathBuf,
     /// Removed with everything in it when the node stops.
     _temporary: Option<TempDir>,
 }
@@ -61,6 +63,7 @@ impl Folders {
             live: make(&directory.join("live"))?,
             checkpoints: make(&checkpoints.unwrap_or_else(|| directory.join("checkpoints")))?,
             download_key: directory.join(DOWNLOAD_KEY),
+            data_sets: directory.join("datasets"),
             _temporary: None,
         })
     }
@@ -76,6 +79,7 @@ impl Folders {
             live: make(&temporary.path().join("live"))?,
             checkpoints: make(&checkpoints.unwrap_or_else(|| temporary.path().join("checkpoints")))?,
             download_key: temporary.path().join(DOWNLOAD_KEY),
+            data_sets: temporary.path().join("datasets"),
             _temporary: Some(temporary),
         })
     }

@@ -7,6 +7,7 @@ mod address;
 mod applications;
 mod base_models;
 mod clear;
+mod data_sets;
 mod descriptors;
 mod error;
 mod folders;

@@ -47,7 +47,7 @@ async fn decode(
     let DecodeRequest { model, sequences, skip_special_tokens } = body;
     match ask(&processor, tenant, ProcessRequest::Decode { model, sequences, skip_special_tokens }).await? {
         ProcessOutcome::Decoded(texts) => Ok(JsonResponse(DecodedResponse { texts })),
-        ProcessOutcome::Encoded(_) => Err(unexpected().into()),
+        _ => Err(unexpected().into()),
     }
 }
 
@@ -60,7 +60,7 @@ async fn encoded(
         ProcessOutcome::Encoded(texts) => {
             Ok(JsonResponse(EncodedResponse { encoded: texts.into_iter().map(Into::into).collect() }))
         }
-        ProcessOutcome::Decoded(_) => Err(unexpected().into()),
+        _ => Err(unexpected().into()),
     }
 }
 

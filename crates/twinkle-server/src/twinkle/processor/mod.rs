@@ -1,13 +1,97 @@
-//! The native routes below the prefix of a `processor` application.
+//! The native routes below the prefix of a `processor` application: objects are made, called and kept.
+//!
+//! A call is forwarded as it is; which types, classes and functions there are is `twinkle-processor`'s to know.
 
-use super::TwinkleFront;
+use axum::extract::State as Front;
+use axum::response::Response;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
+use twinkle_core::call::{Call, Operation, ProcessOutcome, ProcessRequest, Reply};
+use twinkle_core::error::{Error, Result};
+use twinkle_core::ids::TenantId;
+
+use super::{Answer, Caller, Json, TwinkleError, TwinkleFront, ok, patiently};
 use crate::route_table::Route;
 
-/// What these routes keep in memory.
+/// What these routes keep in memory: nothing, objects are the component's.
 #[derive(Default)]
 pub(crate) struct State {}
 
 /// The routes, relative to the prefix.
 pub(crate) fn routes() -> Vec<Route<TwinkleFront>> {
-    Vec::new()
+    vec![Route::post("/create", create), Route::post("/call", call), Route::post("/heartbeat", heartbeat)]
+}
+
+#[derive(Deserialize)]
+struct CreateRequest {
+    processor_type: String,
+    class_type: String,
+    #[serde(flatten)]
+    arguments: Map<String, Value>,
+}
+
+#[derive(Deserialize)]
+struct CallRequest {
+    processor_id: String,
+    function: String,
+    #[serde(flatten)]
+    arguments: Map<String, Value>,
+}
+
+#[derive(Deserialize)]
+struct HeartbeatRequest {
+    /// One name, or several between commas.
+    processor_id: String,
+}
+
+#[derive(Serialize)]
+struct CallResponse {
+    result: Box<RawValue>,
+}
+
+async fn create(Front(front): Front<TwinkleFront>, caller: Caller, Json(body): Json<CreateRequest>) -> Answer {
+    let Caller { tenant, session } = caller;
+    let CreateRequest { processor_type: kind, class_type: class, arguments } = body;
+    let request = ProcessRequest::Create { session, kind, class, arguments };
+    match patiently("create", ask(&front, tenant, request)).await? {
+        ProcessOutcome::Created(name) => ok(&json!({"processor_id": name})),
+        _ => Err(unexpected().into()),
+    }
+}
+
+async fn call(
+    Front(front): Front<TwinkleFront>,
+    caller: Caller,
+    Json(body): Json<CallRequest>,
+) -> Result<Response, TwinkleError> {
+    let CallRequest { processor_id: object, function, arguments } = body;
+    let name = function.clone();
+    let request = ProcessRequest::CallObject { object, function, arguments };
+    match patiently(&name, ask(&front, caller.tenant, request)).await? {
+        ProcessOutcome::Answered(result) => {
+            let result = RawValue::from_string(result);
+            ok(&CallResponse { result: result.map_err(|_| unexpected())? })
+        }
+        ProcessOutcome::Exhausted => Err(TwinkleError::Exhausted),
+        _ => Err(unexpected().into()),
+    }
+}
+
+/// Clients of the first generation say so that they are still there.
+async fn heartbeat(Front(front): Front<TwinkleFront>, caller: Caller, Json(body): Json<HeartbeatRequest>) -> Answer {
+    let objects = body.processor_id.split(',').map(|name| name.trim().to_owned()).collect();
+    ask(&front, caller.tenant, ProcessRequest::KeepObjects { objects }).await?;
+    ok(&json!({"status": "ok"}))
+}
+
+async fn ask(front: &TwinkleFront, tenant: TenantId, request: ProcessRequest) -> Result<ProcessOutcome> {
+    match front.component.ask(Call { tenant, operation: Operation::Process(request) }).await? {
+        Reply::Process(outcome) => Ok(outcome),
+        _ => Err(unexpected()),
+    }
+}
+
+fn unexpected() -> Error {
+    Error::internal("the processor answered something that was not asked")
 }
