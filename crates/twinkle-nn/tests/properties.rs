@@ -1,6 +1,8 @@
 //! What holds for every model: independence of rows, agreement of the passes, gradients of the loss.
 
 mod common;
+#[path = "properties/head.rs"]
+mod head;
 
 use std::sync::Arc;
 
