@@ -1,12 +1,14 @@
 //! The native Rust client against a real server: what its methods promise.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
+use serde_json::{Value, json};
 use twinkle_client::{
-    AdamParams, CellLayout, Datum, LoraOptions, Loss, SampleExtras, SamplingParams, ServiceClient, Stop, TargetTokens,
-    TensorData, TensorValues, TrainingClient,
+    AdamParams, CellLayout, Datum, Logprobs, LoraOptions, Loss, Objective, SampleExtras, SamplingParams, ServiceClient,
+    Stop, TargetTokens, TensorData, TensorValues, TrainingClient,
 };
-use twinkle_tests::Node;
+use twinkle_tests::{Node, SdkVersion, run_script};
 
 use crate::fixture_node;
 
@@ -171,4 +173,188 @@ async fn runs_and_checkpoints_are_listed_kept_continued_and_deleted() {
     rest.delete_checkpoint_from_tinker_path(&path).await.unwrap();
     let error = rest.get_weights_info_by_tinker_path(&path).await.expect_err("it is gone");
     assert!(error.is_users_fault(), "{error}");
+}
+
+/// What the comparison trains: three losses, batches of several lengths, settings that change from step to step.
+fn plan() -> Value {
+    let example = |length: usize, further: Value| {
+        let mut inputs = json!({ "target_tokens": &TOKENS[1..length] });
+        inputs.as_object_mut().expect("an object").extend(further.as_object().expect("an object").clone());
+        json!({ "tokens": &TOKENS[..length - 1], "inputs": inputs })
+    };
+    let weighted = |length: usize| {
+        let weights: Vec<f32> = (1..length).map(|place| place as f32 / 7.0).collect();
+        example(length, json!({ "weights": weights }))
+    };
+    let policy = |length: usize, advantage: f32| {
+        let logprobs: Vec<f32> = (1..length).map(|place| -5.5 - place as f32 / 100.0).collect();
+        example(length, json!({ "logprobs": logprobs, "advantages": vec![advantage; length - 1] }))
+    };
+    let adam = |learning_rate: f64, grad_clip_norm: f64| {
+        json!({
+            "learning_rate": learning_rate, "beta1": 0.9, "beta2": 0.95, "eps": 1e-12, "weight_decay": 0.01,
+            "grad_clip_norm": grad_clip_norm,
+        })
+    };
+    let ppo = json!({ "clip_low_threshold": 0.7, "clip_high_threshold": 1.3 });
+    json!({ "rank": 4, "seed": 23, "steps": [
+        { "data": [weighted(9), weighted(5)], "loss": "cross_entropy", "loss_config": {}, "adam": adam(1e-2, 0.0) },
+        { "data": [policy(9, 0.7), policy(6, -0.3)], "loss": "importance_sampling", "loss_config": {}, "adam": adam(3e-3, 0.5) },
+        { "data": [policy(7, 1.1)], "loss": "ppo", "loss_config": ppo, "adam": adam(1e-3, 1.0) },
+        { "data": [weighted(9)], "loss": "cross_entropy", "loss_config": {}, "adam": adam(1e-4, 0.0) },
+    ] })
+}
+
+fn planned_datum(example: &Value) -> Datum {
+    let number = |value: &Value| value.as_f64().expect("a number");
+    let list = |values: &Value| values.as_array().expect("a list").clone();
+    let tensor = |name: &str, values: &Value| match name {
+        "target_tokens" => TensorData::ints(list(values).iter().map(|value| number(value) as i64).collect()),
+        _ => TensorData::floats(list(values).iter().map(|value| number(value) as f32).collect()),
+    };
+    let inputs = example["inputs"].as_object().expect("inputs");
+    Datum {
+        tokens: list(&example["tokens"]).iter().map(|value| number(value) as u32).collect(),
+        loss_inputs: inputs.iter().map(|(name, values)| (name.clone(), tensor(name, values))).collect(),
+    }
+}
+
+/// Trains as the plan says, and saves under `name`.
+async fn train_as_planned(node: &Node, plan: &Value, name: &str) {
+    let service = connect(node).await;
+    let lora = LoraOptions { seed: plan["seed"].as_u64(), ..LoraOptions::from(4) };
+    let training = service.create_lora_training_client(node.model(), lora).await.expect("a run");
+    let (mut losses, mut steps) = (Vec::new(), Vec::new());
+    for step in plan["steps"].as_array().expect("steps") {
+        let data = step["data"].as_array().expect("data").iter().map(planned_datum).collect();
+        let loss = Loss::named(step["loss"].as_str().expect("a name"));
+        let settings = step["loss_config"].as_object().expect("settings").iter();
+        let loss = settings.fold(loss, |loss, (name, value)| loss.with(name, value.as_f64().expect("a number")));
+        losses.push(training.forward_backward(data, loss).await.expect("accepted"));
+        let adam: AdamParams = serde_json::from_value(step["adam"].clone()).expect("settings");
+        steps.push(training.optim_step(adam).await.expect("accepted"));
+    }
+    for (loss, step) in losses.into_iter().zip(steps) {
+        loss.await.expect("a loss");
+        step.await.expect("a step");
+    }
+    training.save_state(name).await.expect("accepted").await.expect("saved");
+}
+
+/// The folder of the checkpoint of this name, somewhere below `folder`.
+fn checkpoint_folder(folder: &Path, name: &str) -> Option<PathBuf> {
+    let entries = std::fs::read_dir(folder).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+    for path in entries.filter(|path| path.is_dir()) {
+        if path.ends_with(Path::new("weights").join(name)) {
+            return Some(path);
+        }
+        if let Some(found) = checkpoint_folder(&path, name) {
+            return Some(found);
+        }
+    }
+    None
+}
+
+#[tokio::test]
+async fn the_same_run_through_the_python_sdk_and_this_client_ends_in_the_same_bits() {
+    let node = fixture_node("qwen3").await;
+    let plan = plan();
+    let file = node.folder().join("plan.json");
+    std::fs::write(&file, plan.to_string()).expect("written");
+    train_as_planned(&node, &plan, "rust").await;
+    let (address, file) = (node.base_url(), file.to_string_lossy().into_owned());
+    for (version, name) in [(SdkVersion::V0_38_0, "protobuf"), (SdkVersion::V0_16_1, "json")] {
+        let arguments = ["--base-url", &address, "--model", node.model(), "--plan", &file, "--name", name];
+        if let Err(failure) = run_script(version, "same_bits.py", &arguments).await {
+            panic!("{failure:#}\n--- server log ---\n{}", node.log());
+        }
+    }
+    let read = |name: &str, file: &str| {
+        let folder = checkpoint_folder(&node.folder().join("state"), name).expect("a checkpoint");
+        std::fs::read(folder.join(file)).expect("a file")
+    };
+    for part in ["adapter_model.safetensors", "optimizer.safetensors"] {
+        let rust = read("rust", part);
+        assert!(rust.len() > 1000);
+        for name in ["protobuf", "json"] {
+            assert!(rust == read(name, part), "`{part}` of the {name} client has other bits");
+        }
+    }
+    // A comparison that could not fail would prove nothing: another seed has other bits.
+    let mut other = plan;
+    other["seed"] = json!(24);
+    train_as_planned(&node, &other, "other").await;
+    assert!(read("rust", "adapter_model.safetensors") != read("other", "adapter_model.safetensors"));
+}
+
+#[test]
+fn a_program_without_an_async_runtime_trains_and_samples_too() {
+    use twinkle_client::blocking;
+
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime for the node");
+    let node = runtime.block_on(fixture_node("llama3"));
+    let service = blocking::ServiceClient::connect(&node.base_url(), "tml-blocking").expect("a session");
+    let training = service.create_lora_training_client(node.model(), 4).expect("a run");
+    let mut losses = Vec::new();
+    for _ in 0..4 {
+        let loss = training.forward_backward(vec![datum(&[])], "cross_entropy").expect("accepted");
+        let adam = AdamParams { learning_rate: 1e-2, ..AdamParams::default() };
+        let step = training.optim_step(adam).expect("accepted");
+        losses.push(loss.result().expect("a loss").metrics["loss:sum"]);
+        step.result().expect("a step");
+    }
+    assert!(losses[3] < losses[0], "{losses:?}");
+    let sampler = training.save_weights_and_get_sampling_client().expect("published");
+    let outcome = sampler.sample(TOKENS.to_vec(), 2, params(3, 1)).expect("accepted").result().expect("samples");
+    assert_eq!(outcome.sequences.len(), 2);
+    assert_eq!(sampler.get_base_model().expect("a name"), node.model());
+    let runs = service.create_rest_client().list_training_runs(10, 0).expect("runs").training_runs;
+    assert_eq!(runs[0].training_run_id, training.model_id());
+    service.close().expect("closed");
+}
+
+#[tokio::test]
+async fn an_objective_of_the_clients_own_has_the_gradient_of_the_loss_it_equals() {
+    let node = fixture_node("qwen2").await;
+    let service = connect(&node).await;
+    let mut after = Vec::new();
+    for own in [false, true] {
+        let training = fresh_run(&service, node.model()).await;
+        let pending = if own {
+            // Cross-entropy, written as somebody's own objective: the value is the negative sum, every derivative -1.
+            let objective = |logprobs: &[Logprobs]| {
+                let values = logprobs[0].values.clone();
+                let value = -values.iter().map(|value| f64::from(*value)).sum::<f64>();
+                Ok(Objective { value, derivatives: vec![vec![-1.0; values.len()]] })
+            };
+            training.forward_backward_custom(vec![datum(&[])], objective).await.unwrap()
+        } else {
+            training.forward_backward(vec![datum(&[])], "cross_entropy").await.unwrap()
+        };
+        training.optim_step(AdamParams { learning_rate: 1e-2, ..AdamParams::default() }).await.unwrap().await.unwrap();
+        let loss = pending.await.unwrap().metrics["loss:sum"];
+        let logprobs = training.forward(vec![datum(&[])], "cross_entropy").await.unwrap().await.unwrap().logprobs;
+        after.push((loss, logprobs));
+    }
+    assert!((after[0].0 - after[1].0).abs() < 1e-3, "{after:?}");
+    assert_eq!(after[0].1, after[1].1, "the step was the same to the last bit");
+}
+
+#[tokio::test]
+async fn files_of_a_run_are_downloaded_with_progress() {
+    let node = fixture_node("qwen3").await;
+    let service = connect(&node).await;
+    let training = fresh_run(&service, node.model()).await;
+    let sampler = training.save_weights_for_sampler("files").await.unwrap().await.unwrap();
+    let external = training.save_weights_external("files", Vec::new()).await.unwrap().await.unwrap();
+    let rest = service.create_rest_client();
+    let (archive, folder) = (node.folder().join("files.tar"), node.folder().join("adapter"));
+    let mut last = None;
+    let bytes = rest.download_checkpoint_archive(&sampler, &archive, |piece| last = Some(piece)).await.unwrap();
+    assert_eq!(std::fs::metadata(&archive).unwrap().len(), bytes);
+    assert_eq!(last.map(|piece| piece.bytes), Some(bytes));
+    let files = rest.download_external_weights(&external, &folder, |_, _| ()).await.unwrap();
+    let weights = files.iter().find(|file| file.ends_with("adapter_model.safetensors")).expect("weights");
+    assert!(std::fs::metadata(weights).unwrap().len() > 1000);
+    assert!(folder.join("adapter_config.json").is_file());
 }

@@ -86,3 +86,8 @@ pub use twinkle_core::wire::tinker::json::{
     SessionStatus, SessionStatusQuery, SessionSummary, SupportedModel, TraceExport, TrainingRun, TrainingRuns,
     WeightsInfo,
 };
+
+/// The guide, whose examples are compiled with the others.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/client.md")]
+struct Guide;

@@ -7,7 +7,7 @@ use std::process::Command;
 fn no_database_tensor_or_server_crate_is_pulled_in() {
     let output = Command::new(env!("CARGO"))
         .args(["tree", "--offline", "--package", "twinkle-client", "--edges", "normal", "--prefix", "none"])
-        .args(["--format", "{lib}"])
+        .args(["--all-features", "--format", "{lib}"])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .expect("cargo runs");
@@ -15,14 +15,13 @@ fn no_database_tensor_or_server_crate_is_pulled_in() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let crates: Vec<&str> = tree.lines().filter_map(|line| line.split_whitespace().next()).collect();
     assert!(crates.contains(&"twinkle_core") && crates.contains(&"reqwest"), "{tree}");
-    for unwanted in
-        ["sqlx", "libsqlite3_sys", "tch", "torch_sys", "candle_core", "axum", "governor", "moka", "tokenizers"]
-    {
-        assert!(!crates.contains(&unwanted), "`{unwanted}` is a dependency of `twinkle-client`");
-    }
-    for unwanted in
-        ["twinkle_torch", "twinkle_nn", "twinkle_model", "twinkle_sampler", "twinkle_processor", "twinkle_server"]
-    {
+    let databases = ["sqlx", "libsqlite3_sys", "redis"];
+    let tensors = ["tch", "torch_sys", "candle_core", "cudarc", "ndarray", "safetensors", "half"];
+    let servers = ["axum", "tonic", "governor", "moka", "tokenizers", "minijinja", "opentelemetry"];
+    let ours = ["torch", "kernels", "nn", "model", "sampler", "processor", "hub", "server"];
+    let ours = ours.map(|name| format!("twinkle_{name}"));
+    let others = [&databases[..], &tensors, &servers].concat();
+    for unwanted in others.into_iter().chain(ours.iter().map(String::as_str)) {
         assert!(!crates.contains(&unwanted), "`{unwanted}` is a dependency of `twinkle-client`");
     }
 }
