@@ -137,7 +137,8 @@ fn run_step(
 fn node_environments(workspace: &Workspace) -> Result<()> {
     setup::python_environments(workspace, setup::Environments::Sdks)?;
     setup::python_environments(workspace, setup::Environments::Cookbook)?;
-    setup::python_environments(workspace, setup::Environments::TwinkleKit)
+    setup::python_environments(workspace, setup::Environments::TwinkleKit)?;
+    setup::python_environments(workspace, setup::Environments::OpenAi)
 }
 
 /// Where tests note that they were skipped, and why: one line each.

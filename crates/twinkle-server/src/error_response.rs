@@ -47,6 +47,8 @@ pub(crate) fn respond(error: &Error, request_id: Option<&str>) -> Response {
     let length = HeaderValue::from(bytes.len());
     let mut response = Response::new(Body::from(bytes));
     *response.status_mut() = status(error.code);
+    // For a layer that tells it in the form of another protocol.
+    response.extensions_mut().insert(error.clone());
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(CONTENT_LENGTH, length);

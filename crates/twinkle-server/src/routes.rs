@@ -16,6 +16,7 @@ use crate::error_response::ErrorResponse;
 use crate::front::FrontContext;
 use crate::native::{self, ApplicationInformation, NodeHealth};
 use crate::node::tell_route;
+use crate::openai::{self, OpenAiFront};
 use crate::route_table::{Route, router_of};
 use crate::tinker;
 use crate::twinkle::{self, TwinkleFront};
@@ -43,7 +44,7 @@ pub(crate) struct RouteEntry {
 /// One router for the whole node: every application at its `route_prefix`, and the probes.
 pub(crate) fn router(health: &NodeHealth, front: &FrontContext) -> Router {
     let mut router = router_of(node_routes()).with_state(health.clone());
-    let shared = Arc::default();
+    let (shared, openai_front) = (Arc::default(), OpenAiFront::new(front));
     for application in health.applications() {
         let prefix = application.information.route_prefix.as_str();
         let base_model = application.information.base_model.as_deref();
@@ -53,7 +54,7 @@ pub(crate) fn router(health: &NodeHealth, front: &FrontContext) -> Router {
                 let given = twinkle::first_generation(prefix);
                 let taken: Vec<_> =
                     places(&tinker::routes()).into_iter().filter(|place| !given.contains(place)).collect();
-                let tinker_router = tinker::router(front.clone(), &given);
+                let tinker_router = tinker::router(front.clone(), &given).merge(openai::router(&openai_front));
                 twinkle::mount(tinker_router, twinkle::server_routes, &taken, &native)
             }
             ComponentKind::Processor => {
@@ -66,6 +67,10 @@ pub(crate) fn router(health: &NodeHealth, front: &FrontContext) -> Router {
         };
         router = mount(router.route(prefix, information(application)), prefix, below);
     }
+    let mut prefixes = health.applications().iter().map(|application| application.information.route_prefix.as_str());
+    if !prefixes.any(|prefix| prefix == openai::ROOT) {
+        router = router.merge(openai::root_router(&openai_front));
+    }
     router
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
@@ -76,6 +81,9 @@ pub(crate) fn router(health: &NodeHealth, front: &FrontContext) -> Router {
 /// What a node of this configuration answers: the node's own routes, then each application's in the order of the file.
 pub(crate) fn table(config: &ServerConfig) -> Vec<RouteEntry> {
     let mut entries = entries("", "", &node_routes());
+    if !config.applications.iter().any(|application| application.route_prefix == openai::ROOT) {
+        entries.extend(self::entries("", "", &openai::root_routes()));
+    }
     for application in &config.applications {
         let (prefix, name) = (application.route_prefix.as_str(), application.name.as_str());
         entries.push(RouteEntry { method: "GET", path: prefix.to_owned(), application: name.to_owned() });
@@ -86,6 +94,7 @@ pub(crate) fn table(config: &ServerConfig) -> Vec<RouteEntry> {
                 let mut routes = tinker::routes();
                 routes.retain(|route| !given.contains(&route.place()));
                 entries.extend(self::entries(prefix, name, &routes));
+                entries.extend(self::entries(prefix, name, &openai::routes()));
                 (twinkle::server_routes(), places(&routes))
             }
             ComponentKind::Processor => {

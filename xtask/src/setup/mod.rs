@@ -38,6 +38,9 @@ pub(crate) struct Options {
     /// Make the Python environment of Twinkle's own client too, and the cookbook's, on which it stands.
     #[arg(long)]
     twinkle_kit: bool,
+    /// Make the Python environment of OpenAI's own client too (a few MB, on top of the tests').
+    #[arg(long)]
+    openai: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -64,6 +67,9 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     }
     if options.twinkle_kit {
         python_environments(workspace, Environments::TwinkleKit)?;
+    }
+    if options.openai {
+        python_environments(workspace, Environments::OpenAi)?;
     }
     Ok(())
 }

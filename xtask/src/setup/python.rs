@@ -27,6 +27,8 @@ pub(crate) enum Environments {
     Cookbook,
     /// Twinkle's own client on top of the cookbook's torch: a few MB.
     TwinkleKit,
+    /// OpenAI's own client on top of what the Tinker SDK needs: a few MB.
+    OpenAi,
 }
 
 impl Environments {
@@ -36,6 +38,7 @@ impl Environments {
             Self::Sdks => "tinker-",
             Self::Cookbook => "cookbook-",
             Self::TwinkleKit => "twinkle-kit-",
+            Self::OpenAi => "openai-",
         }
     }
 }

@@ -87,26 +87,29 @@ impl TokenStream {
     /// All tokens of a complete outcome that were not read, sample by sample.
     #[must_use]
     pub fn rest(&self, outcome: &SampleOutcome) -> Vec<DrawnToken> {
-        let samples = outcome.sequences.iter().zip(0_u32..);
-        let unread = |(sequence, sample)| unread(sequence, sample, self.read.get(&sample).copied().unwrap_or(0));
-        samples.flat_map(unread).collect()
+        let samples = (0_u32..).zip(&outcome.sequences);
+        samples
+            .flat_map(|(sample, sequence)| {
+                let read = self.read.get(&sample).copied().unwrap_or(0);
+                sequence.drawn(sample).skip(read)
+            })
+            .collect()
     }
 }
 
-/// The tokens of a complete sample from a place on.
-fn unread(sequence: &SampledSequence, sample: u32, from: usize) -> Vec<DrawnToken> {
-    let last = sequence.tokens.len().saturating_sub(1);
-    let pairs = sequence.tokens.iter().zip(&sequence.logprobs).enumerate().skip(from);
-    pairs
-        .map(|(place, (token, logprob))| DrawnToken {
+impl SampledSequence {
+    /// Its tokens as they were drawn, of the sample of this number.
+    pub fn drawn(&self, sample: u32) -> impl Iterator<Item = DrawnToken> {
+        let last = self.tokens.len().saturating_sub(1);
+        self.tokens.iter().zip(&self.logprobs).enumerate().map(move |(place, (token, logprob))| DrawnToken {
             sample,
             place,
             token: *token,
             logprob: *logprob,
-            likeliest: sequence.topk_logprobs.as_ref().and_then(|top| top.rows.get(place)).cloned().unwrap_or_default(),
-            ends: (place == last).then_some(sequence.stop_reason),
+            likeliest: self.topk_logprobs.as_ref().and_then(|top| top.rows.get(place)).cloned().unwrap_or_default(),
+            ends: (place == last).then_some(self.stop_reason),
         })
-        .collect()
+    }
 }
 
 #[cfg(test)]

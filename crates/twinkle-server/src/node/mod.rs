@@ -31,6 +31,8 @@ pub use tls::Tls;
 pub(crate) use trace::tell_route;
 pub use trace::{Mounts, TraceLayer};
 
+use crate::openai::ErrorFormLayer;
+
 /// Largest request body on the wire, in bytes. The largest honest request is a chunk of training data:
 /// clients split at 5 MB of tokens, images and dense targets come on top.
 pub const MAX_BODY_BYTES: u64 = 64 << 20;
@@ -59,6 +61,8 @@ pub fn node_stack(authentication: Authentication, mounts: Mounts, router: impl H
         .layer(RequestIdLayer::default())
         // Next, so that every log line below carries the request's id, also those of refusals.
         .layer(TraceLayer::new(mounts))
+        // Around every layer that refuses requests, whose refusals it tells in the form of the route's protocol.
+        .layer(ErrorFormLayer)
         // Before anything reads a body; a stated length is refused without reading one byte of it.
         .layer(BodyLimitLayer::new(MAX_BODY_BYTES))
         // Around whatever reads the body, so that its reader need not know how slow a client may be.
