@@ -14,10 +14,13 @@ async fn check(files: &[&str]) {
     // Scenarios of one process are many adapters, and nobody else is there.
     options.model_args = "max_loras: 256\n      queue_config: {rps_limit: 0, tps_limit: 0}".to_owned();
     options.sampler_args = "queue_config: {rps_limit: 0, tps_limit: 0}".to_owned();
+    let data = tempfile::tempdir().expect("a folder");
+    options.environment.push(("TWINKLE_DATA_DIRS".to_owned(), data.path().to_string_lossy().into_owned()));
     let model_path = options.model.clone();
     let node = Node::start(options).await.expect("the server starts");
     let (url, model_path) = (node.base_url(), Path::new(&model_path).to_string_lossy());
-    let mut arguments = vec!["--base-url", &url, "--model", node.model(), "--model-path", &model_path];
+    let data = data.path().to_string_lossy();
+    let mut arguments = vec!["--base-url", &url, "--model", node.model(), "--model-path", &model_path, "--data", &data];
     arguments.extend(files);
     if let Err(failure) = run_with_kit("twinkle/run.py", &arguments).await {
         panic!("{failure:#}\n--- server log ---\n{}", node.log());

@@ -153,9 +153,17 @@ def test_lazy_streaming_and_packed_forms(world):
 def test_rows_are_written_where_only_their_owner_reads(world):
     world.sign_in()
     dataset = Dataset(DatasetMeta(write(world, "saved.jsonl", rows(4))))
-    dataset.save_as("mine.jsonl", format="jsonl")
-    refused(lambda: dataset.save_as("/etc/cron.d/mine", format="jsonl"), 400, 403, 404)
-    refused(lambda: dataset.save_as("../../mine.jsonl", format="jsonl"), 400, 403, 404)
+    dataset.save_as("mine.jsonl")
+    again = Dataset(DatasetMeta("mine.jsonl"))
+    expect(len(again) == 4 and again[1] == dataset[1], "what was written is read otherwise")
+    for path in (str(world.folder / "escaped.jsonl"), "../../escaped.jsonl"):
+        try:
+            dataset.save_as(path)
+        except requests.HTTPError as error:
+            expect(error.response.status_code in (400, 403, 404), error.response.text)
+        expect(not (world.folder / "escaped.jsonl").exists(), "a client chose where the server writes")
+    world.sign_in()
+    refused(lambda: Dataset(DatasetMeta("mine.jsonl")), 400, 404)
 
 
 def test_wrong_requests_name_what_is_known(world):

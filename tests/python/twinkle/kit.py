@@ -1,7 +1,9 @@
 """What the scenarios of Twinkle's own client share. The client is the unmodified package `twinkle-kit`.
 
     .venvs/twinkle-kit-0.5.1/bin/python tests/python/twinkle/run.py --base-url http://127.0.0.1:8000 \\
-        --model tiny/qwen3 --model-path tests/golden/fixtures/qwen3 training
+        --model tiny/qwen3 --model-path tests/golden/fixtures/qwen3 --data /tmp training
+
+The server's TWINKLE_DATA_DIRS names the folder of `--data`.
 """
 
 import itertools

@@ -18,6 +18,7 @@ def main() -> int:
     parser.add_argument("--base-url", required=True)
     parser.add_argument("--model", required=True, help="the name clients ask for")
     parser.add_argument("--model-path", required=True, help="its folder")
+    parser.add_argument("--data", required=True, help="a folder in which the server looks for data sets")
     parser.add_argument("--limit", type=int, default=280, help="seconds until a hang is ended")
     parser.add_argument("--only", help="scenarios whose name contains this")
     parser.add_argument("files", nargs="+", choices=SCENARIOS)
@@ -28,7 +29,7 @@ def main() -> int:
     from kit import World
 
     failed, done = [], 0
-    with tempfile.TemporaryDirectory(prefix="kit-") as folder:
+    with tempfile.TemporaryDirectory(prefix="kit-", dir=options.data) as folder:
         world = World(options.base_url, options.model, options.model_path, Path(folder))
         print(f"imports took {time.monotonic() - started:.1f} s")
         for file in options.files:

@@ -122,7 +122,7 @@ def test_mistakes_name_what_is_known_and_change_nothing(world):
     refused(lambda: model.resume_from_checkpoint("../../x"), 400, 404)
     other = MultiLoraTransformersModel(model_id=world.model)
     for name in ("../x", "~root", "/etc/x"):
-        refused(lambda: other.add_adapter_to_model(name, LoraConfig(r=8)), 400, words=("Invalid adapter_name",))
+        refused(lambda: other.add_adapter_to_model(name, LoraConfig(r=8)), 400, words=("adapter_name",))
     refused(lambda: other.add_adapter_to_model("huge", LoraConfig(r=4096)), 400, words=("4096",))
     refused(lambda: other.forward(inputs=rows), 400, 404, 422)
     model.adapter_name, name = "unknown", model.adapter_name

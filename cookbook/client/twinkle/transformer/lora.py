@@ -4,11 +4,10 @@
     python cookbook/client/twinkle/transformer/lora.py
     RESUME=twinkle://…/weights/last python cookbook/client/twinkle/transformer/lora.py
 
-DATASET is a path on the server's machine, or an id of a hub.
+DATASET is a file below the server's TWINKLE_DATA_DIRS, or an id of a hub.
 """
 
 import os
-from pathlib import Path
 
 from peft import LoraConfig
 from twinkle.dataset import DatasetMeta
@@ -17,9 +16,8 @@ from twinkle_client.dataloader import DataLoader
 from twinkle_client.dataset import Dataset
 from twinkle_client.model import MultiLoraTransformersModel
 
-DATA = Path(__file__).resolve().parents[2] / "data"
 BASE_MODEL = os.environ.get("BASE_MODEL", "Qwen/Qwen3-0.6B")
-DATASET = os.environ.get("DATASET", str(DATA / "self_cognition.jsonl"))
+DATASET = os.environ.get("DATASET", "self_cognition.jsonl")
 RESUME = os.environ.get("RESUME")
 EPOCHS = int(os.environ.get("EPOCHS", "4"))
 
