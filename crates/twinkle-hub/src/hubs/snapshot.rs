@@ -165,8 +165,10 @@ fn link(place: &Place) -> Result<()> {
     let folder = link.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(folder).map_err(|error| file_error("create", folder, &error))?;
     let content = place.file.file_name().unwrap_or_default();
-    // From `snapshots/<commit>/<file>` up to the folder that holds `blobs`.
-    let target = Path::new("../../blobs").join(content);
+    // From `snapshots/<commit>/<file>` up to the folder that holds `blobs`, and `snapshots`.
+    let root = place.file.parent().and_then(Path::parent).unwrap_or(Path::new("."));
+    let depth = folder.strip_prefix(root).map_or(2, |below| below.components().count());
+    let target = Path::new(&"../".repeat(depth)).join("blobs").join(content);
     // A link that leads nowhere is in the way.
     if link.is_symlink() {
         fs::remove_file(link).map_err(|error| failed(&error))?;

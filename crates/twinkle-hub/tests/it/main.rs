@@ -1,6 +1,7 @@
 //! The library against a stand-in that speaks both hubs' HTTP, and against caches as the hubs' own tools leave them.
 
 mod caches;
+mod data_sets;
 mod downloads;
 mod gguf;
 mod refusals;

@@ -84,7 +84,7 @@ impl StandIn {
         format!("http://{}", self.address)
     }
 
-    /// Publishes a model.
+    /// Publishes a model, or a data set under an id with `datasets/` before it.
     pub(crate) fn publish(&self, id: &str, files: &[(&str, Vec<u8>)]) {
         let files = files.iter().map(|(name, content)| ((*name).to_owned(), content.clone())).collect();
         self.with(|inner| inner.repositories.insert(id.to_owned(), files));
@@ -149,6 +149,21 @@ async fn answer(State(server): State<Server>, request: Request) -> Response {
         ["api", "v1", "models", organisation, name, "repo"] => {
             let file = query.split('&').find_map(|pair| pair.strip_prefix("FilePath=")).unwrap_or_default();
             inner.modelscope_file(&format!("{organisation}/{name}"), file, range.as_deref())
+        }
+        ["api", "datasets", organisation, name, "revision", revision] => {
+            inner.huggingface_list(&format!("datasets/{organisation}/{name}"), revision)
+        }
+        ["datasets", organisation, name, "resolve", COMMIT, file @ ..] => {
+            let is_head = method == Method::HEAD;
+            let id = format!("datasets/{organisation}/{name}");
+            inner.huggingface_file(&id, &file.join("/"), range.as_deref(), is_head)
+        }
+        ["api", "v1", "datasets", organisation, name, "repo", "tree"] => {
+            inner.modelscope_list(&format!("datasets/{organisation}/{name}"), query)
+        }
+        ["api", "v1", "datasets", organisation, name, "repo"] => {
+            let file = query.split('&').find_map(|pair| pair.strip_prefix("FilePath=")).unwrap_or_default();
+            inner.modelscope_file(&format!("datasets/{organisation}/{name}"), &file.replace("%2F", "/"), range.as_deref())
         }
         _ => StatusCode::NOT_FOUND.into_response(),
     }
