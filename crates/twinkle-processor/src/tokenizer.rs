@@ -57,6 +57,12 @@ impl ModelTokenizer {
         self.special.contains(&token)
     }
 
+    /// A token as its vocabulary writes it, which need not be text.
+    #[must_use]
+    pub fn piece(&self, token: u32) -> Option<String> {
+        self.tokenizer.id_to_token(token)
+    }
+
     /// The tokens of a text; nothing is put before or behind it.
     pub fn encode(&self, text: &str) -> Result<TokenIds> {
         Ok(self.encoding(text)?.get_ids().to_vec())

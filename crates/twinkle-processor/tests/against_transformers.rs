@@ -3,11 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Deserialize;
 use tempfile::TempDir;
 use twinkle_core::call::ChatMessage;
-use twinkle_processor::ModelTokenizer;
+use twinkle_core::wire::twinkle::{InputFeature, Trajectory};
+use twinkle_processor::{ModelTokenizer, Template, TemplateSpec};
 
 #[derive(Deserialize)]
 struct Case {
@@ -19,6 +21,30 @@ struct Case {
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
+/// What `fixtures/chat.py` wrote.
+#[derive(Deserialize)]
+struct Chat {
+    conversations: BTreeMap<String, Trajectory>,
+    /// By template and conversation.
+    cases: BTreeMap<String, BTreeMap<String, Vec<ChatCase>>>,
+}
+
+#[derive(Deserialize)]
+struct ChatCase {
+    thinks: bool,
+    /// With a generation prompt.
+    prompt: Option<String>,
+    text: Option<String>,
+    learned: Option<Vec<String>>,
+    /// Per token its id where it is learned, else `-`.
+    labels: Option<String>,
+    error: Option<String>,
+}
+
+fn chat() -> Chat {
+    serde_json::from_slice(&std::fs::read(fixtures().join("chat.json")).unwrap()).unwrap()
 }
 
 /// A model folder with the small tokenizer and one of the templates.
@@ -132,4 +158,69 @@ fn ids_beyond_the_vocabulary_have_no_text() {
     assert_eq!(tokenizer.decode(&tokens, false).unwrap(), "Hello 你好 🐦");
     let prompt = tokenizer.encode("<|im_start|>a<think>").unwrap();
     assert_eq!(tokenizer.decode(&prompt, true).unwrap(), "a<think>");
+}
+
+/// The labels of an example before they were shifted, as the file has them.
+fn labels(feature: &InputFeature) -> String {
+    let mut labels = feature.labels.clone().unwrap();
+    labels.rotate_right(1);
+    let words = labels.iter().map(|label| if *label == -100 { "-".to_owned() } else { label.to_string() });
+    words.collect::<Vec<_>>().join(" ")
+}
+
+/// The conversations of the file through each template, with a template of these settings for each case.
+fn each_case(mut check: impl FnMut(&str, &Template, &Trajectory, &ChatCase)) {
+    let Chat { conversations, cases } = chat();
+    assert!(cases.len() >= 7);
+    for (template, by_conversation) in cases {
+        let (_folder, tokenizer) = model_with(&format!("../chat/{template}"));
+        let tokenizer = Arc::new(tokenizer);
+        for (name, cases) in by_conversation {
+            for case in cases {
+                let spec = TemplateSpec { enable_thinking: case.thinks, ..TemplateSpec::default() };
+                let made = Template::new(Arc::clone(&tokenizer), spec);
+                check(&format!("{template}: {name}"), &made, &conversations[&name], &case);
+            }
+        }
+    }
+}
+
+#[test]
+fn conversations_with_tools_and_thoughts_are_rendered_as_transformers_does() {
+    each_case(|name, template, trajectory, case| {
+        let Some(text) = &case.text else {
+            assert!(case.error.is_some() && template.render(trajectory, false).is_err(), "{name}");
+            return;
+        };
+        assert_eq!(&template.render(trajectory, false).unwrap(), text, "{name}");
+        assert_eq!(template.render(trajectory, true).unwrap(), *case.prompt.as_ref().unwrap(), "{name}");
+    });
+}
+
+#[test]
+fn what_is_learned_of_them_are_the_assistants_turns() {
+    let mut compared = 0;
+    each_case(|name, template, trajectory, case| {
+        // Nothing can be rendered before a first turn.
+        let encoded = match template.encode(trajectory, false) {
+            Err(_) if name.ends_with("starts_with_assistant") || case.labels.is_none() => return,
+            encoded => encoded.unwrap(),
+        };
+        let [feature] = &encoded[..] else { panic!("{name}: {} examples", encoded.len()) };
+        assert_eq!(labels(feature), *case.labels.as_ref().unwrap(), "{name}: {:?}", case.learned);
+        let tokens = template.tokenizer().encode(case.text.as_ref().unwrap()).unwrap();
+        assert_eq!(feature.input_ids, tokens, "{name}");
+        compared += 1;
+    });
+    assert!(compared > 180, "{compared} examples were compared");
+}
+
+#[test]
+fn a_prompt_ends_with_the_assistants_header_and_has_no_labels() {
+    each_case(|name, template, trajectory, case| {
+        let Some(prompt) = &case.prompt else { return };
+        let encoded = template.encode(trajectory, true).unwrap();
+        assert_eq!(encoded[0].input_ids, template.tokenizer().encode(prompt).unwrap(), "{name}");
+        assert_eq!(encoded[0].learned(), 0, "{name}");
+    });
 }
