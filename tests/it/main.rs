@@ -22,6 +22,7 @@ mod sdk;
 mod stores;
 mod telemetry;
 mod tenancy;
+mod twinkle_sampler;
 mod weights;
 
 use twinkle_tests::{Node, NodeOptions};
