@@ -92,7 +92,7 @@ PLAN: dict[str, list[Script]] = {
         Script("twinkle/self_host/self_cognition.py", learns_and_answers),
         Script("twinkle/self_host/sample.py", answers, {"ADAPTER": "{saved}"}),
         Script("twinkle/self_host/grpo.py", rewards, FEW),
-        Script("twinkle/modelscope/self_cognition.py", learns_and_answers, {**QUICK, "MODELSCOPE_TOKEN": "ms-key"}),
+        Script("twinkle/modelscope/self_cognition.py", learns_and_answers, {"MODELSCOPE_TOKEN": "ms-key"}),
         Script("tinker/self_host/lora.py", learns, QUICK),
         Script("tinker/self_host/sample.py", answers),
         Script("tinker/self_host/self_cognition.py", learns_and_answers, QUICK),

@@ -1,15 +1,18 @@
 //! Twinkle's own Python client, the unmodified package `twinkle-kit`, against a running server.
 //!
-//! `tests/python/twinkle` has the scenarios. Its imports alone take ten seconds, so one process runs many of them.
+//! `tests/python/twinkle` has the scenarios. Its imports alone take ten seconds, so one process runs all of them.
 
 use std::path::Path;
 
 use twinkle_tests::{Node, NodeOptions, run_with_kit};
 
 const VARIANT: &str = "qwen3";
+/// Files of scenarios, in the order of their questions: what a step does, then what tenants see of each other.
+const SCENARIOS: [&str; 8] =
+    ["training", "losses", "checkpoints", "data", "sampling", "tenants", "weaknesses", "together"];
 
-/// Runs files of scenarios one after the other against one node.
-async fn check(files: &[&str]) {
+#[tokio::test]
+async fn twinkles_own_client_trains_samples_prepares_data_and_meets_none_of_the_originals_weaknesses() {
     let mut options = NodeOptions::fixture(env!("CARGO_BIN_EXE_node"), VARIANT);
     // Scenarios of one process are many adapters, and nobody else is there.
     options.model_args = "max_loras: 256\n      queue_config: {rps_limit: 0, tps_limit: 0}".to_owned();
@@ -21,18 +24,8 @@ async fn check(files: &[&str]) {
     let (url, model_path) = (node.base_url(), Path::new(&model_path).to_string_lossy());
     let data = data.path().to_string_lossy();
     let mut arguments = vec!["--base-url", &url, "--model", node.model(), "--model-path", &model_path, "--data", &data];
-    arguments.extend(files);
+    arguments.extend(SCENARIOS);
     if let Err(failure) = run_with_kit("twinkle/run.py", &arguments).await {
         panic!("{failure:#}\n--- server log ---\n{}", node.log());
     }
-}
-
-#[tokio::test]
-async fn twinkles_own_client_trains_and_its_losses_are_their_formulas() {
-    check(&["training", "losses", "checkpoints", "together"]).await;
-}
-
-#[tokio::test]
-async fn twinkles_own_client_prepares_data_samples_and_shares_the_server() {
-    check(&["data", "sampling", "tenants", "weaknesses"]).await;
 }

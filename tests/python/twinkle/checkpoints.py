@@ -98,7 +98,7 @@ def test_a_checkpoint_opens_in_peft(world):
     from peft import PeftConfig
 
     config = PeftConfig.from_pretrained(folder)
-    expect((config.r, config.lora_alpha) == (4, 8), f"the configuration says {config.r}, {config.lora_alpha}")
+    expect((config.r, config.lora_alpha) == (4, 16), f"the configuration says {config.r}, {config.lora_alpha}")
 
 
 def test_names_are_made_up_and_overwritten(world):

@@ -4,11 +4,11 @@ import csv
 import json
 
 import requests
-from kit import expect, refused
+from kit import expect, plain, refused
 from twinkle.dataset import Dataset as LocalDataset
 from twinkle.dataset import DatasetMeta
 from twinkle_client.dataloader import DataLoader
-from twinkle_client.dataset import Dataset, IterableDataset, LazyDataset, PackingDataset
+from twinkle_client.dataset import Dataset, IterableDataset, IterablePackingDataset, LazyDataset, PackingDataset
 from twinkle_client.processor import InputProcessor
 
 QUESTIONS = ["Who are you?", "What is your name?", "Who made you?", "Are you a person?"]
@@ -42,10 +42,6 @@ def prepared(dataset, template_model: str):
     dataset.map("SelfCognitionProcessor", init_args={"model_name": "Twinkle", "model_author": "us"})
     dataset.encode()
     return dataset
-
-
-def plain(value):
-    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def test_every_format_is_read_as_the_package_reads_it(world):
@@ -135,9 +131,10 @@ def test_lazy_streaming_and_packed_forms(world):
     eager = prepared(Dataset(DatasetMeta(path)), world.model)
     lazy = prepared(LazyDataset(DatasetMeta(path)), world.model)
     expect(len(lazy) == 6 and lazy[2]["input_ids"] == eager[2]["input_ids"], "a lazy row is another one")
-    streamed = prepared(IterableDataset(DatasetMeta(path)), world.model)
-    taken = [row["input_ids"] for row in streamed]
-    expect(taken == [eager[index]["input_ids"] for index in range(6)], "a stream gives other rows")
+    raw = Dataset(DatasetMeta(path))
+    # Not `list()`, which asks for the length first, and a stream has none.
+    streamed = [row for row in IterableDataset(DatasetMeta(path))]  # noqa: C416
+    expect(streamed == [raw[index] for index in range(6)], "a stream gives other rows")
     packed = PackingDataset(DatasetMeta(path))
     prepared(packed, world.model)
     packed.pack_dataset()
@@ -148,6 +145,13 @@ def test_lazy_streaming_and_packed_forms(world):
         row = packed[index]
         total += sum(len(part["input_ids"]) for part in (row if isinstance(row, list) else [row]))
     expect(total == tokens and len(packed) < 6, f"{len(packed)} packed rows have {total} tokens, not {tokens}")
+
+    chats = [{"messages": eager[index]["messages"]} for index in range(6)]
+    stream = IterablePackingDataset(DatasetMeta(write(world, "chats.jsonl", chats)), packing_interval=6)
+    stream.set_template("Template", model_id=world.model, max_length=512)
+    stream.pack_dataset()
+    parts = [part for row in stream for part in (row if isinstance(row, list) else [row])]
+    expect(sum(len(part["input_ids"]) for part in parts) == tokens, "a packed stream has other tokens")
 
 
 def test_rows_are_written_where_only_their_owner_reads(world):

@@ -6,6 +6,7 @@
 The server's TWINKLE_DATA_DIRS names the folder of `--data`.
 """
 
+import http.client
 import itertools
 import json
 import math
@@ -58,16 +59,23 @@ class World:
     def __post_init__(self):
         self._names = itertools.count()
         self.key = ""
+        self._clients = []
 
     def sign_in(self, key: str | None = None) -> TwinkleClient:
         """A new session of the tenant `key`, or of a new one; what is made afterwards belongs to it."""
         self.key = key or f"tenant-{next(self._names)}"
-        return init_twinkle_client(base_url=self.base_url, api_key=self.key)
+        self._clients.append(init_twinkle_client(base_url=self.base_url, api_key=self.key))
+        return self._clients[-1]
 
-    def adapter(self, r=8, **options) -> MultiLoraTransformersModel:
+    def sign_out(self):
+        """Ends all heartbeats: they would go on with the key of whoever signs in next."""
+        while self._clients:
+            self._clients.pop().close()
+
+    def adapter(self, r=8, lora_alpha=16, **options) -> MultiLoraTransformersModel:
         """A fresh adapter under a name of its own, without an optimizer."""
         model = MultiLoraTransformersModel(model_id=self.model)
-        config = LoraConfig(r=r, lora_alpha=2 * r, target_modules="all-linear")
+        config = LoraConfig(r=r, lora_alpha=lora_alpha, target_modules="all-linear")
         model.add_adapter_to_model(f"adapter{next(self._names)}", config, **options)
         return model
 
@@ -89,6 +97,13 @@ class World:
 
     def get(self, route: str, key=None) -> requests.Response:
         return requests.get(f"{self.base_url}/api/v1/{route}", headers=self._headers(key or self.key), timeout=120)
+
+    def get_as_written(self, route: str) -> tuple[int, str]:
+        """The path as it stands; other ways to send it resolve `..` first."""
+        connection = http.client.HTTPConnection(self.base_url.removeprefix("http://"), timeout=120)
+        connection.request("GET", f"/api/v1/{route}", headers=self._headers(self.key))
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
 
     @staticmethod
     def _headers(key: str) -> dict[str, str]:
@@ -117,6 +132,12 @@ def feature(tokens: list[int], prompt: int = 1) -> dict:
         "position_ids": list(range(len(tokens))),
         "length": len(tokens),
     }
+
+
+def plain(value) -> list:
+    """An array, a tensor or a list of them as a list."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    return [plain(item) for item in value] if isinstance(value, list) else value
 
 
 def mask(row: dict) -> list[bool]:

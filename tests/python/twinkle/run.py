@@ -34,7 +34,7 @@ def main() -> int:
         print(f"imports took {time.monotonic() - started:.1f} s")
         for file in options.files:
             module = importlib.import_module(file)
-            for name in (name for name in vars(module) if name.startswith("test_")):
+            for name in [name for name in vars(module) if name.startswith("test_")]:
                 if options.only and options.only not in name:
                     continue
                 began, done = time.monotonic(), done + 1
@@ -45,6 +45,7 @@ def main() -> int:
                     print(f"FAILED {failed[-1]}\n{traceback.format_exc()}", flush=True)
                 else:
                     print(f"ok {file}: {name[5:]} ({time.monotonic() - began:.1f} s)", flush=True)
+                world.sign_out()
     print(f"{done - len(failed)} passed, {len(failed)} failed in {time.monotonic() - started:.1f} s")
     for name in failed:
         print(f"  {name}")

@@ -2,7 +2,7 @@
 
 import json
 
-from kit import IGNORED, expect, features, near, refused, step
+from kit import IGNORED, expect, features, near, plain, refused, step
 from twinkle.advantage import GRPOAdvantage
 from twinkle.data_format.sampling import SamplingParams
 from twinkle.template import Template
@@ -11,16 +11,21 @@ from twinkle_agentic.tools.tool_manager import ToolManager
 from twinkle_client.rollout import ClientMultiTurnRollout
 from twinkle_client.sampler import vLLMSampler
 
-QUESTION = {"messages": [{"role": "user", "content": "Who are you?"}]}
+MESSAGES = [{"role": "user", "content": "Who are you?"}]
 GREEDY = {"max_tokens": 8, "temperature": 0.0, "logprobs": 1}
+
+
+def question() -> dict:
+    """A new one every time: the package's template writes into what it is given."""
+    return {"messages": [dict(message) for message in MESSAGES]}
 
 
 def test_text_and_tokens_give_the_same_answer(world):
     world.sign_in()
     sampler = world.sampler()
     sampler.set_template("Template")
-    encoded = Template(model_id=world.model_path).batch_encode([QUESTION], add_generation_prompt=True)[0]
-    of_text = sampler.sample([QUESTION], sampling_params=GREEDY)[0].sequences[0]
+    encoded = Template(model_id=world.model_path).batch_encode([question()], add_generation_prompt=True)[0]
+    of_text = sampler.sample([question()], sampling_params=GREEDY)[0].sequences[0]
     of_tokens = sampler.sample([{"input_ids": encoded["input_ids"]}], sampling_params=GREEDY)[0].sequences[0]
     expect(of_text.tokens == of_tokens.tokens, f"{of_text.tokens} from text, {of_tokens.tokens} from its tokens")
     expect(isinstance(of_text.decoded, str), "nothing is decoded")
@@ -28,10 +33,6 @@ def test_text_and_tokens_give_the_same_answer(world):
     prompt = list(of_text.new_input_feature["input_ids"])[: -len(of_text.tokens)]
     expect(prompt == plain(encoded["input_ids"]), "the prompt's tokens are not the template's")
     expect(of_text.new_input_feature["messages"][-1]["role"] == "assistant", "no assistant's turn in the new feature")
-
-
-def plain(value):
-    return value.tolist() if hasattr(value, "tolist") else list(value)
 
 
 def test_seeds_samples_and_log_probabilities(world):
@@ -64,15 +65,15 @@ def test_a_trained_adapter_answers_in_its_own_words(world):
     world.sign_in()
     model = world.trained(lr=2e-2)
     model.set_template("Template")
-    answer = {"messages": [*QUESTION["messages"], {"role": "assistant", "content": "Star."}]}
+    answer = {"messages": [*MESSAGES, {"role": "assistant", "content": "Star."}]}
     for _ in range(25):
         loss = step(model, [answer])["loss"]
     expect(loss < 0.1, f"the loss is {loss} after 25 steps")
     adapter = model.save(name="words", is_sampler=True).twinkle_path
     sampler = world.sampler()
     sampler.set_template("Template")
-    base = sampler.sample([QUESTION], sampling_params=GREEDY)[0].sequences[0]
-    trained = sampler.sample([QUESTION], sampling_params=GREEDY, adapter_uri=adapter)[0].sequences[0]
+    base = sampler.sample([question()], sampling_params=GREEDY)[0].sequences[0]
+    trained = sampler.sample([question()], sampling_params=GREEDY, adapter_uri=adapter)[0].sequences[0]
     expect(trained.decoded.startswith("Star."), f"it says {trained.decoded!r}")
     expect(base.decoded != trained.decoded, "the base model says the same")
     feature = trained.new_input_feature
@@ -125,7 +126,7 @@ def test_a_rollout_calls_a_tool_and_goes_on(world):
     call = '<tool_call>\n{"name": "add", "arguments": {}}\n</tool_call>'
     model = world.trained(lr=2e-2)
     model.set_template("Template")
-    first = {"messages": [*QUESTION["messages"], {"role": "assistant", "content": call}]}
+    first = {"messages": [*MESSAGES, {"role": "assistant", "content": call}]}
     for _ in range(60):
         loss = step(model, [first])["loss"]
         if loss < 0.01:
@@ -144,7 +145,7 @@ def test_a_rollout_calls_a_tool_and_goes_on(world):
     tools = ToolManager({"add": Adder()})
     parameters = SamplingParams(max_tokens=80, temperature=0.0, logprobs=1)
     rollout = ClientMultiTurnRollout(sampler, template, tools, parameters, max_turns=2)
-    result = rollout([dict(QUESTION)])[0]
+    result = rollout([question()])[0]
     roles = [message["role"] for message in result["messages"]]
     expect(Adder.calls >= 1 and "tool" in roles, f"no tool was called (loss {loss}): {result['messages']}")
     expect(result["turns"] == 2, f"{result['turns']} turns")
@@ -161,8 +162,8 @@ def test_a_stream_gives_the_answer_in_pieces(world):
     client = world.sign_in()
     sampler = world.sampler()
     sampler.set_template("Template")
-    whole = sampler.sample([QUESTION], sampling_params=GREEDY)[0].sequences[0]
-    body = {"inputs": [QUESTION], "sampling_params": GREEDY, "adapter_name": ""}
+    whole = sampler.sample([question()], sampling_params=GREEDY)[0].sequences[0]
+    body = {"inputs": [question()], "sampling_params": GREEDY, "adapter_name": ""}
     route, headers = f"sampler/{world.model}/twinkle/sample_stream", {"X-Twinkle-Session-Id": client._session_id}
     answer = world.post(route, body, headers=headers)
     expect(answer.status_code == 200, f"the stream is answered {answer.status_code}: {answer.text}")
@@ -171,7 +172,7 @@ def test_a_stream_gives_the_answer_in_pieces(world):
     text = "".join(line["delta"] for line in lines)
     expect(text == whole.decoded, f"the stream says {text!r}, the sample {whole.decoded!r}")
     expect(lines[-1]["finish_reason"] == whole.stop_reason, f"it ends with {lines[-1]}")
-    two = world.post(route, {**body, "inputs": [QUESTION, QUESTION]}, headers=headers)
+    two = world.post(route, {**body, "inputs": [question(), question()]}, headers=headers)
     expect(two.status_code == 400, f"two inputs are answered {two.status_code}: {two.text}")
 
 
