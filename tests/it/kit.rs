@@ -2,8 +2,6 @@
 //!
 //! `tests/python/twinkle` has the scenarios. Its imports alone take ten seconds, so one process runs all of them.
 
-use std::path::Path;
-
 use twinkle_tests::{Node, NodeOptions, run_with_kit};
 
 const VARIANT: &str = "qwen3";
@@ -19,9 +17,9 @@ async fn twinkles_own_client_trains_samples_prepares_data_and_meets_none_of_the_
     options.sampler_args = "queue_config: {rps_limit: 0, tps_limit: 0}".to_owned();
     let data = tempfile::tempdir().expect("a folder");
     options.environment.push(("TWINKLE_DATA_DIRS".to_owned(), data.path().to_string_lossy().into_owned()));
-    let model_path = options.model.clone();
+    let model_path = options.model.to_string_lossy().into_owned();
     let node = Node::start(options).await.expect("the server starts");
-    let (url, model_path) = (node.base_url(), Path::new(&model_path).to_string_lossy());
+    let url = node.base_url();
     let data = data.path().to_string_lossy();
     let mut arguments = vec!["--base-url", &url, "--model", node.model(), "--model-path", &model_path, "--data", &data];
     arguments.extend(SCENARIOS);
