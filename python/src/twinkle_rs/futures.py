@@ -71,6 +71,8 @@ class Unasked:
         return future
 
     def settle(self) -> None:
-        """Waits for all of them."""
+        """Waits for all of them. Whose outcome was asked for has told its error already."""
         while self._futures:
-            self._futures.pop(0).result()
+            future = self._futures.pop(0)
+            if not future._done:
+                future.result()
