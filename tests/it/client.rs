@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use futures::TryStreamExt;
 use serde_json::{Value, json};
 use twinkle_client::{
-    AdamParams, CellLayout, Datum, Logprobs, LoraOptions, Loss, Objective, SampleExtras, SamplingParams, ServiceClient,
-    Stop, TargetTokens, TensorData, TensorValues, TrainingClient,
+    AdamParams, CellLayout, ChatDelta, ChatMessage, ChatOptions, Datum, Logprobs, LoraOptions, Loss, Objective,
+    SampleExtras, SamplingParams, ServiceClient, Stop, TargetTokens, TensorData, TensorValues, TrainingClient,
 };
 use twinkle_tests::{Node, SdkVersion, run_script};
 
@@ -357,4 +358,31 @@ async fn files_of_a_run_are_downloaded_with_progress() {
     let weights = files.iter().find(|file| file.ends_with("adapter_model.safetensors")).expect("weights");
     assert!(std::fs::metadata(weights).unwrap().len() > 1000);
     assert!(folder.join("adapter_config.json").is_file());
+}
+
+#[tokio::test]
+async fn a_conversation_is_answered_whole_and_piece_by_piece_alike() {
+    let node = fixture_node("qwen3").await;
+    let service = connect(&node).await;
+    let training = fresh_run(&service, node.model()).await;
+    let path = training.save_weights_for_sampler("chat").await.unwrap().await.unwrap();
+    let options = ChatOptions { max_tokens: Some(12), temperature: Some(1.0), seed: Some(3), ..ChatOptions::default() };
+    let conversation = [ChatMessage::user("What is rain?")];
+    for weights in [node.model(), &path] {
+        let chat = service.create_chat_client(weights);
+        let whole = chat.complete(&conversation, &options).await.unwrap();
+        assert!(
+            !whole.content.is_empty() && whole.usage.is_some_and(|usage| usage.completion_tokens == 12),
+            "{whole:?}"
+        );
+        let pieces: Vec<ChatDelta> = chat.stream(&conversation, &options).await.unwrap().try_collect().await.unwrap();
+        let text: String = pieces.iter().map(|piece| piece.content.as_str()).collect();
+        assert_eq!(text, whole.content, "{weights}");
+        assert!(
+            pieces.len() > 2 && pieces.iter().any(|piece| piece.finish_reason == whole.finish_reason),
+            "{pieces:?}"
+        );
+    }
+    let error = service.create_chat_client("no/such").complete(&conversation, &options).await.unwrap_err();
+    assert!(error.is_users_fault() && error.to_string().contains("no/such"), "{error}");
 }

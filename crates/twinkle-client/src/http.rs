@@ -76,7 +76,7 @@ impl Http {
     }
 
     /// The address of a path.
-    pub(crate) fn url(&self, path: &str) -> String {
+    fn url(&self, path: &str) -> String {
         format!("{}{path}", self.inner.base_url)
     }
 
@@ -94,7 +94,7 @@ impl Http {
     }
 
     /// Sends once and leaves the body to the caller. Any status is an answer; only a failed connection is an error.
-    pub(crate) async fn open(&self, request: &Request, idempotency_key: Option<&str>) -> Result<reqwest::Response> {
+    async fn open(&self, request: &Request, idempotency_key: Option<&str>) -> Result<reqwest::Response> {
         let url = self.url(&request.path);
         let mut builder = self.inner.client.request(request.method.clone(), &url).timeout(request.limit);
         if let Some(content_type) = request.content_type {
@@ -118,14 +118,17 @@ impl Http {
     /// Sends once and reads the whole answer.
     pub(crate) async fn attempt(&self, request: &Request, idempotency_key: Option<&str>) -> Result<Answer> {
         let response = self.open(request, idempotency_key).await?;
-        let (status, headers) = (response.status().as_u16(), response.headers().clone());
-        let body = response.bytes().await;
-        let body = body.map_err(|source| Error::Connection { url: self.url(&request.path), source })?;
-        let answer = Answer { status, headers, body };
+        let answer = self.read(response, &request.path).await?;
         if let Some(note) = answer.header(DEPRECATION_NOTE) {
             warn!(note, path = request.path, "the server says that this is deprecated");
         }
         Ok(answer)
+    }
+
+    async fn read(&self, response: reqwest::Response, path: &str) -> Result<Answer> {
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let body = response.bytes().await.map_err(|source| Error::Connection { url: self.url(path), source })?;
+        Ok(Answer { status, headers, body })
     }
 
     /// Sends until there is an answer that another try would not change; refusals are errors.
@@ -141,6 +144,25 @@ impl Http {
             let (error, pause) = match self.attempt(request, Some(&key)).await {
                 Ok(answer) if is_wanted(&answer) => return Ok(answer),
                 Ok(answer) => (answer.rejection(), backoff.after(&answer)),
+                Err(error) => (error, backoff.next(None)),
+            };
+            let Some(pause) = pause else { return Err(error) };
+            warn!(%error, path = request.path, ?pause, "trying again");
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Sends until the answer is a success, and leaves its body to the caller.
+    pub(crate) async fn send_open(&self, request: &Request) -> Result<reqwest::Response> {
+        let key = idempotency_key();
+        let mut backoff = self.backoff();
+        loop {
+            let (error, pause) = match self.open(request, Some(&key)).await {
+                Ok(response) if response.status().is_success() => return Ok(response),
+                Ok(response) => {
+                    let answer = self.read(response, &request.path).await?;
+                    (answer.rejection(), backoff.after(&answer))
+                }
                 Err(error) => (error, backoff.next(None)),
             };
             let Some(pause) = pause else { return Err(error) };

@@ -37,6 +37,7 @@
 mod answer;
 #[cfg(feature = "blocking")]
 pub mod blocking;
+mod chat;
 mod checkpoint_path;
 mod chunking;
 mod data;
@@ -59,6 +60,7 @@ mod service;
 mod session;
 mod training;
 
+pub use chat::{ChatAnswer, ChatClient, ChatDelta, ChatOptions, ChatStream, ChatUsage};
 pub use data::{Loss, policy_datum, supervised_datum};
 pub use download::Download;
 pub use environment::{API_KEY_VARIABLES, BASE_URL_VARIABLES, DEFAULT_BASE_URL, api_key_from_env, base_url_from_env};

@@ -10,6 +10,7 @@ use twinkle_core::wire::tinker::json::{
     SessionCreated, WeightsLoaded,
 };
 
+use crate::chat::ChatClient;
 use crate::environment::{api_key_from_env, base_url_from_env};
 use crate::error::{Error, Result};
 use crate::http::Http;
@@ -132,6 +133,12 @@ impl ServiceClient {
     #[must_use]
     pub fn processor(&self, route_prefix: &str, model: &str) -> ProcessorClient {
         ProcessorClient::new(self.session.clone(), route_prefix, model)
+    }
+
+    /// A client that talks to `weights` in text: the name of a base model, or the path of a checkpoint.
+    #[must_use]
+    pub fn create_chat_client(&self, weights: impl Into<Weights>) -> ChatClient {
+        ChatClient::new(self.session.http.clone(), weights.into())
     }
 
     /// A client for what lies on the server: runs, checkpoints, sessions.

@@ -21,12 +21,14 @@
 //!
 //! Inside an async runtime its methods answer an error instead of stopping that runtime: use the async clients there.
 
+mod chat;
 mod rest;
 mod runtime;
 mod sampling;
 mod service;
 mod training;
 
+pub use chat::{ChatClient, ChatStream};
 pub use rest::RestClient;
 pub use runtime::Pending;
 pub use sampling::SamplingClient;

@@ -5,6 +5,7 @@ use twinkle_core::data::TokenIds;
 use twinkle_core::wire::native::Encoded;
 use twinkle_core::wire::tinker::json::ServerCapabilities;
 
+use super::chat::ChatClient;
 use super::rest::RestClient;
 use super::runtime::Runtime;
 use super::sampling::SamplingClient;
@@ -78,6 +79,12 @@ impl ServiceClient {
     #[must_use]
     pub fn processor(&self, route_prefix: &str, model: &str) -> ProcessorClient {
         ProcessorClient { inner: self.inner.processor(route_prefix, model), runtime: self.runtime.clone() }
+    }
+
+    /// [`crate::ServiceClient::create_chat_client`].
+    #[must_use]
+    pub fn create_chat_client(&self, weights: impl Into<Weights>) -> ChatClient {
+        ChatClient::new(self.inner.create_chat_client(weights), self.runtime.clone())
     }
 
     /// [`crate::ServiceClient::create_rest_client`].

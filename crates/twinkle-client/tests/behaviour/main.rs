@@ -2,6 +2,7 @@
 //! real one does is tested in the whole-node tests.
 #![forbid(unsafe_code)]
 
+mod chat;
 mod connecting;
 mod files;
 mod retries;
