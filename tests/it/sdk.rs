@@ -48,6 +48,11 @@ async fn the_dialect_of_twinkles_own_client_is_understood() {
 }
 
 #[tokio::test]
+async fn the_python_package_prepares_the_sdk_for_any_key_and_twinkles_paths() {
+    check_together(&VERSIONS, "prepared_sdk.py", "qwen2").await;
+}
+
+#[tokio::test]
 async fn a_training_loop_learns_saves_and_samples() {
     check("training_loop.py", "qwen3").await;
 }
