@@ -15,6 +15,7 @@ mod learning;
 mod lifecycle;
 mod limits;
 mod load;
+mod native;
 mod openai;
 mod order;
 mod python_package;

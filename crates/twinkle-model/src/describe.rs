@@ -36,7 +36,7 @@ pub(crate) fn describe(context: &EngineContext, id: &RunId, run: &Run, values: b
     })
 }
 
-/// Names and shapes, without values.
+/// Names and shapes, without values; those of experts as they are in memory.
 fn names(run: &Run) -> Vec<NamedTensor> {
     let named = |name: String, shape: Vec<usize>| NamedTensor { name, shape, values: Vec::new() };
     if let Some(full) = &run.full {
@@ -47,8 +47,8 @@ fn names(run: &Run) -> Vec<NamedTensor> {
     }
     let factors = run.layout.modules().iter().flat_map(|module| {
         [
-            named(format!("{}.lora_A.weight", module.name), module.a_shape()),
-            named(format!("{}.lora_B.weight", module.name), module.b_shape()),
+            named(format!("base_model.model.{}.lora_A.weight", module.name), module.a_shape()),
+            named(format!("base_model.model.{}.lora_B.weight", module.name), module.b_shape()),
         ]
     });
     factors.collect()

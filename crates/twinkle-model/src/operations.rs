@@ -99,9 +99,11 @@ pub(crate) fn perform(
             let run = runs.get(&disk, tenant, &id)?;
             if loaded.lora.rank != run.lora.rank || loaded.layout.parameter_count() != run.layout.parameter_count() {
                 return Err(Error::invalid(format!(
-                    "checkpoint `{path}` has another adapter shape (rank {}) than this run (rank {})",
-                    loaded.lora.rank, run.lora.rank
-                )));
+                    "checkpoint `{path}` has another adapter shape ({}) than this run ({})",
+                    shape_of(&loaded),
+                    shape_of(run),
+                ))
+                .hint("a run loads adapters on the same modules with the same rank"));
             }
             if !with_optimizer {
                 loaded.renew_optimizer(&run.optimizer)?;
@@ -133,6 +135,16 @@ pub(crate) fn perform(
             Ok(RunOutcome::Spilled { run: id })
         }
     }
+}
+
+/// An adapter's shape, to tell it from another one.
+fn shape_of(run: &Run) -> String {
+    if run.lora.full {
+        return "all weights".to_owned();
+    }
+    let (LoraSpec { rank, alpha, .. }, modules) = (&run.lora, run.layout.modules());
+    let head = if modules.iter().any(|module| module.name.ends_with("lm_head")) { "with" } else { "without" };
+    format!("rank {rank}, alpha {alpha}, {} modules, {head} the head", modules.len())
 }
 
 /// Where all weights are trained, one run at a time has them.

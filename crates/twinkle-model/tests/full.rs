@@ -306,6 +306,24 @@ async fn a_run_that_trains_all_weights_learns_and_survives_the_disk_in_the_same_
 }
 
 #[tokio::test]
+async fn the_base_answers_without_what_a_run_has_learned() {
+    for (full, mode) in [(false, TrainMode::Lora), (true, TrainMode::Full)] {
+        let mut house = House::open("qwen3", mode, Precision::Float32).await;
+        house.ask(RUN, create(full)).await.unwrap();
+        let forward = |disable_lora: bool| {
+            let RunOperation::ForwardBackward { data, loss, .. } = forward_backward(false) else { unreachable!() };
+            let options = ForwardOptions { disable_lora, ..ForwardOptions::default() };
+            RunOperation::ForwardBackward { data, loss, backward: false, options }
+        };
+        let before = house.ask(RUN, forward(false)).await.unwrap();
+        house.forward_backward().await;
+        house.step(adam()).await;
+        assert_ne!(house.ask(RUN, forward(false)).await.unwrap(), before, "{mode:?}");
+        assert_eq!(house.ask(RUN, forward(true)).await.unwrap(), before, "{mode:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_checkpoint_of_all_weights_is_a_model_and_training_goes_on_from_it() {
     let mut house = House::open("llama3_tied", TrainMode::Full, Precision::Float32).await;
     house.ask(RUN, create(true)).await.unwrap();

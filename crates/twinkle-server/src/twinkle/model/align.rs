@@ -69,7 +69,9 @@ pub(super) fn flatten(given: &Value, numbers: &mut Vec<f32>) -> Result<()> {
         Value::Array(list) => list.iter().try_for_each(|value| flatten(value, numbers)),
         value => {
             let number = value.as_f64().filter(|number| number.is_finite());
-            numbers.push(number.ok_or_else(|| Error::invalid(format!("holds `{value}`, which is no finite number")))? as f32);
+            numbers.push(
+                number.ok_or_else(|| Error::invalid(format!("holds `{value}`, which is no finite number")))? as f32
+            );
             Ok(())
         }
     }

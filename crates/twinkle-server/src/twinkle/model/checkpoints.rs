@@ -122,7 +122,7 @@ impl TwinkleFront {
         Ok((path, Some(folder)))
     }
 
-    /// Each save has a name of its own, so that nothing changes under who samples; older ones are removed once it is there.
+    /// Each save has a name of its own, so that what is sampled under one name never changes. Older ones go once it is there.
     async fn save_for_sampler(&self, adapter: &Adapter, run: &RunId) -> Result<(CheckpointPath, Option<String>)> {
         let saved = self.sampler_checkpoints(&adapter.tenant, run).await?;
         let now = now();

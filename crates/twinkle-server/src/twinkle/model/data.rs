@@ -22,7 +22,7 @@ pub(super) const EMBEDDING_LOSS: &str = "InfonceLoss";
 pub(super) const DISTILLATION_LOSS: &str = "GKDLoss";
 
 /// Keyword arguments that losses read.
-const LOSS_INPUTS: [&str; 13] = [
+const LOSS_INPUTS: [&str; 14] = [
     "advantages",
     "old_logps",
     "ref_logps",
@@ -33,6 +33,7 @@ const LOSS_INPUTS: [&str; 13] = [
     "topk",
     "teacher_topk_logprobs",
     "teacher_topk_indices",
+    "target_logits",
     "num_items_in_batch",
     "old_values",
     "returns",
@@ -91,7 +92,7 @@ impl LossInputs {
     /// Aligns what there is one number per token of.
     pub(super) fn columns(&self, rows: &Rows) -> Result<Columns> {
         let mut columns = BTreeMap::new();
-        for name in ["advantages", "old_logps"] {
+        for name in ["advantages", "old_logps", "target_logits"] {
             if let Some(given) = self.get(name) {
                 columns.insert(name, aligned(name, given, rows)?);
             }

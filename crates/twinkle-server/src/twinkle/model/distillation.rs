@@ -17,35 +17,33 @@ type Said = Vec<(i64, f32)>;
 /// The datums of a loss with a teacher.
 pub(super) fn data(rows: &Rows, given: &Map<String, Value>) -> Result<Vec<Datum>> {
     let count = rows.rows.len();
-    let texts: Vec<Vec<Said>> = match (
-        given.get("teacher_logits"),
-        given.get("teacher_topk_logprobs"),
-        given.get("teacher_topk_indices"),
-    ) {
-        (Some(logits), None, None) => {
-            let best = match given.get("topk") {
-                None => None,
-                Some(value) => Some(value.as_u64().filter(|best| *best > 0).ok_or_else(|| {
-                    Error::invalid(format!("`topk` is {value}, but must be a whole number above 0"))
-                })? as usize),
-            };
-            let text = |(row, given): (&Row, &Value)| of_logits(positions("teacher_logits", given, row, rows)?, best);
-            rows.rows.iter().zip(per_row("teacher_logits", logits, count)?).map(text).collect::<Result<_>>()?
-        }
-        (None, Some(logprobs), Some(indices)) => {
-            let logprobs = per_row("teacher_topk_logprobs", logprobs, count)?;
-            let indices = per_row("teacher_topk_indices", indices, count)?;
-            let text = |(row, (logprobs, indices)): (&Row, (&Value, &Value))| {
-                let logprobs = positions("teacher_topk_logprobs", logprobs, row, rows)?;
-                of_best(logprobs, positions("teacher_topk_indices", indices, row, rows)?)
-            };
-            rows.rows.iter().zip(logprobs.into_iter().zip(indices)).map(text).collect::<Result<_>>()?
-        }
-        _ => {
-            return Err(Error::invalid("`GKDLoss` needs a teacher")
-                .hint("send `teacher_logits`, or `teacher_topk_logprobs` together with `teacher_topk_indices`"));
-        }
-    };
+    let texts: Vec<Vec<Said>> =
+        match (given.get("teacher_logits"), given.get("teacher_topk_logprobs"), given.get("teacher_topk_indices")) {
+            (Some(logits), None, None) => {
+                let best = match given.get("topk") {
+                    None => None,
+                    Some(value) => Some(value.as_u64().filter(|best| *best > 0).ok_or_else(|| {
+                        Error::invalid(format!("`topk` is {value}, but must be a whole number above 0"))
+                    })? as usize),
+                };
+                let text =
+                    |(row, given): (&Row, &Value)| of_logits(positions("teacher_logits", given, row, rows)?, best);
+                rows.rows.iter().zip(per_row("teacher_logits", logits, count)?).map(text).collect::<Result<_>>()?
+            }
+            (None, Some(logprobs), Some(indices)) => {
+                let logprobs = per_row("teacher_topk_logprobs", logprobs, count)?;
+                let indices = per_row("teacher_topk_indices", indices, count)?;
+                let text = |(row, (logprobs, indices)): (&Row, (&Value, &Value))| {
+                    let logprobs = positions("teacher_topk_logprobs", logprobs, row, rows)?;
+                    of_best(logprobs, positions("teacher_topk_indices", indices, row, rows)?)
+                };
+                rows.rows.iter().zip(logprobs.into_iter().zip(indices)).map(text).collect::<Result<_>>()?
+            }
+            _ => {
+                return Err(Error::invalid("`GKDLoss` needs a teacher")
+                    .hint("send `teacher_logits`, or `teacher_topk_logprobs` together with `teacher_topk_indices`"));
+            }
+        };
     rows.rows.iter().zip(texts).map(|(row, said)| datum(row, &said)).collect()
 }
 
@@ -61,7 +59,8 @@ fn positions<'a>(name: &str, given: &'a Value, row: &Row, rows: &Rows) -> Result
 
 fn of_logits(positions: &[Value], best: Option<usize>) -> Result<Vec<Said>> {
     let position = |given: &Value| {
-        let mut said: Said = numbers("teacher_logits", given)?.into_iter().zip(0..).map(|(logit, token)| (token, logit)).collect();
+        let mut said: Said =
+            numbers("teacher_logits", given)?.into_iter().zip(0..).map(|(logit, token)| (token, logit)).collect();
         if let Some(best) = best {
             said.sort_by(|one, other| other.1.partial_cmp(&one.1).unwrap_or(Ordering::Equal));
             said.truncate(best);
@@ -87,7 +86,9 @@ fn numbers(name: &str, given: &Value) -> Result<Vec<f32>> {
     let list = given.as_array().ok_or_else(|| Error::invalid(format!("`{name}` must have a list at each position")))?;
     let number = |value: &Value| {
         let number = value.as_f64().filter(|number| number.is_finite());
-        number.map(|number| number as f32).ok_or_else(|| Error::invalid(format!("`{name}` holds `{value}`, no finite number")))
+        number
+            .map(|number| number as f32)
+            .ok_or_else(|| Error::invalid(format!("`{name}` holds `{value}`, no finite number")))
     };
     list.iter().map(number).collect()
 }
@@ -158,7 +159,10 @@ mod tests {
         let datum = made(&given).unwrap().remove(0);
         let targets = TensorData { shape: vec![2, 3], ..TensorData::ints(vec![0, 1, 2, 7, 0, 2]) };
         assert_eq!(datum.loss_inputs["target_tokens"], targets);
-        assert_eq!(made(&json!({ "teacher_logits": [[[1, 3, 2], [9, 7, 8]]] })).unwrap()[0].loss_inputs["mask"].len(), 2);
+        assert_eq!(
+            made(&json!({ "teacher_logits": [[[1, 3, 2], [9, 7, 8]]] })).unwrap()[0].loss_inputs["mask"].len(),
+            2
+        );
     }
 
     #[test]
@@ -168,7 +172,10 @@ mod tests {
             (json!({ "teacher_logits": [[[1, 2]]] }), "1 positions for an input of 2 tokens"),
             (json!({ "teacher_logits": [[[1, 2], [1, 2]]], "topk": 0 }), "`topk` is 0"),
             (json!({ "teacher_logits": [[[], []]] }), "says nothing"),
-            (json!({ "teacher_topk_logprobs": [[[-1], [-1]]], "teacher_topk_indices": [[[1], [1, 2]]] }), "other lengths"),
+            (
+                json!({ "teacher_topk_logprobs": [[[-1], [-1]]], "teacher_topk_indices": [[[1], [1, 2]]] }),
+                "other lengths",
+            ),
         ] {
             let error = made(&given).unwrap_err().to_string();
             assert!(error.contains(expected), "`{error}` lacks `{expected}`");

@@ -175,7 +175,8 @@ impl TwinkleFront {
             },
             ..asked.options
         };
-        let mut computation = prepared(Arc::clone(&rows), loss, given.clone()).await?;
+        let kept_inputs = if way == Way::Backward { LossInputs::default() } else { given.clone() };
+        let mut computation = prepared(Arc::clone(&rows), loss, given).await?;
         let done = self.compute(&adapter, &mut computation, options, way == Way::Backward).await?;
         let outcome = done.forward()?;
         let logprobs = label_logprobs(outcome);
@@ -195,11 +196,15 @@ impl TwinkleFront {
                     options,
                     is_embedding,
                     is_training,
-                    inputs: given,
+                    inputs: kept_inputs,
                     computed: None,
                     is_seen: Arc::default(),
                 };
-                if kept.bytes() <= MOST_KEPT { self.keep_forward(&adapter, kept) } else { self.forget_forward(&adapter) }
+                if kept.bytes() <= MOST_KEPT {
+                    self.keep_forward(&adapter, kept)
+                } else {
+                    self.forget_forward(&adapter)
+                }
             }
         }
         let numbers = outcome.logits.iter().map(|table| table.values.len()).sum::<usize>()
@@ -241,8 +246,11 @@ impl TwinkleFront {
         let adapter = self.adapter(&caller, request.adapter_name.as_deref()).await?;
         let kept = self.kept_forward(&adapter).ok_or_else(|| nothing_kept("backward"))?;
         if !kept.is_training {
-            return Err(Error::new(ErrorCode::Conflict, "the last forward was a `forward_only`, which has no gradients")
-                .hint("use `forward`, then `calculate_loss`, then `backward`"));
+            return Err(Error::new(
+                ErrorCode::Conflict,
+                "the last forward was a `forward_only`, which has no gradients",
+            )
+            .hint("use `forward`, then `calculate_loss`, then `backward`"));
         }
         let Some((loss, inputs)) = kept.computed.clone() else {
             return Err(Error::new(ErrorCode::Conflict, "the loss of the last forward was not computed")
@@ -348,7 +356,8 @@ async fn prepared(rows: Arc<Rows>, loss: LossSpec, inputs: LossInputs) -> Result
 /// For a forward without a loss: labels, where there are some, and nothing else.
 fn bare(rows: &Rows) -> Vec<Datum> {
     let datum = |row: &super::rows::Row| {
-        let mut loss_inputs = if rows.has_labels && !rows.per_text { targets(row) } else { std::collections::BTreeMap::new() };
+        let mut loss_inputs =
+            if rows.has_labels && !rows.per_text { targets(row) } else { std::collections::BTreeMap::new() };
         loss_inputs.remove("mask");
         Datum { tokens: row.tokens.clone(), loss_inputs }
     };

@@ -6,7 +6,7 @@ use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
-use twinkle_core::call::{AdapterSettings, NamedTensor, RunRecord, RunState};
+use twinkle_core::call::{AdapterSettings, LoraSpec, NamedTensor, RunRecord, RunState};
 use twinkle_core::error::{Error, Result};
 use twinkle_core::ids::{RunId, TenantId};
 
@@ -124,7 +124,7 @@ fn nested(shape: &[usize], values: &[f32]) -> Value {
 /// The text that people read: the adapter, what is trained, the optimizer.
 fn described(run: &RunRecord, state: &RunState, settings: &AdapterSettings) -> String {
     let mut text = String::new();
-    let config = if run.lora.full { json!({}) } else { json!(run.lora) };
+    let config = if run.lora.full { json!({}) } else { config(&run.lora) };
     let config = serde_json::to_string_pretty(&config).unwrap_or_default();
     let names: Vec<&str> = state.parameters.iter().map(|tensor| tensor.name.as_str()).collect();
     let examples = if names.len() > 2 * EXAMPLES {
@@ -148,13 +148,32 @@ fn described(run: &RunRecord, state: &RunState, settings: &AdapterSettings) -> S
         let scheduler = state.scheduler.as_ref().map_or("NoneType", |scheduler| scheduler.name());
         let _ = write!(
             text,
-            "Optimizer: {}\nLearning rate: {}\nLr scheduler: {scheduler}\nGradient accumulation steps: {}\n",
+            "Optimizer: {}\nLearning rate: {}\nWeight decay: {}\nLr scheduler: {scheduler}\nGradient accumulation steps: {}\n",
             state.optimizer.name(),
             state.optimizer.lr(),
+            state.optimizer.weight_decay(),
             state.accumulation_steps,
         );
     }
     text
+}
+
+/// An adapter's shape in the words of PEFT's `LoraConfig`.
+fn config(lora: &LoraSpec) -> Value {
+    let targets = lora.targets.as_ref();
+    let patterns = |patterns: Vec<(String, Value)>| Value::Object(patterns.into_iter().collect());
+    json!({
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "use_rslora": lora.use_rslora,
+        "target_modules": targets.map(|targets| &targets.modules),
+        "exclude_modules": targets.and_then(|targets| targets.exclude.as_ref()),
+        "layers_to_transform": targets.and_then(|targets| targets.layers.as_ref()),
+        "rank_pattern": patterns(lora.rank_pattern.iter().map(|(name, rank)| (name.clone(), json!(rank))).collect()),
+        "alpha_pattern": patterns(lora.alpha_pattern.iter().map(|(name, alpha)| (name.clone(), json!(alpha))).collect()),
+        "bias": "none",
+        "lora_dropout": 0.0,
+    })
 }
 
 /// A number with a comma between every three digits.
@@ -182,7 +201,17 @@ mod tests {
     }
 
     #[test]
+    fn an_adapter_is_shown_in_pefts_words() {
+        let lora = LoraSpec { rank: 4, rank_pattern: vec![("q_proj".to_owned(), 2)], ..LoraSpec::default() };
+        let shown = config(&lora);
+        assert_eq!((&shown["r"], &shown["rank_pattern"]), (&json!(4), &json!({ "q_proj": 2 })));
+    }
+
+    #[test]
     fn large_numbers_are_readable() {
-        assert_eq!(["7", "123", "1,234", "12,345,678"], [7, 123, 1234, 12_345_678].map(grouped).each_ref().map(String::as_str));
+        assert_eq!(
+            ["7", "123", "1,234", "12,345,678"],
+            [7, 123, 1234, 12_345_678].map(grouped).each_ref().map(String::as_str)
+        );
     }
 }

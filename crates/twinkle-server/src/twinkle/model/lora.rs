@@ -37,10 +37,8 @@ pub(super) fn spec(config: Option<Value>, model: &ServedModel, run: &RunId) -> R
     let Some(config) = config.filter(|config| !config.is_null()) else {
         return match model.train_mode {
             TrainMode::Full => Ok(LoraSpec { full: true, ..LoraSpec::default() }),
-            TrainMode::Lora => {
-                Err(Error::invalid("this deployment runs in LoRA mode; a LoraConfig is required")
-                    .hint("send `config`, for example `LoraConfig(r=8, target_modules=\"all-linear\")`"))
-            }
+            TrainMode::Lora => Err(Error::invalid("this deployment runs in LoRA mode; a LoraConfig is required")
+                .hint("send `config`, for example `LoraConfig(r=8, target_modules=\"all-linear\")`")),
         };
     };
     if model.train_mode == TrainMode::Full {
@@ -81,8 +79,9 @@ fn adapter(settings: Map<String, Value>, run: &RunId) -> Result<LoraSpec> {
     match settings.text("peft_type")?.as_deref() {
         None | Some("LORA" | "PeftType.LORA") => {}
         Some(other) => {
-            return Err(Error::unsupported(format!("adapters of type `{other}` are not offered"))
-                .hint("known types: `LORA`"));
+            return Err(
+                Error::unsupported(format!("adapters of type `{other}` are not offered")).hint("known types: `LORA`")
+            );
         }
     }
     if let Some(bias) = settings.any("bias").filter(|bias| bias != "none") {
@@ -148,9 +147,10 @@ fn names(setting: &str, value: Value) -> Result<ModuleNames> {
 fn layers(value: Value) -> Result<Vec<u32>> {
     let list = if let Value::Array(list) = value { list } else { vec![value] };
     let layer = |value: &Value| {
-        value.as_u64().and_then(|layer| u32::try_from(layer).ok()).ok_or_else(|| {
-            Error::invalid(format!("`layers_to_transform` has {value}, which is no number of a layer"))
-        })
+        value
+            .as_u64()
+            .and_then(|layer| u32::try_from(layer).ok())
+            .ok_or_else(|| Error::invalid(format!("`layers_to_transform` has {value}, which is no number of a layer")))
     };
     list.iter().map(layer).collect()
 }

@@ -43,7 +43,10 @@ pub(super) fn spec(class: &NamedClass) -> Result<LossSpec> {
             Value::Number(number) => drop(spec.config.insert(name.clone(), number.as_f64().unwrap_or(f64::NAN))),
             Value::String(word) => drop(spec.options.insert(name.clone(), word.clone())),
             other => {
-                return Err(Error::invalid(format!("`{name}` of `{}` is {other}, but settings are numbers or words", class.class)));
+                return Err(Error::invalid(format!(
+                    "`{name}` of `{}` is {other}, but settings are numbers or words",
+                    class.class
+                )));
             }
         }
     }
@@ -59,8 +62,10 @@ pub(super) fn reads_entropies(loss: &LossSpec) -> bool {
 /// Refuses Python code from a hub.
 pub(super) fn refuse_plugin(class: &str) -> Result<()> {
     if PLUGINS.iter().any(|scheme| class.starts_with(scheme)) {
-        return Err(Error::unsupported(format!("`{class}` is a plugin: it is Python code, which this server does not run"))
-            .hint("use one of the classes of the package"));
+        return Err(Error::unsupported(format!(
+            "`{class}` is a plugin: it is Python code, which this server does not run"
+        ))
+        .hint("use one of the classes of the package"));
     }
     Ok(())
 }

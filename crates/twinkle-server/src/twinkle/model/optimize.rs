@@ -142,9 +142,7 @@ fn norm(arguments: &mut Arguments) -> Result<GradientNorm> {
         None => Ok(GradientNorm::Two),
         Some(value) if value.as_f64() == Some(2.0) || value == "2" => Ok(GradientNorm::Two),
         Some(value) if value == "inf" || value == "Infinity" => Ok(GradientNorm::Infinity),
-        Some(value) => {
-            Err(Error::invalid(format!("`norm_type` is {value}, but must be 2 or `inf`")))
-        }
+        Some(value) => Err(Error::invalid(format!("`norm_type` is {value}, but must be 2 or `inf`"))),
     }
 }
 
@@ -155,9 +153,9 @@ fn overrides(params: Value) -> Result<OptimizerOverrides> {
     let mut params = Arguments::new("optim_params", params);
     let betas = match params.any("betas") {
         None => None,
-        Some(value) => Some(
-            serde_json::from_value::<[f64; 2]>(value).map_err(|_| Error::invalid("`betas` must be two numbers"))?,
-        ),
+        Some(value) => {
+            Some(serde_json::from_value::<[f64; 2]>(value).map_err(|_| Error::invalid("`betas` must be two numbers"))?)
+        }
     };
     let overrides = OptimizerOverrides {
         lr: params.number("lr")?,
@@ -191,7 +189,8 @@ mod tests {
 
     #[test]
     fn arguments_arrive_and_mistakes_are_named() {
-        let work = asked(Step::All, &json!({ "max_grad_norm": 0.5, "norm_type": "inf", "gradient_accumulation_steps": 4 }));
+        let work =
+            asked(Step::All, &json!({ "max_grad_norm": 0.5, "norm_type": "inf", "gradient_accumulation_steps": 4 }));
         let work = work.unwrap();
         assert_eq!(work.clip, Some(GradientClip { max_norm: 0.5, norm: GradientNorm::Infinity }));
         assert_eq!(work.accumulation_steps, Some(4));

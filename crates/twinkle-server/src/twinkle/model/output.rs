@@ -31,7 +31,8 @@ impl ModelOutput {
         let has_logprobs = rows.has_labels && logprobs.iter().any(|row| !row.is_empty());
         let logits = (!outcome.logits.is_empty()).then(|| {
             let width = outcome.logits.iter().map(|table| table.width).max().unwrap_or_default();
-            let split = |table: &Table| table.values.chunks(table.width.max(1)).map(<[f32]>::to_vec).collect::<Vec<_>>();
+            let split =
+                |table: &Table| table.values.chunks(table.width.max(1)).map(<[f32]>::to_vec).collect::<Vec<_>>();
             padded(rows, outcome.logits.iter().map(split), &vec![0.0; width])
         });
         let entropies = outcome.entropies.iter().map(|table| table.values.clone());
@@ -115,10 +116,8 @@ mod tests {
 
     #[test]
     fn of_several_candidates_the_first_is_the_label() {
-        let logprobs = vec![
-            Logprobs { values: vec![-1.0, -9.0, -2.0, -9.0], candidates: Some(2) },
-            Logprobs::flat(vec![-3.0]),
-        ];
+        let logprobs =
+            vec![Logprobs { values: vec![-1.0, -9.0, -2.0, -9.0], candidates: Some(2) }, Logprobs::flat(vec![-3.0])];
         let outcome = ForwardBackwardOutcome { logprobs, ..ForwardBackwardOutcome::default() };
         assert_eq!(label_logprobs(&outcome), [vec![-1.0, -2.0], vec![-3.0]]);
     }

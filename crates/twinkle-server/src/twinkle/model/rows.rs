@@ -125,7 +125,10 @@ fn unpadded(feature: InputFeature) -> Result<Vec<Row>> {
             same_length("position_ids", positions.len(), length)?;
             let seen = positions.get(start..end).unwrap_or_default();
             // Where a text begins anew; the first begins anyway.
-            (1..seen.len()).filter(|place| seen[*place] == 0 && seen[place - 1] != 0).map(|place| start + place).collect()
+            (1..seen.len())
+                .filter(|place| seen[*place] == 0 && seen[place - 1] != 0)
+                .map(|place| start + place)
+                .collect()
         }
     };
     let part = |from: usize, to: usize| (tokens[from..to].to_vec(), labels[from..to].to_vec());
@@ -207,9 +210,8 @@ mod tests {
 
     #[test]
     fn an_embedded_text_has_one_label() {
-        let features = |labels: Value| {
-            serde_json::from_value(json!([{ "input_ids": [1, 2], "labels": labels }])).unwrap()
-        };
+        let features =
+            |labels: Value| serde_json::from_value(json!([{ "input_ids": [1, 2], "labels": labels }])).unwrap();
         let found = Rows::of(features(json!([1])), false, true).unwrap();
         assert_eq!(found.rows[0].labels, [-100, 1]);
         assert!(Rows::of(features(json!([1, 0])), false, true).is_err());

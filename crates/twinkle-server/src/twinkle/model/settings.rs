@@ -3,19 +3,21 @@
 use axum::extract::State;
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use tokio::time::Instant;
 use twinkle_core::call::{AdapterSettings, MetricSetting, NamedClass, OptimizerSpec, RunOperation, SchedulerSpec};
 use twinkle_core::error::{Error, ErrorCode, Result};
 use twinkle_processor::TemplateSpec;
-use tokio::time::Instant;
 
 use super::arguments::Arguments;
+use super::losses;
 use super::metrics::{self, MOST_METRICS};
 use super::work::to_the_end;
-use super::losses;
 use crate::twinkle::{Answer, Caller, Json, TwinkleFront, null};
 
 /// The learning rate of an optimizer that was given none.
 const USUAL_RATE: f64 = 1e-5;
+/// The weight decay of an optimizer that was given none, whatever its kind: the original's, so that results are comparable.
+const USUAL_DECAY: f64 = 0.01;
 /// Names under which the original's other backend has `Adam` with its own defaults.
 const MEGATRONS: [&str; 2] = ["default", "MegatronOptimizer"];
 
@@ -161,14 +163,18 @@ pub(super) async fn patch(State(_): State<TwinkleFront>, _: Caller, Json(wanted)
         .into())
 }
 
-/// The optimizer of this class. Its learning rate is the original's when none is given, and everything else is torch's:
-/// `Adam` adds no weight decay to its gradients unless it is told to.
+/// The optimizer of this class. Learning rate and weight decay are the original's when none is given, and everything else is
+/// torch's: `Adam` adds the decay to its gradients, `AdamW` does not.
 fn optimizer_spec(named: &NamedClass) -> Result<OptimizerSpec> {
     losses::refuse_plugin(&named.class)?;
     let mut settings = without_nulls(&named.settings);
-    let (class, rate) =
-        if MEGATRONS.contains(&named.class.as_str()) { ("Adam", 1e-4) } else { (named.class.as_str(), USUAL_RATE) };
+    let (class, rate, decay) = if MEGATRONS.contains(&named.class.as_str()) {
+        ("Adam", 1e-4, 0.0)
+    } else {
+        (named.class.as_str(), USUAL_RATE, USUAL_DECAY)
+    };
     settings.entry("lr").or_insert(rate.into());
+    settings.entry("weight_decay").or_insert(decay.into());
     OptimizerSpec::named(class, settings)
 }
 
@@ -229,13 +235,15 @@ mod tests {
     }
 
     #[test]
-    fn adam_adds_no_decay_unless_it_is_told_to() {
-        let adam = optimizer_spec(&named("Adam", &json!({ "betas": null }))).unwrap();
-        assert_eq!((adam.lr(), adam.weight_decay()), (1e-5, 0.0));
-        let told = optimizer_spec(&named("Adam", &json!({ "lr": 0.1, "weight_decay": 0.01 }))).unwrap();
-        assert_eq!((told.lr(), told.weight_decay()), (0.1, 0.01));
-        assert_eq!(optimizer_spec(&named("AdamW", &json!({}))).unwrap().weight_decay(), 0.01);
-        assert_eq!(optimizer_spec(&named("default", &json!({}))).unwrap().name(), "Adam");
+    fn rates_and_decays_are_the_originals_unless_they_are_given() {
+        for class in OptimizerSpec::NAMES {
+            let usual = optimizer_spec(&named(class, &json!({ "lr": null }))).unwrap();
+            assert_eq!((usual.name(), usual.lr(), usual.weight_decay()), (class, 1e-5, 0.01));
+        }
+        let told = optimizer_spec(&named("Adam", &json!({ "lr": 0.1, "weight_decay": 0 }))).unwrap();
+        assert_eq!((told.lr(), told.weight_decay()), (0.1, 0.0));
+        let megatrons = optimizer_spec(&named("default", &json!({}))).unwrap();
+        assert_eq!((megatrons.name(), megatrons.lr(), megatrons.weight_decay()), ("Adam", 1e-4, 0.0));
         assert!(optimizer_spec(&named("hf://a/b", &json!({}))).unwrap_err().message.contains("plugin"));
     }
 

@@ -20,7 +20,8 @@ use tower::Service;
 
 use super::{Journal, JournalOptions};
 use crate::call::{
-    AdamParams, Call, CreateRun, LoraSpec, Operation, Position, Reply, RunCall, RunOperation, RunOutcome, SessionRecord,
+    AdamParams, Call, CreateRun, LoraSpec, Operation, OptimizerSpec, Position, Reply, RunCall, RunOperation, RunOutcome,
+    RunState, SessionRecord,
 };
 use crate::component::{Component, ComponentKind, Health, Lifecycle};
 use crate::error::{Error, ErrorCode, Result};
@@ -152,6 +153,21 @@ impl Recorder {
                 Ok(RunOutcome::Expired { run: run.clone(), path: path.clone(), ending: *ending })
             }
             RunOperation::Spill => Ok(RunOutcome::Spilled { run: run.clone() }),
+            RunOperation::Describe { .. } => {
+                let Some(sum) = sums.get(run) else { return Err(self.absent()) };
+                let mut optimizer = OptimizerSpec::default();
+                optimizer.set_lr(*sum);
+                Ok(RunOutcome::Described(Box::new(RunState {
+                    cur_step: 0,
+                    accumulation_steps: 1,
+                    optimizer_steps: 0,
+                    optimizer,
+                    scheduler: None,
+                    trained: 0,
+                    base: 0,
+                    parameters: Vec::new(),
+                })))
+            }
             RunOperation::Restore { directory } => {
                 let bytes = std::fs::read(directory.join("sum")).map_err(|error| Error::internal(error.to_string()))?;
                 let bytes = bytes.try_into().map_err(|_| Error::internal("a damaged snapshot"))?;

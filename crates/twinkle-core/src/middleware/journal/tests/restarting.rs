@@ -202,3 +202,22 @@ async fn a_closed_run_stays_closed_after_a_restart() {
     assert_eq!(node.submit(None, RunOperation::Unload).await.unwrap(), unload);
     assert_eq!(node.recorder.seen(), []);
 }
+
+#[tokio::test]
+async fn a_run_is_described_as_it_is_after_what_was_answered_also_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::with_run(folder.path()).await;
+    let first = node.submit(1, step(0.1)).await.unwrap();
+    node.result(&first).await.unwrap();
+    let described = node.journal.describe(&alice(), &run(0), false).await.unwrap();
+    assert_eq!(described.optimizer.lr().to_bits(), sum(&[0.1]).to_bits());
+    node.stop().await;
+
+    let node = Node::start(folder.path()).await;
+    let described = node.journal.describe(&alice(), &run(0), false).await.unwrap();
+    assert_eq!(described.optimizer.lr().to_bits(), sum(&[0.1]).to_bits(), "rebuilt first");
+    let foreign = node.journal.describe(&TenantId::new("bob"), &run(0), false).await.unwrap_err();
+    assert_eq!(foreign.code, ErrorCode::NotFound);
+    let second = node.submit(2, step(0.2)).await.unwrap();
+    assert_eq!(sum_in(&node.result(&second).await).to_bits(), sum(&[0.1, 0.2]).to_bits(), "its order is as before");
+}

@@ -177,10 +177,17 @@ fn build(metric: &NamedClass, now: Instant) -> Result<Box<dyn Metric>> {
             ));
         }
         "CompletionRewardMetric" => {
-            return Err(Error::unsupported("metric `CompletionRewardMetric` is computed by the client from its rewards"));
+            return Err(Error::unsupported(
+                "metric `CompletionRewardMetric` is computed by the client from its rewards",
+            ));
         }
         other => {
-            return Err(Error::invalid(format!("there is no metric `{other}`")).hint(suggestion(other, "metrics", &NAMES)));
+            return Err(
+                Error::invalid(format!("there is no metric `{other}`")).hint(suggestion(other, "metrics", &NAMES))
+            );
         }
     })
 }
+
+#[cfg(test)]
+mod tests;
