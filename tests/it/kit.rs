@@ -15,6 +15,7 @@ async fn twinkles_own_client_trains_samples_prepares_data_and_meets_none_of_the_
     // Scenarios of one process are many adapters, and nobody else is there.
     options.model_args = "max_loras: 256\n      queue_config: {rps_limit: 0, tps_limit: 0}".to_owned();
     options.sampler_args = "queue_config: {rps_limit: 0, tps_limit: 0}".to_owned();
+    options.environment.push(("TWINKLE_OFFLINE".to_owned(), "1".to_owned()));
     let data = tempfile::tempdir().expect("a folder");
     options.environment.push(("TWINKLE_DATA_DIRS".to_owned(), data.path().to_string_lossy().into_owned()));
     let model_path = options.model.to_string_lossy().into_owned();

@@ -101,6 +101,19 @@ def test_a_checkpoint_opens_in_peft(world):
     expect((config.r, config.lora_alpha) == (4, 16), f"the configuration says {config.r}, {config.lora_alpha}")
 
 
+def test_an_upload_that_fails_says_why(world):
+    """The package waits for the upload and raises; the node of the tests may not reach any hub."""
+    world.sign_in()
+    model = world.trained()
+    saved = model.save(name="upload")
+    try:
+        model.upload_to_hub(saved.twinkle_path, "somebody/something", hub_token="hub-secret", poll_interval=0.05)
+    except (RuntimeError, OSError) as error:
+        expect("hub-secret" not in str(error), f"the token is told: {error}")
+    else:
+        raise AssertionError("an upload without a network was completed")
+
+
 def test_names_are_made_up_and_overwritten(world):
     world.sign_in()
     model = world.trained()

@@ -124,6 +124,7 @@ def test_mistakes_name_what_is_known_and_change_nothing(world):
     for name in ("../x", "~root", "/etc/x"):
         refused(lambda: other.add_adapter_to_model(name, LoraConfig(r=8)), 400, words=("adapter_name",))
     refused(lambda: other.add_adapter_to_model("huge", LoraConfig(r=4096)), 400, words=("4096",))
+    refused(lambda: other.add_adapter_to_model("whole", None), 400, words=("config",))
     refused(lambda: other.forward(inputs=rows), 400, 404, 422)
     model.adapter_name, name = "unknown", model.adapter_name
     refused(lambda: model.forward_only(inputs=rows), 400, 404, words=("unknown",))

@@ -90,3 +90,39 @@ def test_each_reads_the_others_checkpoints(world):
     expect(sampled.sequences[0].tokens == mine[0].sequences[0].tokens, "the two clients draw other tokens")
     runs = {run.training_run_id for run in client.list_training_runs()}
     expect(len(runs) >= 2, f"one key's runs of both protocols: {runs}")
+
+
+def test_the_same_run_through_both_clients_ends_in_the_same_adapter(world):
+    """From one checkpoint, the same eight steps on the same data. Adam does not see that one takes sums and the other
+    means, but for the rounding of its small numbers."""
+    from tinker import types
+
+    client = world.sign_in("twins")
+    service = tinker_service(world, "twins")
+    training = service.create_lora_training_client(base_model=world.model, rank=8, train_unembed=False)
+    start = training.save_state("start").result().path
+    model = world.adapter(lora_alpha=32)
+    model.set_loss("CrossEntropyLoss", reduction="sum")
+    model.set_optimizer("AdamW", lr=1e-3, betas=[0.9, 0.95], eps=1e-12, weight_decay=0.0)
+    model.load(start.replace("tinker://", "twinkle://"))
+    row = {"input_ids": TOKENS[:-1], "labels": TOKENS[1:]}
+    for _ in range(8):
+        training.forward_backward([datum(TOKENS)], "cross_entropy")
+        training.optim_step(types.AdamParams(learning_rate=1e-3, beta1=0.9, beta2=0.95, eps=1e-12)).result()
+        model.forward_backward(inputs=[row])
+        model.clip_grad_and_step(max_grad_norm=1e9)
+    theirs = adapter_of(client, training.save_state("end").result().path)
+    ours = adapter_of(client, model.save(name="end").twinkle_path)
+    expect(theirs.keys() == ours.keys() and len(ours) > 4, f"{sorted(theirs)} against {sorted(ours)}")
+    moved = adapter_of(client, start)
+    for name, tensor in ours.items():
+        apart = abs(tensor - theirs[name]).max()
+        expect(apart < 1e-5, f"`{name}` is {apart} apart")
+    expect(max(abs(tensor - moved[name]).max() for name, tensor in ours.items()) > 1e-3, "nothing was trained")
+
+
+def adapter_of(client, path: str) -> dict:
+    from safetensors.numpy import load_file
+
+    run, _, checkpoint = path.partition("://")[2].partition("/")
+    return load_file(f"{client.get_checkpoint_path(run, checkpoint).path}/adapter_model.safetensors")
