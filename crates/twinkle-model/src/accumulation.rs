@@ -35,12 +35,13 @@ impl Accumulation {
         Self::default().with_every(every)
     }
 
-    /// The same with windows of another size.
+    /// The same with windows of `every` passes. A window of another size holds the passes whose gradients are still there.
     pub fn with_every(self, every: u64) -> Result<Self> {
         if every == 0 {
             return Err(Error::invalid("`gradient_accumulation_steps` is 0, but must be at least 1"));
         }
-        Ok(Self { every, ..self })
+        let window = if every == self.every { self.window } else { self.held };
+        Ok(Self { every, window, ..self })
     }
 
     /// One backward pass more. `num_tokens` is what its loss is a sum over; 0: it has divided already.
@@ -115,6 +116,21 @@ mod tests {
         assert!(accumulation.is_at_boundary());
         accumulation.count(1.0);
         assert!(!accumulation.is_at_boundary());
+    }
+
+    #[test]
+    fn a_window_of_another_size_begins_with_what_is_held() {
+        let mut accumulation = Accumulation::default();
+        accumulation.count(1.0);
+        accumulation.cleared();
+        assert!(accumulation.with_every(1).unwrap().is_at_boundary());
+        let mut wider = accumulation.with_every(2).unwrap();
+        wider.count(1.0);
+        assert!(!wider.is_at_boundary(), "the pass before has had its update");
+        wider.count(1.0);
+        assert!(wider.is_at_boundary());
+        let narrower = wider.with_every(3).unwrap();
+        assert_eq!((narrower.window, narrower.is_at_boundary()), (2, false), "two of three are held");
     }
 
     #[test]

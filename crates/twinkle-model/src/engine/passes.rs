@@ -283,7 +283,9 @@ impl Engine {
             && let Some(resident) = self.runs.in_memory(run)
         {
             let accumulation = &mut resident.run.accumulation;
-            accumulation.every = job.accumulation_steps.unwrap_or(accumulation.every);
+            let every = job.accumulation_steps.unwrap_or(accumulation.every);
+            // A size that no window can have was refused when the operation arrived.
+            *accumulation = accumulation.with_every(every).unwrap_or(*accumulation);
             accumulation.count(found.num_tokens);
         }
     }

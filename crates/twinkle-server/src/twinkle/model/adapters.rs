@@ -23,7 +23,7 @@ use twinkle_core::error::{Error, ErrorCode, Result};
 use twinkle_core::ids::{RunId, SessionId, TenantId};
 
 use super::arguments::{Arguments, accumulation_steps};
-use super::forward::Kept;
+use super::kept::Kept;
 use super::lora;
 use super::metrics::Metrics;
 use super::work::to_the_end;

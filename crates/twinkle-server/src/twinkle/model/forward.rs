@@ -5,7 +5,7 @@
 //! same bits in every pass, the loss and the gradients are the very ones of a single `forward_backward`; the price is time.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
@@ -20,6 +20,7 @@ use twinkle_processor::TemplateSpec;
 use super::adapters::Adapter;
 use super::arguments::{Arguments, accumulation_steps};
 use super::data::{Columns, EMBEDDING_LOSS, LossInputs, data, targets};
+use super::kept::{BYTES_PER_TOKEN, Kept};
 use super::losses;
 use super::metrics::Observation;
 use super::output::{ModelOutput, label_logprobs};
@@ -33,8 +34,6 @@ use crate::twinkle::{Answer, Caller, Json, TwinkleFront, null, ok};
 const MOST_KEPT: usize = 64 << 20;
 /// What a client may ask the network for.
 const TASKS: [&str; 3] = ["causal_lm", "embedding", "fused_lm_ce"];
-/// Values from which on they are handled beside the async runtime.
-const BYTES_PER_TOKEN: usize = 16;
 
 /// A request with inputs.
 #[derive(Deserialize)]
@@ -64,30 +63,6 @@ enum Way {
     ForwardOnly,
     /// `forward_backward`.
     Backward,
-}
-
-/// The inputs of the last forward.
-#[derive(Clone)]
-pub(super) struct Kept {
-    rows: Arc<Rows>,
-    options: ForwardOptions,
-    is_embedding: bool,
-    is_training: bool,
-    /// What came with the forward.
-    inputs: LossInputs,
-    /// The loss that was computed of it: what gradients are of.
-    computed: Option<(LossSpec, LossInputs)>,
-    /// Whether metrics have seen it with its loss.
-    is_seen: Arc<AtomicBool>,
-}
-
-impl Kept {
-    /// About how many bytes it takes.
-    pub(super) fn bytes(&self) -> usize {
-        let tokens: usize = self.rows.rows.iter().map(|row| row.tokens.len()).sum();
-        let computed = self.computed.as_ref().map_or(0, |(_, inputs)| inputs.bytes());
-        1024 + BYTES_PER_TOKEN * tokens + self.inputs.bytes() + computed
-    }
 }
 
 /// What is computed, and of what.

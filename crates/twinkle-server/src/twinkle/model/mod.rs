@@ -21,6 +21,7 @@ mod data;
 mod distillation;
 mod forward;
 mod inspect;
+mod kept;
 mod lora;
 mod losses;
 mod metrics;
