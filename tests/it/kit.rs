@@ -6,8 +6,8 @@ use twinkle_tests::{Node, NodeOptions, run_with_kit};
 
 const VARIANT: &str = "qwen3";
 /// Files of scenarios, in the order of their questions: what a step does, then what tenants see of each other.
-const SCENARIOS: [&str; 8] =
-    ["training", "losses", "checkpoints", "data", "sampling", "tenants", "weaknesses", "together"];
+const SCENARIOS: [&str; 9] =
+    ["training", "losses", "checkpoints", "data", "sampling", "tenants", "weaknesses", "together", "full"];
 
 #[tokio::test]
 async fn twinkles_own_client_trains_samples_prepares_data_and_meets_none_of_the_originals_weaknesses() {
@@ -20,9 +20,13 @@ async fn twinkles_own_client_trains_samples_prepares_data_and_meets_none_of_the_
     options.environment.push(("TWINKLE_DATA_DIRS".to_owned(), data.path().to_string_lossy().into_owned()));
     let model_path = options.model.to_string_lossy().into_owned();
     let node = Node::start(options).await.expect("the server starts");
-    let url = node.base_url();
+    let mut options = NodeOptions::fixture(env!("CARGO_BIN_EXE_node"), VARIANT);
+    options.model_args = "train_mode: full".to_owned();
+    let full = Node::start(options).await.expect("the server starts");
+    let (url, full_url) = (node.base_url(), full.base_url());
     let data = data.path().to_string_lossy();
     let mut arguments = vec!["--base-url", &url, "--model", node.model(), "--model-path", &model_path, "--data", &data];
+    arguments.extend(["--full-url", &full_url]);
     arguments.extend(SCENARIOS);
     if let Err(failure) = run_with_kit("twinkle/run.py", &arguments).await {
         panic!("{failure:#}\n--- server log ---\n{}", node.log());

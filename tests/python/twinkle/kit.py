@@ -12,7 +12,7 @@ import json
 import math
 import os
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 # Nothing may leave the machine, and no option of the caller's shell may change the test.
@@ -55,6 +55,12 @@ class World:
     model_path: str
     # A folder that the server can read, too.
     folder: Path
+    # A server that trains all weights of the same model.
+    full_url: str = ""
+
+    def of_full_training(self) -> "World":
+        expect(self.full_url, "name a server that trains all weights with `--full-url`")
+        return replace(self, base_url=self.full_url)
 
     def __post_init__(self):
         self._names = itertools.count()

@@ -10,7 +10,7 @@ import time
 import traceback
 from pathlib import Path
 
-SCENARIOS = ("training", "losses", "checkpoints", "data", "sampling", "tenants", "weaknesses", "together")
+SCENARIOS = ("training", "losses", "checkpoints", "data", "sampling", "tenants", "weaknesses", "together", "full")
 
 
 def main() -> int:
@@ -19,6 +19,7 @@ def main() -> int:
     parser.add_argument("--model", required=True, help="the name clients ask for")
     parser.add_argument("--model-path", required=True, help="its folder")
     parser.add_argument("--data", required=True, help="a folder in which the server looks for data sets")
+    parser.add_argument("--full-url", default="", help="a server with `train_mode: full`, for the scenarios of that name")
     parser.add_argument("--limit", type=int, default=280, help="seconds until a hang is ended")
     parser.add_argument("--only", help="scenarios whose name contains this")
     parser.add_argument("files", nargs="+", choices=SCENARIOS)
@@ -30,7 +31,7 @@ def main() -> int:
 
     failed, done = [], 0
     with tempfile.TemporaryDirectory(prefix="kit-", dir=options.data) as folder:
-        world = World(options.base_url, options.model, options.model_path, Path(folder))
+        world = World(options.base_url, options.model, options.model_path, Path(folder), options.full_url)
         print(f"imports took {time.monotonic() - started:.1f} s")
         for file in options.files:
             module = importlib.import_module(file)
