@@ -153,9 +153,6 @@ impl EngineArgs {
         }
         if let Some(mode) = section.choice::<LogprobsMode>("logprobs_mode") {
             engine.logprobs_mode = mode.value;
-            if mode.value != LogprobsMode::ProcessedLogprobs {
-                section.unavailable_value("logprobs_mode");
-            }
         }
         engine.seed = section.integer("seed", 0..).map(|seed| seed.value);
         section.set_number("gpu_memory_utilization", Limits::SHARE, &mut engine.gpu_memory_utilization);

@@ -61,8 +61,7 @@ static ENGINE_ARGS: Grammar = Grammar {
             Kind::Words(&["processed_logprobs", "raw_logprobs", "processed_logits", "raw_logits"]),
             Default("processed_logprobs"),
             "Which numbers are returned as log-probabilities",
-        )
-        .refused("all but `processed_logprobs`"),
+        ),
         key(
             "seed",
             Kind::Whole(0, i64::MAX),
