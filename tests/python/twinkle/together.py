@@ -126,3 +126,21 @@ def adapter_of(client, path: str) -> dict:
 
     run, _, checkpoint = path.partition("://")[2].partition("/")
     return load_file(f"{client.get_checkpoint_path(run, checkpoint).path}/adapter_model.safetensors")
+
+
+def test_tinkers_samples_have_seeds_log_probabilities_and_a_greedy_choice(world):
+    from tinker import types
+
+    world.sign_in("drawing")
+    sampling = tinker_service(world, "drawing").create_sampling_client(base_model=world.model)
+    prompt = types.ModelInput.from_ints(TOKENS[:4])
+
+    def drawn(**options):
+        parameters = types.SamplingParams(max_tokens=6, **options)
+        return sampling.sample(prompt=prompt, num_samples=2, sampling_params=parameters).result().sequences
+
+    one, other = (drawn(temperature=1.0, seed=11) for _ in range(2))
+    expect([s.tokens for s in one] == [s.tokens for s in other], "a seed does not repeat")
+    expect(all(len(s.logprobs) == len(s.tokens) for s in one), "log-probabilities are missing")
+    first, second = drawn(temperature=0.0)
+    expect(first.tokens == second.tokens, "the greedy choice is not one")
