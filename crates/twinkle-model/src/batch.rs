@@ -358,6 +358,28 @@ mod tests {
         }
     }
 
+    #[test]
+    fn ways_to_use_the_network_that_make_no_sense_are_refused() {
+        let examples = [check_one(datum(&[1, 2], &[("target_tokens", TensorData::ints(vec![2, 3]))])).unwrap()];
+        let check = |options: ForwardOptions, backward: bool, vocabulary: usize| {
+            check_options(options, backward, &examples, Limits { vocabulary, ..LIMITS })
+        };
+        let usual = ForwardOptions::default();
+        for temperature in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e-40] {
+            let error = check(ForwardOptions { temperature, ..usual }, false, 10).unwrap_err().to_string();
+            assert!(error.contains("must be a number above 0"), "{error}");
+        }
+        let bare = ForwardOptions { disable_lora: true, ..usual };
+        assert!(check(bare, true, 10).unwrap_err().to_string().contains("leaves nothing to train"));
+        let mut logits = usual;
+        logits.outputs.logits = true;
+        let error = check(logits, false, MAX_LOGITS / 2 + 1).unwrap_err().to_string();
+        assert!(error.contains("more than 16777216"), "{error}");
+        for (options, backward, vocabulary) in [(usual, true, 10), (bare, false, 10), (logits, true, MAX_LOGITS / 2)] {
+            assert!(check(options, backward, vocabulary).is_ok());
+        }
+    }
+
     proptest! {
         #[test]
         fn packs_keep_order_and_respect_the_limit(lengths in proptest::collection::vec(1_usize..300, 0..60)) {

@@ -125,9 +125,10 @@ impl Chunk<'_> {
         let logits = self.logits(pieces)?;
         let targets = targets.tensor(self.base.device)?;
         // The kernel's own, so that a logprob is the same number whatever else is asked for.
-        let known = match options.scales_nothing() && native::is_plain(&logits) {
-            true => Some(Tensor::f_from_slice(&native::log_sum_exp(&logits)?)?.f_unsqueeze(1)?),
-            false => None,
+        let known = if options.scales_nothing() && native::is_plain(&logits) {
+            Some(Tensor::f_from_slice(&native::log_sum_exp(&logits)?)?.f_unsqueeze(1)?)
+        } else {
+            None
         };
         let (mut picked, mut normalisers, mut facts, mut kept) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (start, count) in blocks(logits.size()[0]) {

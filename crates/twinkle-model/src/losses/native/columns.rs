@@ -22,7 +22,7 @@ pub(super) const fn prepared(name: &'static str) -> Column {
 
 /// Refuses a mask of anything but 0 and 1.
 pub(super) fn check_mask(example: &Example, columns: usize) -> Result<()> {
-    let position = example.inputs.chunks(columns).position(|inputs| inputs[WEIGHT] != 0.0 && inputs[WEIGHT] != 1.0);
+    let position = example.inputs.chunks(columns).position(|inputs| !matches!(inputs[WEIGHT], 0.0 | 1.0));
     match position {
         None => Ok(()),
         Some(position) => Err(Error::invalid(format!(

@@ -158,7 +158,7 @@ impl PerEmbedding for Contrastive {
         };
         let mut derivatives: Vec<Vec<f64>> = data.iter().map(|view| vec![0.0; view.embedding.len()]).collect();
         let mut value = 0.0;
-        for own in 0..groups.len() {
+        for (own, group) in groups.iter().enumerate() {
             let (documents, positive) = self.compared(&groups, own);
             let (anchors, others) = self.added(&groups, own, positive);
             let target = product(documents[positive]);
@@ -171,7 +171,7 @@ impl PerEmbedding for Contrastive {
             let total: f64 = kept.iter().map(|(_, product)| share(*product)).sum();
             value += total.ln() - (target - largest) / self.temperature;
             let scale = 1.0 / (self.temperature * groups.len() as f64);
-            let pulled = ((groups[own].anchor, groups[own].documents[0]), -scale);
+            let pulled = ((group.anchor, group.documents[0]), -scale);
             for ((a, b), slope) in
                 kept.iter().map(|(pair, product)| (*pair, scale * share(*product) / total)).chain([pulled])
             {

@@ -75,7 +75,7 @@ impl Loss for Distillation {
     fn check(&self, example: &Example) -> Result<()> {
         columns::check_mask(example, COLUMNS.len())?;
         let mut cells = example.inputs.chunks(COLUMNS.len());
-        if cells.any(|inputs| inputs[CANDIDATE] != 0.0 && inputs[CANDIDATE] != 1.0) {
+        if cells.any(|inputs| !matches!(inputs[CANDIDATE], 0.0 | 1.0)) {
             return Err(Error::invalid("`candidate_mask` must be 0 or 1"));
         }
         let row = COLUMNS.len() * example.width();

@@ -70,9 +70,9 @@ const LOSSES: &[Entry] = &[
     entry("CPOLoss", &["beta", "bc_coef"], preference::cpo),
     entry("ORPOLoss", &["lambda_orpo"], preference::orpo),
     entry("GKDLoss", &["beta", "temperature", "chunk_size"], distillation::build),
-    entry("MSELoss", &[], squared_error::build),
+    entry("MSELoss", &[], |_| Ok(Box::new(squared_error::SquaredError))),
     entry("InfonceLoss", contrastive::SETTINGS, contrastive::build),
-    entry(NO_LOSS, &[], nothing::build),
+    entry(NO_LOSS, &[], |_| Ok(Box::new(nothing::Nothing))),
 ];
 
 /// Every input that some of these losses reads.

@@ -1,16 +1,9 @@
 //! `NoLoss`: nothing, for a forward that is asked for logprobs, logits, entropies or embeddings only.
 
-use twinkle_core::Result;
-
-use super::settings::Settings;
 use crate::losses::{Inputs, Loss, PerToken, Scope, TokenLoss};
 
-struct Nothing;
-
-#[expect(clippy::unnecessary_wraps, reason = "one of a table of builders")]
-pub(super) fn build(_: &Settings) -> Result<Box<dyn Loss>> {
-    Ok(Box::new(Nothing))
-}
+/// The loss.
+pub(super) struct Nothing;
 
 impl Loss for Nothing {
     fn inputs(&self) -> Inputs<'_> {

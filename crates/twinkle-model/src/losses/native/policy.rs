@@ -6,7 +6,7 @@
 //!   et al. 2025, arXiv:2506.02864) and `DRGRPOLoss` (Liu et al. 2025, arXiv:2503.20783):
 //!   `t = −min(r A, clamp(r, 1 − ε, 1 + ε_high) A)`;
 //! * `SAPOLoss` (Gao et al. 2025, arXiv:2511.20347): `t = −A · σ(τ (r − 1)) · 4 / τ`, with a τ for each sign of A;
-//! * `CISPOLoss` (MiniMax 2025, arXiv:2506.13585): `t = −sg(min(r, 1 + ε)) A l`.
+//! * `CISPOLoss` (Chen et al. 2025, arXiv:2506.13585): `t = −sg(min(r, 1 + ε)) A l`.
 //!
 //! To each is added `β (e^{ref − l} − (ref − l) − 1)`, Schulman's k3 estimate of the divergence from a reference, and
 //! `−entropy_coef · H`. They differ in what they are divided by ([`Mean`]). Without `old_logps` the policy is its own, r = 1;

@@ -122,7 +122,7 @@ impl Loss for Preference {
         for (place, example) in examples.iter_mut().enumerate() {
             for inputs in example.inputs.chunks_mut(COLUMNS.len()) {
                 inputs[PAIR_WEIGHT] = pair_weight as f32;
-                let is_learned = place % 2 == 0 && inputs[WEIGHT] != 0.0;
+                let is_learned = place.is_multiple_of(2) && inputs[WEIGHT] != 0.0;
                 inputs[NLL_WEIGHT] = if is_learned { nll_weight as f32 } else { 0.0 };
             }
         }

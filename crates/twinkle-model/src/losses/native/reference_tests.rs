@@ -96,14 +96,15 @@ impl Rows {
             let sum: f64 = slopes.iter().map(|slope| f64::from(*slope)).sum();
             let normaliser = row.iter().map(|(s, _)| s.exp()).sum::<f64>().ln();
             let entropy = -row.iter().map(|(s, _)| (s - normaliser).exp() * (s - normaliser)).sum::<f64>();
-            let RowFacts { normaliser: n, entropy: h, mean_logprob: m } =
+            let RowFacts { normaliser: by_normaliser, entropy: by_entropy, mean_logprob: by_mean } =
                 by_facts.get(place).copied().unwrap_or_default();
-            let (n, h, m) = (f64::from(n), f64::from(h), f64::from(m));
+            let [by_normaliser, by_entropy, by_mean] = [by_normaliser, by_entropy, by_mean].map(f64::from);
             for (token, (s, slope)) in row.iter().enumerate() {
                 let log_p = s - normaliser;
                 let named = targets.iter().zip(slopes).filter(|(target, _)| **target as usize == token);
                 let named: f64 = named.map(|(_, slope)| f64::from(*slope)).sum();
-                let by_s = named + log_p.exp() * (n - sum - m - h * (log_p + entropy)) + m / row.len() as f64;
+                let by_p = by_normaliser - sum - by_mean - by_entropy * (log_p + entropy);
+                let by_s = named + log_p.exp() * by_p + by_mean / row.len() as f64;
                 gradient.push(by_s * slope);
             }
         }
@@ -147,14 +148,11 @@ fn compute(case: &Value, logits: &[Vec<f64>], vocabulary: usize) -> (f64, Vec<Ve
                 }
             }
             Scope::Row(rule) => {
-                for row in 0..rows.facts.len() {
-                    let (targets, inputs) = (row * width..(row + 1) * width, columns * width);
-                    let view = RowView {
-                        logprobs: &view.logprobs[targets.clone()],
-                        inputs: &example.inputs[row * inputs..(row + 1) * inputs],
-                        facts: if options.facts { rows.facts[row] } else { RowFacts::default() },
-                    };
-                    value += rule.row(view, &mut slopes[targets], &mut by_facts[row]);
+                let cells = view.logprobs.chunks(width).zip(example.inputs.chunks(columns * width)).zip(&rows.facts);
+                let slopes = slopes.chunks_mut(width).zip(&mut by_facts);
+                for (((logprobs, inputs), facts), (slopes, by_facts)) in cells.zip(slopes) {
+                    let facts = if options.facts { *facts } else { RowFacts::default() };
+                    value += rule.row(RowView { logprobs, inputs, facts }, slopes, by_facts);
                 }
             }
             Scope::Sequence(rule) => {

@@ -7,19 +7,14 @@ use twinkle_core::Result;
 use twinkle_nn::RowFacts;
 
 use super::columns::{self, MASK, WEIGHT};
-use super::settings::Settings;
 use crate::batch::Example;
 use crate::losses::{Column, Inputs, Loss, PerRow, RowOptions, RowView, Scope};
 
 const COLUMNS: &[Column] = &[MASK, Column { name: "target_logits", default: None }];
 const TARGET: usize = 1;
 
-struct SquaredError;
-
-#[expect(clippy::unnecessary_wraps, reason = "one of a table of builders")]
-pub(super) fn build(_: &Settings) -> Result<Box<dyn Loss>> {
-    Ok(Box::new(SquaredError))
-}
+/// The loss.
+pub(super) struct SquaredError;
 
 impl Loss for SquaredError {
     fn inputs(&self) -> Inputs<'_> {
