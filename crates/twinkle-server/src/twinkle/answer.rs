@@ -52,9 +52,9 @@ pub(crate) fn ok(body: &impl Serialize) -> Answer {
     json(StatusCode::OK, body)
 }
 
-/// 200 with `null`: done, nothing to tell.
+/// 200: done, nothing to tell. Clients of 0.1 read `result` of every answer, later ones nothing.
 pub(crate) fn null() -> Answer {
-    ok(&())
+    ok(&serde_json::json!({ "result": null }))
 }
 
 /// Any status with a JSON body. Numbers that JSON does not have become `null`.

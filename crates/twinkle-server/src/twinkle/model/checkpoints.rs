@@ -59,7 +59,9 @@ pub(super) struct Resume {
 /// `POST save`
 pub(super) async fn save(State(front): State<TwinkleFront>, caller: Caller, Json(wanted): Json<Save>) -> Answer {
     let (path, folder) = to_the_end("save", async move { front.save(caller, wanted).await }).await?;
-    ok(&json!({ "twinkle_path": path.to_twinkle(), "checkpoint_dir": folder }))
+    // `result` is what clients of 0.1 read.
+    let path = path.to_twinkle();
+    ok(&json!({ "twinkle_path": path, "result": path, "checkpoint_dir": folder }))
 }
 
 /// `POST load`
