@@ -20,7 +20,6 @@ use twinkle_core::state::StateStore;
 use crate::data::Places;
 use crate::limits::{check_conversations, check_sequences, check_texts};
 use crate::objects::{Answered, Hands, Limits, Registry, call, create};
-use crate::templates::Templates;
 use crate::tokenizer::ModelTokenizer;
 
 /// What the launcher hands the component besides its arguments.
@@ -46,7 +45,7 @@ pub struct Processor {
 
 #[derive(Debug)]
 struct Shared {
-    models: BTreeMap<String, Arc<ModelTokenizer>>,
+    models: Arc<BTreeMap<String, Arc<ModelTokenizer>>>,
     workers: Arc<Semaphore>,
     worker_count: u32,
     draining: AtomicBool,
@@ -59,8 +58,7 @@ impl Component for Processor {
     type Context = ProcessorContext;
 
     async fn build(args: ProcessorArgs, context: ProcessorContext) -> Result<Self> {
-        let folders = Arc::new(context.models.clone());
-        let models = on_a_blocking_thread(move || load_models(context.models)).await?;
+        let models = Arc::new(on_a_blocking_thread(move || load_models(context.models)).await?);
         let cores = || std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(1));
         let worker_count = args.workers.unwrap_or_else(cores).max(1);
         let workers = Arc::new(Semaphore::new(worker_count as usize));
@@ -73,10 +71,9 @@ impl Component for Processor {
         }
         let hands = Hands {
             places: Arc::new(context.places),
-            templates: Templates::default(),
-            models: folders,
+            models: Arc::clone(&models),
             workers: Arc::clone(&workers),
-            worker_count: worker_count as usize,
+            long_work: Arc::new(Semaphore::new(worker_count.saturating_sub(1).max(1) as usize)),
             seed: context.seed,
         };
         let draining = AtomicBool::new(false);

@@ -73,7 +73,8 @@ impl Progress {
     /// Bytes that the hub has, or that it had already.
     #[must_use]
     pub fn sent(&self) -> u64 {
-        self.counts.sent.load(Ordering::Relaxed)
+        // A connection may still send what its hub has accepted already.
+        self.counted().min(self.total())
     }
 
     /// Bytes of all files; 0 until they are known.
@@ -84,6 +85,10 @@ impl Progress {
 
     fn begin(&self, total: u64) {
         self.counts.total.store(total, Ordering::Relaxed);
+    }
+
+    fn counted(&self) -> u64 {
+        self.counts.sent.load(Ordering::Relaxed)
     }
 
     fn add(&self, bytes: u64) {

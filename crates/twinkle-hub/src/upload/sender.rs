@@ -94,14 +94,19 @@ impl Sender {
             }
             let outcome = request.body(body).send().await;
             let why = match outcome {
-                Ok(answer) if answer.status().is_success() => return Ok(()),
+                Ok(answer) if answer.status().is_success() => {
+                    // A hub that knows the bytes may accept them before it has read them.
+                    self.progress.take_back(counted.counted());
+                    self.progress.add(file.size);
+                    return Ok(());
+                }
                 Ok(answer) if !is_passing(answer.status()) => {
                     return Err(self.refused(&format!("`{}`", file.name), answer.status(), &read(answer).await));
                 }
                 Ok(answer) => format!("status {}", answer.status().as_u16()),
                 Err(error) => with_causes(&error.without_url()),
             };
-            self.progress.take_back(counted.sent());
+            self.progress.take_back(counted.counted());
             self.wait(&mut attempt, &why).await?;
         }
     }

@@ -81,7 +81,10 @@ async fn what_cannot_be_had_is_told() {
     let hub = StandIn::start().await;
     let mut machine = Machine::with(&hub);
     let error = machine.data_sets().listed("hf://org/name", None).await.err().unwrap();
-    assert_eq!((error.code, error.message.as_str()), (ErrorCode::NotFound, "Hugging Face has no public data set `org/name`"));
+    assert_eq!(
+        (error.code, error.message.as_str()),
+        (ErrorCode::NotFound, "Hugging Face has no public data set `org/name`")
+    );
     assert!(machine.data_sets().listed("org", None).await.is_err());
     assert!(!machine.data_sets().is_id("rows.jsonl") && machine.data_sets().is_id("org/name"));
     machine.set("TWINKLE_OFFLINE", "1");

@@ -51,7 +51,7 @@ impl DatasetMeta {
             id: given.text("dataset_id")?.unwrap_or_default(),
             subset: given.text("subset_name")?.unwrap_or_else(|| "default".to_owned()),
             split: given.text("split")?.unwrap_or_else(|| "train".to_owned()),
-            slice: given.take("data_slice").map(DataSlice::read).transpose()?,
+            slice: given.take("data_slice").map(|slice| DataSlice::read(&slice)).transpose()?,
             rows: given.take("data").map(rows_of).transpose()?,
         };
         if meta.id.is_empty() && meta.rows.is_none() {
@@ -72,7 +72,7 @@ impl DatasetMeta {
 }
 
 impl DataSlice {
-    fn read(value: Value) -> Result<Self> {
+    fn read(value: &Value) -> Result<Self> {
         let wrong = || {
             Error::invalid("`data_slice` is neither a range nor a list of numbers").hint(
                 r#"write `range(0, 100)` in Python, or {"_slice_type_": "range", "start": 0, "stop": 100, "step": 1}"#,
@@ -87,7 +87,7 @@ impl DataSlice {
             }
             Some("list") => Self::List(value.get("values").and_then(numbers).ok_or_else(wrong)?),
             Some(_) => return Err(wrong()),
-            None => Self::List(numbers(&value).ok_or_else(wrong)?),
+            None => Self::List(numbers(value).ok_or_else(wrong)?),
         };
         match &slice {
             Self::Range { step: 0, .. } => Err(Error::invalid("the step of `data_slice` is 0")),
@@ -205,7 +205,7 @@ mod tests {
 
     #[test]
     fn numbers_past_the_end_begin_again() {
-        let slice = |value| DataSlice::read(value).and_then(|slice| slice.indexes(3));
+        let slice = |value: Value| DataSlice::read(&value).and_then(|slice| slice.indexes(3));
         assert_eq!(slice(json!([0, 3, 5])), Ok(vec![0, 0, 2]));
         assert_eq!(slice(json!({"_slice_type_": "range", "start": 1, "stop": 6, "step": 2})), Ok(vec![1, 0, 2]));
         assert_eq!(slice(json!({"_slice_type_": "range", "start": 5, "stop": 1, "step": -2})), Ok(vec![2, 0]));

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tokio::sync::Semaphore;
 use twinkle_core::error::{Error, Result};
 
 use super::mix::Mix;
@@ -37,7 +38,8 @@ pub struct Indexed {
     packs: Option<Vec<Vec<usize>>>,
     saver: Option<Saver>,
     room: Arc<Room>,
-    threads: usize,
+    /// Threads that may help, if nobody else needs them.
+    workers: Arc<Semaphore>,
 }
 
 #[derive(Debug)]
@@ -48,9 +50,9 @@ struct Part {
 }
 
 impl Indexed {
-    /// A data set without rows, which works with so many threads.
+    /// A data set without rows, which may use those of these threads that nobody else needs.
     #[must_use]
-    pub fn new(kind: Kind, room: Arc<Room>, threads: usize) -> Self {
+    pub fn new(kind: Kind, room: Arc<Room>, workers: Arc<Semaphore>) -> Self {
         Self {
             kind,
             parts: Vec::new(),
@@ -61,7 +63,7 @@ impl Indexed {
             packs: None,
             saver: None,
             room,
-            threads,
+            workers,
         }
     }
 
@@ -287,7 +289,7 @@ impl Indexed {
 
     /// Does something to all rows now; after an error they are as before.
     fn change(&mut self, operation: &Operation, key: Option<&str>) -> Result<()> {
-        let threads = self.threads;
+        let workers = Arc::clone(&self.workers);
         let table = match (&mut self.mixed, self.parts.len()) {
             (Some(mixed), _) => mixed,
             (None, several) if several > 1 && key.is_none() => {
@@ -300,7 +302,7 @@ impl Indexed {
             }
             _ => &mut self.part(key)?.table,
         };
-        *table = parallel::apply(table, operation, threads)?;
+        *table = parallel::apply(table, operation, &workers)?;
         self.packs = None;
         Ok(())
     }

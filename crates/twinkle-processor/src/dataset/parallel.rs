@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::thread;
 
+use tokio::sync::{Semaphore, SemaphorePermit};
 use twinkle_core::error::{Error, Result};
 
 use super::operation::Operation;
@@ -14,8 +15,9 @@ const FEWEST: usize = 16;
 /// The rows that come of all rows of a table, in order. Blocking.
 ///
 /// An error names the row and leaves the table as it was.
-pub(super) fn apply(table: &Table, operation: &Operation, threads: usize) -> Result<Table> {
-    let share = table.len().div_ceil(threads.max(1)).max(FEWEST);
+pub(super) fn apply(table: &Table, operation: &Operation, workers: &Semaphore) -> Result<Table> {
+    let helpers = helpers(workers, table.len() / FEWEST);
+    let share = table.len().div_ceil(helpers.len() + 1).max(FEWEST);
     let parts: Vec<(usize, &[Arc<str>])> =
         table.rows().chunks(share).enumerate().map(|(number, rows)| (number * share, rows)).collect();
     let work = |(first, rows): (usize, &[Arc<str>])| {
@@ -44,6 +46,18 @@ pub(super) fn apply(table: &Table, operation: &Operation, threads: usize) -> Res
     Ok(whole)
 }
 
+/// Threads beside the caller's: at most `most`, and one is left for others.
+fn helpers(workers: &Semaphore, most: usize) -> Vec<SemaphorePermit<'_>> {
+    let mut helpers = Vec::new();
+    while helpers.len() < most && workers.available_permits() > 1 {
+        match workers.try_acquire() {
+            Ok(helper) => helpers.push(helper),
+            Err(_) => break,
+        }
+    }
+    helpers
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::{Map, json};
@@ -61,8 +75,8 @@ mod tests {
     fn rows_stay_in_order_whatever_the_number_of_threads() {
         let table = numbers(100);
         let operation = Operation::Map(preprocessor("AlpacaProcessor", Map::new()).unwrap().into(), Arc::from([]));
-        let alone = apply(&table, &operation, 1).unwrap();
-        let shared = apply(&table, &operation, 3).unwrap();
+        let alone = apply(&table, &operation, &Semaphore::new(0)).unwrap();
+        let shared = apply(&table, &operation, &Semaphore::new(3)).unwrap();
         assert_eq!(alone.rows(), shared.rows());
         assert_eq!(alone.len(), 100);
         assert!(alone.rows()[99].starts_with(r#"{"n":99,"#));
@@ -71,7 +85,7 @@ mod tests {
     #[test]
     fn an_error_names_the_row() {
         let operation = Operation::Map(preprocessor("GSM8KProcessor", Map::new()).unwrap().into(), Arc::from([]));
-        let error = apply(&numbers(40), &operation, 2).unwrap_err();
+        let error = apply(&numbers(40), &operation, &Semaphore::new(2)).unwrap_err();
         assert_eq!(error.message, "row 0: a row has no value in the column `question`");
     }
 
@@ -79,6 +93,6 @@ mod tests {
     fn a_filter_drops_rows() {
         let init_args = json!({"columns": ["missing"]}).as_object().cloned().unwrap();
         let operation = Operation::Filter(filter("NotEmptyFilter", init_args).unwrap().into());
-        assert!(apply(&numbers(3), &operation, 1).unwrap().is_empty());
+        assert!(apply(&numbers(3), &operation, &Semaphore::new(0)).unwrap().is_empty());
     }
 }

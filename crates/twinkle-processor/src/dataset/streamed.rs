@@ -141,7 +141,7 @@ impl Streamed {
     }
 
     /// The next row; `None` at the end, again and again. It is also saved if a saver was begun. Blocking.
-    pub fn next(&mut self) -> Result<Option<Row>> {
+    pub fn next_row(&mut self) -> Result<Option<Row>> {
         let Some(rows) = &mut self.reading else {
             return Err(Error::invalid("nothing is being read").hint("call `__iter__` first"));
         };

@@ -15,7 +15,8 @@ fn settings(value: Value) -> Settings {
 
 fn indexed(kind: Kind, rows: &[Value]) -> Dataset {
     let room = Room::new(1 << 20);
-    let mut dataset = Indexed::new(kind, std::sync::Arc::clone(&room), 1);
+    let mut dataset =
+        Indexed::new(kind, std::sync::Arc::clone(&room), std::sync::Arc::new(tokio::sync::Semaphore::new(1)));
     let rows = rows.iter().map(|row| Row::parse(&row.to_string()));
     dataset.add("only".to_owned(), Table::collect(&room, rows).unwrap());
     Dataset::Indexed(Box::new(dataset))

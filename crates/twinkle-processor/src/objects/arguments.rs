@@ -18,6 +18,7 @@ pub struct Arguments {
 
 impl Arguments {
     /// The arguments of something, whose name is told in errors.
+    #[must_use]
     pub fn new(of: impl Into<String>, values: Map<String, Value>) -> Self {
         Self { of: of.into(), values, asked: Vec::new() }
     }

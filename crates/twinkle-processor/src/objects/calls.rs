@@ -14,6 +14,10 @@ use crate::dataset::Dataset;
 /// The types of objects.
 const TYPES: &[&str] = &["dataset", "dataloader", "preprocessor", "processor", "reward", "advantage", "template"];
 
+/// Functions that work on all of a data set.
+const LONG: &[&str] =
+    &["map", "filter", "encode", "check", "add_dataset", "mix_dataset", "pack_dataset", "save_as", "flush_save"];
+
 /// Makes an object; answers its name.
 pub async fn create(
     registry: &Arc<Registry>,
@@ -30,7 +34,7 @@ pub async fn create(
         "dataloader" => data_calls::loader(registry, hands, tenant, class, given).await?,
         "template" => {
             let settings = given.rest();
-            Object::Template(hands.template(class, settings).await?)
+            Object::Template(hands.template(class, &settings)?)
         }
         "weight_loader" => {
             return Err(Error::unsupported("weights are not loaded through a processor")
@@ -59,7 +63,7 @@ pub async fn call(
         Needs::Dataset(dataset) => data_calls::of_loader(dataset, function, given).await?,
         Needs::Nothing => plain_calls::of(&object, function, given)?,
     };
-    let worker = hands.worker().await?;
+    let worker = hands.worker(LONG.contains(&function)).await?;
     // The permit goes with the work: a client that leaves does not free a thread that is still busy.
     let done = tokio::task::spawn_blocking(move || {
         let answered = work(&mut object);

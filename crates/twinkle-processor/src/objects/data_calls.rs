@@ -1,5 +1,7 @@
 //! Data sets and loaders: what they are made of and which functions they have.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 use tokio::sync::OwnedMutexGuard;
 use twinkle_core::error::{Error, Result, suggestion};
@@ -90,11 +92,11 @@ pub(super) async fn dataset(
                 "PackingDataset" => Kind::Packing,
                 _ => Kind::Eager,
             };
-            Dataset::Indexed(Box::new(Indexed::new(kind, registry.room(tenant), hands.worker_count)))
+            Dataset::Indexed(Box::new(Indexed::new(kind, registry.room(tenant), Arc::clone(&hands.workers))))
         }
     };
     let Some(part) = part else { return Ok(Object::Dataset(dataset)) };
-    let worker = hands.worker().await?;
+    let worker = hands.worker(true).await?;
     let read = tokio::task::spawn_blocking(move || {
         part.add_to(&mut dataset)?;
         drop(worker);
@@ -163,7 +165,7 @@ pub(super) async fn loader(
     if !matches!(&*dataset.lock().await, Object::Dataset(_)) {
         return Err(Error::invalid("the argument `dataset` of `DataLoader` is not a data set"));
     }
-    Ok(Object::Loader(DataLoader::new(settings), dataset))
+    Ok(Object::Loader(Box::new(DataLoader::new(settings)), dataset))
 }
 
 /// Reads a call of a data set.
@@ -177,7 +179,7 @@ pub(super) async fn of_dataset(
     let work = match function {
         "set_template" => {
             let class = template_class(&mut given)?;
-            let template = hands.template(&class, given.rest()).await?;
+            let template = hands.template(&class, &given.rest())?;
             on_dataset(move |dataset| match dataset {
                 Dataset::Indexed(dataset) => {
                     dataset.set_template(template);
@@ -240,27 +242,7 @@ fn save_as(hands: &Hands, tenant: &TenantId, given: &mut Arguments) -> Result<Wo
 /// Calls that need nothing from elsewhere.
 fn at_once(is_stream: bool, function: &str, given: &mut Arguments) -> Result<Work> {
     Ok(match function {
-        "map" | "filter" => {
-            let argument = if function == "map" { "preprocess_func" } else { "filter_func" };
-            let name = given.need_text(argument)?;
-            let key = meta(given)?.map(|meta| meta.key());
-            let init_args = given.object("init_args")?.unwrap_or_default();
-            given.without_effect(OF_PYTHON);
-            let operation = if function == "map" {
-                let removed = given.texts("remove_columns")?.unwrap_or_default();
-                Operation::Map(preprocessor(&name, init_args)?.into(), removed.into())
-            } else {
-                Operation::Filter(filter(&name, init_args)?.into())
-            };
-            on_dataset(move |dataset| {
-                match (dataset, &operation) {
-                    (Dataset::Indexed(dataset), Operation::Filter(_)) => dataset.filter(&operation, key.as_deref())?,
-                    (Dataset::Indexed(dataset), _) => dataset.map(operation, key.as_deref())?,
-                    (Dataset::Streamed(dataset), _) => dataset.map(operation, key.as_deref())?,
-                }
-                Answered::nothing()
-            })
-        }
+        "map" | "filter" => of_rows(function, given)?,
         "encode" => {
             let is_prompt = given.flag("add_generation_prompt")?.unwrap_or(false);
             let removed = given.texts("remove_columns")?.unwrap_or_default();
@@ -328,11 +310,36 @@ fn at_once(is_stream: bool, function: &str, given: &mut Arguments) -> Result<Wor
             Dataset::Indexed(_) => Answered::nothing(),
         }),
         "__next__" => on_dataset(|dataset| match dataset {
-            Dataset::Streamed(dataset) => dataset.next()?.map_or(Ok(Answered::Exhausted), |row| Answered::value(&row)),
+            Dataset::Streamed(dataset) => {
+                dataset.next_row()?.map_or(Ok(Answered::Exhausted), |row| Answered::value(&row))
+            }
             Dataset::Indexed(_) => Answered::nothing(),
         }),
         _ => return Err(no_function("a data set", function, OF_DATASET)),
     })
+}
+
+/// `map` and `filter`.
+fn of_rows(function: &str, given: &mut Arguments) -> Result<Work> {
+    let argument = if function == "map" { "preprocess_func" } else { "filter_func" };
+    let name = given.need_text(argument)?;
+    let key = meta(given)?.map(|meta| meta.key());
+    let init_args = given.object("init_args")?.unwrap_or_default();
+    given.without_effect(OF_PYTHON);
+    let operation = if function == "map" {
+        let removed = given.texts("remove_columns")?.unwrap_or_default();
+        Operation::Map(preprocessor(&name, init_args)?.into(), removed.into())
+    } else {
+        Operation::Filter(filter(&name, init_args)?.into())
+    };
+    Ok(on_dataset(move |dataset| {
+        match (dataset, &operation) {
+            (Dataset::Indexed(dataset), Operation::Filter(_)) => dataset.filter(&operation, key.as_deref())?,
+            (Dataset::Indexed(dataset), _) => dataset.map(operation, key.as_deref())?,
+            (Dataset::Streamed(dataset), _) => dataset.map(operation, key.as_deref())?,
+        }
+        Answered::nothing()
+    }))
 }
 
 fn cast_column(given: &mut Arguments) -> Result<Work> {

@@ -36,7 +36,7 @@ pub enum Object {
     /// Of type `dataset`.
     Dataset(Dataset),
     /// Of type `dataloader`, with the data set it loads from.
-    Loader(DataLoader, Shared),
+    Loader(Box<DataLoader>, Shared),
     /// Of type `processor`.
     Processor(InputProcessor),
     /// Of type `preprocessor`.

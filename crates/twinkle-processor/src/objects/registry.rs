@@ -101,6 +101,7 @@ impl Registry {
     }
 
     /// The room of a tenant's rows.
+    #[must_use]
     pub fn room(&self, tenant: &TenantId) -> Arc<Room> {
         let mut inside = self.inside.lock();
         inside.rooms.retain(|_, room| room.strong_count() > 0);
@@ -120,12 +121,7 @@ impl Registry {
 
     /// Drops the objects that nobody has used for a while and whose session is silent or over.
     pub async fn sweep(&self, store: &StateStore, now: Timestamp) {
-        let silent = {
-            let inside = self.inside.lock();
-            let entries = inside.objects.values().filter(|entry| entry.used.elapsed() >= self.limits.silence);
-            entries.map(|entry| (entry.tenant.clone(), entry.session.clone())).collect::<BTreeSet<_>>()
-        };
-        for (tenant, session) in silent {
+        for (tenant, session) in self.unused() {
             let is_over = match store.session_last_seen(&tenant, &session).await {
                 Ok(seen) => now.duration_since(seen).try_into().is_ok_and(|gone: Duration| gone >= self.limits.silence),
                 Err(error) if error.code == ErrorCode::NotFound => true,
@@ -139,6 +135,13 @@ impl Registry {
                 self.drop_silent(&tenant, &session);
             }
         }
+    }
+
+    /// Whose objects nobody has used for a while.
+    fn unused(&self) -> BTreeSet<(TenantId, SessionId)> {
+        let inside = self.inside.lock();
+        let entries = inside.objects.values().filter(|entry| entry.used.elapsed() >= self.limits.silence);
+        entries.map(|entry| (entry.tenant.clone(), entry.session.clone())).collect()
     }
 
     fn drop_silent(&self, tenant: &TenantId, session: &SessionId) {
@@ -222,12 +225,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_a_silent_session_leaves_is_dropped_and_what_is_used_stays() {
         let (registry, tenant, session) = registry(9);
-        let store = StateStore::open(twinkle_core::state::StateLocation::Memory).await.unwrap();
         let silent = registry.seat(&tenant, &session).unwrap().fill(object());
         tokio::time::advance(Duration::from_secs(30)).await;
         let used = registry.seat(&tenant, &session).unwrap().fill(object());
         tokio::time::advance(Duration::from_secs(31)).await;
-        registry.sweep(&store, Timestamp::now()).await;
+        assert_eq!(registry.unused(), BTreeSet::from([(tenant.clone(), session.clone())]));
+        registry.drop_silent(&tenant, &session);
         assert!(registry.find(&tenant, &silent).is_err());
         assert!(registry.find(&tenant, &used).is_ok());
     }

@@ -13,7 +13,7 @@ use twinkle_core::ids::{SessionId, TenantId};
 
 use super::*;
 use crate::data::Places;
-use crate::templates::Templates;
+use crate::tokenizer::ModelTokenizer;
 
 struct House {
     _root: tempfile::TempDir,
@@ -42,10 +42,9 @@ fn house() -> House {
     };
     let hands = Hands {
         places: Arc::new(places),
-        templates: Templates::default(),
-        models: Arc::new(BTreeMap::from([("tiny/model".to_owned(), model)])),
+        models: Arc::new(BTreeMap::from([("tiny/model".to_owned(), Arc::new(ModelTokenizer::load(&model).unwrap()))])),
         workers: Arc::new(Semaphore::new(2)),
-        worker_count: 2,
+        long_work: Arc::new(Semaphore::new(1)),
         seed: None,
     };
     let registry = Registry::new(Limits { per_tenant: 20, silence: Duration::from_secs(60) });

@@ -99,6 +99,8 @@ mod tests {
         assert_eq!(keeps("NotEmptyFilter", json!({"columns": "a"}), &row), Ok(true));
         assert_eq!(keeps("NotEmptyFilter", json!({"columns": ["a", "b"]}), &row), Ok(false));
         assert_eq!(keeps("NotEmptyFilter", json!({}), &row), Ok(false));
-        assert!(keeps("NotEmpty", json!({}), &row).unwrap_err().to_string().contains("did you mean `NotEmptyFilter`?"));
+        assert!(
+            keeps("NotEmptyFiter", json!({}), &row).unwrap_err().to_string().contains("did you mean `NotEmptyFilter`?")
+        );
     }
 }

@@ -111,7 +111,7 @@ fn parts(truth: &str) -> Vec<&str> {
 
 fn normalized(answer: &str) -> String {
     let narrow = |letter: char| match letter {
-        '０'..='９' | 'Ａ'..='Ｚ' | 'ａ'..='ｚ' => char::from_u32(letter as u32 - 0xfee0).unwrap_or(letter),
+        '０'..='９' | 'Ａ'..='Ｚ' | 'ａ'..='ｚ' => char::from_u32(u32::from(letter) - 0xfee0).unwrap_or(letter),
         '，' => ',',
         '。' => '.',
         '（' => '(',

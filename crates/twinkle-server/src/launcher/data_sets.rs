@@ -81,5 +81,7 @@ impl fmt::Debug for Hubs {
 pub(super) fn seed() -> Result<Option<u32>> {
     let Some(text) = env::var(SEED_VARIABLE).ok().filter(|text| !text.trim().is_empty()) else { return Ok(None) };
     let seed = text.trim().parse().map(Some);
-    seed.map_err(|_| Error::invalid(format!("`{SEED_VARIABLE}` is `{text}`, which is not a number from 0 to {}", u32::MAX)))
+    seed.map_err(|_| {
+        Error::invalid(format!("`{SEED_VARIABLE}` is `{text}`, which is not a number from 0 to {}", u32::MAX))
+    })
 }
