@@ -6,5 +6,5 @@ mod python;
 mod tinker_http;
 
 pub use node::{Node, NodeOptions};
-pub use python::{SdkVersion, run_script, run_with_kit, run_with_openai, run_with_torch};
+pub use python::{SdkVersion, run_script, run_with_first_kit, run_with_kit, run_with_openai, run_with_torch};
 pub use tinker_http::TinkerHttp;

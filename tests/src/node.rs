@@ -25,6 +25,8 @@ pub struct NodeOptions {
     pub dtype: String,
     /// Where model and sampler compute: `CPU` or `CUDA`.
     pub device: String,
+    /// Whether routes lie where the first generation of Twinkle's clients looks for them.
+    pub first_generation: bool,
     /// Environment variables of the server.
     pub environment: Vec<(String, String)>,
     /// Keys of `persistence`, such as `mode: redis, redis_url: 'redis://localhost'`.
@@ -51,6 +53,7 @@ impl NodeOptions {
             name: format!("tiny/{variant}"),
             dtype: "float32".to_owned(),
             device: "CPU".to_owned(),
+            first_generation: false,
             environment: Vec::new(),
             persistence: "mode: file".to_owned(),
             settings: String::new(),
@@ -173,6 +176,11 @@ fn configuration(options: &NodeOptions, port: u16, folder: &Path) -> String {
     let NodeOptions { sampler_settings, sampler_args, device, .. } = options;
     let (model, state) = (model.display(), folder.join("state"));
     let state = state.display();
+    let [at_server, at_model, at_sampler, at_processor] = if options.first_generation {
+        ["/server", "/models", "/samplers", "/processors"]
+    } else {
+        ["/api/v1", "/api/v1/model", "/api/v1/sampler", "/api/v1/processor"]
+    };
     format!(
         "\
 http_options: {{host: 127.0.0.1, port: {port}}}
@@ -180,11 +188,11 @@ persistence: {{{persistence}, file_path: {state}}}
 {settings}
 applications:
   - name: server
-    route_prefix: /api/v1
+    route_prefix: {at_server}
     import_path: server
     args: {server_args}
   - name: model
-    route_prefix: /api/v1/model/{name}
+    route_prefix: {at_model}/{name}
     import_path: model
     args:
       model_id: {model}
@@ -194,7 +202,7 @@ applications:
       device_mesh: {{device_type: {device}, dp_size: 1}}
       {model_args}
   - name: sampler
-    route_prefix: /api/v1/sampler/{name}
+    route_prefix: {at_sampler}/{name}
     import_path: sampler
     {sampler_settings}
     args:
@@ -205,7 +213,7 @@ applications:
       device_group: {{name: sampler, ranks: 1, device_type: {device}}}
       device_mesh: {{device_type: {device}, dp_size: 1}}
   - name: processor
-    route_prefix: /api/v1/processor
+    route_prefix: {at_processor}
     import_path: processor
     args:
       ncpu_proc_per_node: 1

@@ -70,6 +70,11 @@ pub async fn run_with_kit(script: &str, arguments: &[&str]) -> Result<()> {
     run_in("twinkle-kit-0.5.1", "--twinkle-kit", script, arguments).await
 }
 
+/// The same with the last release of the client's first generation.
+pub async fn run_with_first_kit(script: &str, arguments: &[&str]) -> Result<()> {
+    run_in("twinkle-kit-0.1.3", "--twinkle-kit", script, arguments).await
+}
+
 /// Runs `tests/python/<script>` with `OpenAI`'s own client.
 pub async fn run_with_openai(script: &str, arguments: &[&str]) -> Result<()> {
     run_in("openai-3.51.0", "--openai", script, arguments).await
