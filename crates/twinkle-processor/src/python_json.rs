@@ -21,18 +21,18 @@ pub(crate) fn dumps(value: &impl Serialize, indent: Option<usize>) -> serde_json
 }
 
 /// A number as Python's `repr` writes it: an exponent below 1e-4 and from 1e16 on, with a sign and two digits.
-fn write_float<W: ?Sized + io::Write>(writer: &mut W, value: f64) -> io::Result<()> {
+pub(crate) fn float(value: f64) -> String {
     let size = value.abs();
     if size == 0.0 || (1e-4..1e16).contains(&size) {
-        return write!(writer, "{value:?}");
+        return format!("{value:?}");
     }
     let text = format!("{value:e}");
-    let Some((digits, exponent)) = text.split_once('e') else { return writer.write_all(text.as_bytes()) };
+    let Some((digits, exponent)) = text.split_once('e') else { return text };
     let (sign, exponent) = match exponent.strip_prefix('-') {
         Some(exponent) => ('-', exponent),
         None => ('+', exponent),
     };
-    write!(writer, "{digits}e{sign}{exponent:0>2}")
+    format!("{digits}e{sign}{exponent:0>2}")
 }
 
 /// An indent, with Python's numbers.
@@ -40,7 +40,7 @@ struct Indented<'a>(PrettyFormatter<'a>);
 
 impl Formatter for Indented<'_> {
     fn write_f64<W: ?Sized + io::Write>(&mut self, writer: &mut W, value: f64) -> io::Result<()> {
-        write_float(writer, value)
+        writer.write_all(float(value).as_bytes())
     }
 
     fn begin_array<W: ?Sized + io::Write>(&mut self, writer: &mut W) -> io::Result<()> {
@@ -85,7 +85,7 @@ struct OneLine;
 
 impl Formatter for OneLine {
     fn write_f64<W: ?Sized + io::Write>(&mut self, writer: &mut W, value: f64) -> io::Result<()> {
-        write_float(writer, value)
+        writer.write_all(float(value).as_bytes())
     }
 
     fn begin_array_value<W: ?Sized + io::Write>(&mut self, writer: &mut W, first: bool) -> io::Result<()> {

@@ -9,8 +9,8 @@ use std::ops::Range;
 use std::path::Path;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde, Value};
-use minijinja::{AutoEscape, Environment, ErrorKind, State};
+use minijinja::value::{Kwargs, Serde, Value, ValueKind};
+use minijinja::{AutoEscape, Environment, ErrorKind, Output, State, escape_formatter};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use twinkle_core::call::ChatMessage;
 use twinkle_core::error::{Error, Result};
@@ -104,6 +104,8 @@ impl ChatTemplate {
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_unknown_method_callback(unknown_method_callback);
         environment.set_fuel(Some(FUEL));
+        environment.set_formatter(write_out);
+        environment.add_filter("string", to_text);
         environment.add_filter("tojson", to_json);
         environment.add_filter(GENERATION_FILTER, generation);
         environment.add_function("raise_exception", raise_exception);
@@ -273,6 +275,30 @@ fn strftime_now(format: String) -> Result<String, minijinja::Error> {
     let now = jiff::Zoned::now();
     jiff::fmt::strtime::format(format.as_str(), &now)
         .map_err(|error| minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {error}")))
+}
+
+/// Writes a value into the text.
+fn write_out(text: &mut Output<'_>, state: &mut State<'_, '_>, value: &Value) -> Result<(), minijinja::Error> {
+    match float_text(value) {
+        Some(float) => text.write_str(&float).map_err(minijinja::Error::from),
+        None => escape_formatter(text, state, value),
+    }
+}
+
+/// `str(value)`
+fn to_text(value: &Value) -> Value {
+    match (value.kind(), float_text(value)) {
+        (ValueKind::String, _) => value.clone(),
+        (_, Some(float)) => Value::from(float),
+        _ => Value::from(value.to_string()),
+    }
+}
+
+/// A float as Python writes it; everything else minijinja writes as Python does.
+fn float_text(value: &Value) -> Option<String> {
+    let is_float = value.is_number() && !value.is_integer();
+    let number = is_float.then(|| f64::try_from(value.clone()).ok())??;
+    number.is_finite().then(|| python_json::float(number))
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "minijinja hands a filter its own arguments")]

@@ -91,10 +91,12 @@ impl Rounds<'_> {
         let same = header.bytes().zip(rest.bytes()).take_while(|(left, right)| left == right).count();
         let ends = (self.token_ends)(prompt)?;
         let end = ends.into_iter().take_while(|end| *end <= before.len() + same).last();
-        match end.and_then(|end| end.checked_sub(before.len())) {
-            Some(shared) if shared > 0 => Ok(base + shared),
-            _ => Err(rewritten()),
+        let shared = end.and_then(|end| end.checked_sub(before.len())).unwrap_or(0);
+        // What parts before the header is over is another turn.
+        if !header.get(..shared).is_some_and(|header| header.contains("assistant")) {
+            return Err(rewritten());
         }
+        Ok(base + shared)
     }
 }
 
@@ -191,7 +193,7 @@ mod tests {
             let Some(Content::Text(content)) = &message.content else { panic!("no text") };
             let thought = message.reasoning_content.as_deref().filter(|_| number > last_user);
             let thought = thought.map(|thought| format!("({thought})")).unwrap_or_default();
-            text.push_str(&format!("{}:{thought}{content};", message.role));
+            text.push_str(&[message.role.as_str(), ":", &thought, content, ";"].concat());
         }
         if add_generation_prompt {
             text.push_str("assistant:");

@@ -32,6 +32,10 @@ pub use extend::extend_feature;
 pub(crate) use prepare::split_thinking;
 pub use spec::{TemplateClass, TemplateSpec, Truncation};
 
+/// What a conversation may hold from before, and an example has of its own; and what is known to be empty.
+const REPLACED: [&str; 8] =
+    ["labels", "attention_mask", "position_ids", "completion_mask", "length", "images", "videos", "audios"];
+
 /// A model's tokenizer and chat template with the settings of a tenant; a cheap handle.
 #[derive(Clone, Debug)]
 pub struct Template {
@@ -211,7 +215,8 @@ fn kept(trajectory: &Trajectory, messages: &[Message]) -> Result<Map<String, Val
     extra.insert("messages".to_owned(), serde_json::to_value(messages).map_err(not_json)?);
     extra.extend(trajectory.tools.as_ref().map(|tools| ("tools".to_owned(), Value::Array(tools.clone()))));
     extra.extend(trajectory.user_data.as_ref().map(|data| ("user_data".to_owned(), data.clone())));
-    extra.extend(trajectory.extra.iter().filter(|(_, value)| !value.is_null()).map(|(k, v)| (k.clone(), v.clone())));
+    let others = trajectory.extra.iter().filter(|(name, _)| !REPLACED.contains(&name.as_str()));
+    extra.extend(others.map(|(name, value)| (name.clone(), value.clone())));
     Ok(extra)
 }
 
@@ -233,5 +238,131 @@ fn refuse_marks(messages: &[Message]) -> Result<()> {
     match messages.iter().position(is_marked) {
         Some(number) => Err(Error::invalid(format!("message {number} holds U+FDD0 or U+FDD1, which are no letters"))),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn template(spec: TemplateSpec) -> Template {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["tokenizer.json", "tokenizer_config.json"] {
+            std::fs::copy(fixtures.join(name), folder.path().join(name)).unwrap();
+        }
+        std::fs::copy(fixtures.join("chat/qwen2_5.jinja"), folder.path().join("chat_template.jinja")).unwrap();
+        Template::new(Arc::new(ModelTokenizer::load(folder.path()).unwrap()), spec)
+    }
+
+    fn trajectory(value: Value) -> Trajectory {
+        serde_json::from_value(value).unwrap()
+    }
+
+    /// The text that the labels of an example say.
+    fn learned(template: &Template, feature: &InputFeature) -> String {
+        let labels = feature.labels.iter().flatten().filter_map(|label| u32::try_from(*label).ok());
+        template.decode(&labels.collect::<Vec<_>>(), false).unwrap()
+    }
+
+    #[test]
+    fn labels_are_shifted_once_and_the_last_is_the_firsts() {
+        let template = template(TemplateSpec::default());
+        let conversation =
+            json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]});
+        let feature = template.encode(&trajectory(conversation), false).unwrap().remove(0);
+        let labels = feature.labels.clone().unwrap();
+        assert_eq!(labels.last(), Some(&IGNORED_LABEL));
+        for (place, label) in labels.iter().enumerate().filter(|(_, label)| **label != IGNORED_LABEL) {
+            assert_eq!(*label, i64::from(feature.input_ids[place + 1]));
+        }
+        assert_eq!(learned(&template, &feature), "b<|im_end|>\n");
+    }
+
+    #[test]
+    fn key_rounds_are_numbers_of_the_clients_messages() {
+        let spec = TemplateSpec { default_system: Some("s".to_owned()), ..TemplateSpec::default() };
+        let template = template(spec);
+        let conversation = |rounds: &str| {
+            trajectory(json!({
+                "messages": [
+                    {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
+                    {"role": "user", "content": "c"}, {"role": "assistant", "content": "d"},
+                ],
+                "user_data": [["key_rounds", rounds]],
+            }))
+        };
+        let of = |rounds: &str| {
+            let mut features = template.encode(&conversation(rounds), false)?;
+            Ok::<_, Error>(learned(&template, &features.remove(0)))
+        };
+        assert_eq!(of("[3]").unwrap(), "d<|im_end|>\n");
+        assert_eq!(of("[1, 3]").unwrap(), "b<|im_end|>\nd<|im_end|>\n");
+        assert_eq!(of("[2]").unwrap_err().message, "`key_rounds` names message 2, which is of `user`");
+        assert_eq!(of("[9]").unwrap_err().message, "`key_rounds` names message 9, which is not there");
+    }
+
+    #[test]
+    fn an_example_keeps_what_its_conversation_had() {
+        let template = template(TemplateSpec::default());
+        let conversation = json!({
+            "messages": [{"role": "user", "content": "a"}], "question": null, "labels": [1], "images": [], "id": 7,
+        });
+        let feature = template.encode(&trajectory(conversation), true).unwrap().remove(0);
+        let names: Vec<&str> = feature.extra.keys().map(String::as_str).collect();
+        assert_eq!(names, ["messages", "question", "id"]);
+        let written = serde_json::to_string(&feature).unwrap();
+        assert_eq!(serde_json::from_str::<InputFeature>(&written).unwrap(), feature);
+    }
+
+    #[test]
+    fn text_without_a_chat_template_is_all_learned_unless_it_is_a_prompt() {
+        let template = template(TemplateSpec { use_chat_template: false, ..TemplateSpec::default() });
+        let text = trajectory(json!({"messages": [{"role": "user", "content": "Who are you?"}]}));
+        let feature = template.encode(&text, false).unwrap().remove(0);
+        assert_eq!(feature.input_ids, template.tokenizer().encode_with_specials("Who are you?").unwrap());
+        assert_eq!(feature.learned(), feature.input_ids.len());
+        assert_eq!(template.encode(&text, true).unwrap().remove(0).learned(), 0);
+        let answered = json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]});
+        assert!(template.encode(&trajectory(answered), false).is_err());
+    }
+
+    #[test]
+    fn what_was_sampled_becomes_a_turn_with_its_calls() {
+        let template = template(TemplateSpec::default());
+        let question = trajectory(json!({"messages": [{"role": "user", "content": "a"}]}));
+        let prompt = template.encode(&question, true).unwrap().remove(0);
+        let text = "So:\n<tool_call>\n{\"name\": \"f\", \"arguments\": {\"x\": 1}}\n</tool_call><|im_end|>";
+        let tokens = template.tokenizer().encode(text).unwrap();
+        let feature = template.extend(&prompt, &tokens).unwrap();
+        assert_eq!(feature.learned(), tokens.len());
+        let said = &feature.extra["messages"][1];
+        assert_eq!((&said["role"], &said["content"]), (&json!("assistant"), &json!("So:")));
+        assert_eq!(said["tool_calls"][0]["function"], json!({"name": "f", "arguments": {"x": 1}}));
+        // The next turn is encoded from what came back.
+        let mut messages = feature.extra["messages"].clone();
+        messages.as_array_mut().unwrap().push(json!({"role": "tool", "content": "2"}));
+        let next = template.render(&trajectory(json!({"messages": messages})), true).unwrap();
+        assert!(next.contains("{\"name\": \"f\", \"arguments\": {\"x\": 1}}"), "{next}");
+    }
+
+    #[test]
+    fn a_row_with_several_conversations_has_each_in_its_place() {
+        let template =
+            template(TemplateSpec { max_length: Some(120), truncation: Truncation::Delete, ..TemplateSpec::default() });
+        let turns = |text: &str| json!({"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": text}]});
+        let row = |positive: &str| {
+            let row = json!({"positive": turns(positive), "id": 3, "negative": turns("c")});
+            template.encode_row(row.as_object().unwrap().clone(), false).unwrap()
+        };
+        let [pair] = &row("b")[..] else { panic!("not one row") };
+        assert_eq!(pair.keys().collect::<Vec<_>>(), ["positive", "id", "negative"]);
+        assert!(pair["negative"]["input_ids"].is_array() && pair["id"] == 3);
+        assert!(row(&"long ".repeat(90)).is_empty(), "a pair without one half is no pair");
+        assert!(template.encode_row(Map::new(), false).is_err());
     }
 }

@@ -25,7 +25,7 @@ struct Found {
 /// The calls in a text, with arguments as objects, or none.
 ///
 /// Known are Hermes and Qwen (`<tool_call>` with JSON or `<function=..>` inside), Cline (`<tool><argument>..`), VCP
-/// (`<<<[TOOL_REQUEST]>>>`) and ReAct (`Action: tool[input]`).
+/// (`<<<[TOOL_REQUEST]>>>`) and `ReAct` (`Action: tool[input]`).
 #[must_use]
 pub fn parse_tool_calls(text: &str) -> Vec<ToolCall> {
     find(text).map(|found| found.calls).unwrap_or_default()

@@ -9,7 +9,7 @@ use twinkle_core::component::BoxComponent;
 use twinkle_core::error::{Error, ErrorCode, Result};
 use twinkle_core::ids::{CheckpointPath, RunId, SessionId, TenantId};
 
-use super::{hub, model, processor, sampler};
+use super::{hub, model, processor};
 use crate::directory::ServedModel;
 use crate::front::FrontContext;
 use crate::tinker::unexpected;
@@ -35,8 +35,6 @@ pub(crate) struct TwinkleFront {
 pub(crate) struct Shared {
     /// Of `model`.
     pub(crate) model: model::State,
-    /// Of `sampler`.
-    pub(crate) sampler: sampler::State,
     /// Of `processor`.
     pub(crate) processor: processor::State,
     /// Of `hub`.

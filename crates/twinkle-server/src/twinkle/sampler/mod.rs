@@ -8,6 +8,8 @@
 //! | `sample` | `sample` |
 //! | `answer` | its answer |
 //! | `stream` | `sample_stream` |
+//!
+//! Nothing is kept in memory: a template that was set is a record of its session.
 
 mod answer;
 mod params;
@@ -18,10 +20,6 @@ mod stream;
 
 use super::TwinkleFront;
 use crate::route_table::Route;
-
-/// What these routes keep in memory: nothing. A template that was set is a record of its session.
-#[derive(Default)]
-pub(crate) struct State {}
 
 /// The routes, relative to the prefix.
 pub(crate) fn routes() -> Vec<Route<TwinkleFront>> {

@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 use twinkle_core::call::{Penalties, SamplingParams, Stop};
 use twinkle_core::error::{Error, Result};
 
-/// New tokens when a client does not say how many, as vLLM has it.
+/// New tokens when a client does not say how many, as `vLLM` has it.
 const MAX_TOKENS: u32 = 16;
 /// Most continuations of one prompt.
 const MOST_SAMPLES: u32 = 1024;
@@ -174,7 +174,7 @@ mod tests {
         assert_eq!(wanted.params.stop, Stop::Strings(vec!["a".to_owned(), "b".to_owned()]));
         assert_eq!((wanted.params.temperature, wanted.params.top_p, wanted.params.top_k), (0.0, 0.5, Some(3)));
         assert_eq!((wanted.samples, wanted.logprobs, wanted.prompt_logprobs), (7, Some(2), 4));
-        assert_eq!(wanted.penalties.repetition, 1.25);
+        assert_eq!(wanted.penalties, Penalties { repetition: 1.25, ..Penalties::default() });
         assert_eq!(read(&json!({}), Some(json!(3))).unwrap().samples, 3, "the number beside counts alone");
     }
 

@@ -47,12 +47,7 @@ async fn outcomes(front: &TwinkleFront, tenant: &TenantId, asked: &Asked) -> Res
 
 /// Continues one prompt. The sampler counts prompts where the client sees one request, so only the first may be turned
 /// away for a quota or a full queue: the others come as fast as they may.
-async fn draw(
-    front: &TwinkleFront,
-    tenant: &TenantId,
-    request: SampleRequest,
-    waits: bool,
-) -> Result<SampleOutcome> {
+async fn draw(front: &TwinkleFront, tenant: &TenantId, request: SampleRequest, waits: bool) -> Result<SampleOutcome> {
     loop {
         let call = Call { tenant: tenant.clone(), operation: Operation::Sample(Box::new(request.clone())) };
         match front.component.ask(call).await {

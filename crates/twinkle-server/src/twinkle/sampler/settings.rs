@@ -6,12 +6,11 @@
 use axum::extract::State;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use twinkle_core::call::{AdapterRecord, AdapterSettings, NamedClass, ServeOutcome, ServeRequest};
+use twinkle_core::call::{AdapterRecord, AdapterSettings, NamedClass, ServeRequest};
 use twinkle_core::error::{Error, Result};
 use twinkle_core::ids::RunId;
 use twinkle_processor::{Template, TemplateSpec};
 
-use crate::tinker::unexpected;
 use crate::twinkle::{Answer, Caller, Json, Tenant, TwinkleFront, ok};
 
 /// `POST create`: only whether the sampler is there.
@@ -73,7 +72,9 @@ pub(super) async fn add_adapter(
         _ => false,
     };
     if !is_config {
-        return Err(Error::invalid("`config` is no LoRA configuration").hint("send an object, or its JSON text").into());
+        return Err(Error::invalid("`config` is no LoRA configuration")
+            .hint("send an object, or its JSON text")
+            .into());
     }
     ok(&json!({ "status": "ok", "adapter_name": run }))
 }
@@ -88,13 +89,11 @@ pub(super) async fn apply_patch(Tenant(_): Tenant) -> Answer {
 /// The template that the caller set here, else the one that fits the model.
 pub(super) async fn template(front: &TwinkleFront, caller: &Caller) -> Result<Template> {
     let model = front.model()?;
-    let asked = ServeRequest::DescribeAdapter { session: caller.session.clone(), name: record_name(front)? };
-    let spec = match front.serve(&caller.tenant, asked).await? {
-        ServeOutcome::Adapter(record) => match record.and_then(|record| record.settings.template) {
-            Some(template) => TemplateSpec::named(&template.class, &template.settings)?,
-            None => TemplateSpec::for_model(&model.name),
-        },
-        other => return Err(unexpected("the server component", &other)),
+    // Read from the store itself: what is set is looked up for every request, and should cost its tenant no quota.
+    let record = front.context.store.adapter(&caller.tenant, &caller.session, &record_name(front)?).await?;
+    let spec = match record.and_then(|record| record.settings.template) {
+        Some(template) => TemplateSpec::named(&template.class, &template.settings)?,
+        None => TemplateSpec::for_model(&model.name),
     };
     front.context.templates.load(&model.tokenizer, &spec).await
 }

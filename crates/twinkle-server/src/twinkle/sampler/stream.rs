@@ -21,11 +21,7 @@ use crate::twinkle::{Answer, Caller, Json, TwinkleFront};
 const NDJSON: HeaderValue = HeaderValue::from_static("application/x-ndjson");
 
 /// `POST sample_stream`. A request that is refused has a status; what fails later is a line with `error`.
-pub(super) async fn sample_stream(
-    State(front): State<TwinkleFront>,
-    caller: Caller,
-    Json(body): Json<Body>,
-) -> Answer {
+pub(super) async fn sample_stream(State(front): State<TwinkleFront>, caller: Caller, Json(body): Json<Body>) -> Answer {
     let asked = Asked::read(&front, &caller, body).await?;
     let [prompt] = &asked.prompts[..] else {
         return Err(Error::invalid("Streaming only supports a single input").into());
