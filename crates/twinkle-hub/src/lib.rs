@@ -1,7 +1,8 @@
 //! Where a model's files come from: folders, both hubs and their caches, GGUF files.
 //!
 //! [`ModelLibrary::folder`] turns a `model_id` into a folder that `twinkle-nn` can load. Both hubs' caches are shared
-//! with their own tools: what those have downloaded is used, and what is downloaded here they find.
+//! with their own tools: what those have downloaded is used, and what is downloaded here they find. [`Uploader`] is the way
+//! back: from a folder to a repository of a hub.
 #![forbid(unsafe_code)]
 
 mod data_sets;
