@@ -35,7 +35,7 @@ def main():
     chats(client, below, model)
     streams(client, model)
     logprobs(client, model)
-    stops(client, model)
+    stops(client, arguments.checkpoint)
     penalties(client, model)
     completions(client, model)
     scored_prompts(client, model)
@@ -133,8 +133,8 @@ def logprobs(client, model):
         expect(len(top) == 3 and top[0].token == entry.token, "the greedy token is the likeliest")
         expect(abs(top[0].logprob - entry.logprob) < 1e-6 and entry.logprob <= 0, entry)
         expect(top[0].logprob >= top[1].logprob >= top[2].logprob, top)
-    text = b"".join(bytes(entry.bytes) for entry in entries).decode("utf-8", "replace")
-    expect(text.startswith(whole.choices[0].message.content), (text, whole.choices[0].message.content))
+    for entry in entries:
+        expect(entry.token.startswith("bytes:") or entry.token.encode() == bytes(entry.bytes), entry)
     streamed = pieces(client.chat.completions.create(**asked, stream=True))[4][0]
     expect(streamed == entries, "a stream has the same logprobs")
     plain = client.chat.completions.create(**asked | {"logprobs": False, "top_logprobs": None})
@@ -143,23 +143,21 @@ def logprobs(client, model):
 
 
 def stops(client, model):
-    asked = {"model": model, "prompt": "abc", "max_tokens": 24, "temperature": 0}
-    text = client.completions.create(**asked).choices[0].text
-    stop = text[4:6]
-    expect(len(stop) == 2, text)
-    expected = text[: text.index(stop)]
-    for stops in (stop, [stop, "never seen"]):
-        cut = client.completions.create(**asked, stop=stops)
-        expect((cut.choices[0].text, cut.choices[0].finish_reason) == (expected, "stop"), (text, cut))
-    streamed = client.completions.create(**asked, stop=stop, stream=True)
-    expect("".join(chunk.choices[0].text for chunk in streamed) == expected, "a stream ends at the same place")
+    asked = {"model": model, "messages": MESSAGES, "max_tokens": 200, "temperature": 0,
+             "extra_body": {"separate_reasoning": False}}
+    for stop, expected in (("think>ok<", "<think>hm</"), (["never seen", "ok"], "<think>hm</think>"), ("<", "")):
+        cut = client.chat.completions.create(**asked, stop=stop).choices[0]
+        expect((cut.message.content, cut.finish_reason) == (expected, "stop"), (stop, cut))
+        content, _, _, reasons, _, _ = pieces(client.chat.completions.create(**asked, stop=stop, stream=True))
+        expect((content[0], reasons[0]) == (expected, "stop"), f"a stream ends elsewhere at {stop}: {content}")
 
 
 def penalties(client, model):
     asked = {"model": model, "prompt": "abc", "max_tokens": 24, "temperature": 0, "logprobs": 1}
 
     def different(**changes):
-        return len(set(client.completions.create(**asked, **changes).choices[0].logprobs.tokens))
+        extra = {"ignore_eos": True} | changes.pop("extra_body", {})
+        return len(set(client.completions.create(**asked, **changes, extra_body=extra).choices[0].logprobs.tokens))
 
     plain = different()
     expect(different(frequency_penalty=2.0, presence_penalty=2.0) > plain, "penalties make the text more various")
@@ -207,7 +205,7 @@ def scored_prompts(client, model):
     longer = more.choices[0].logprobs
     expect(longer.token_logprobs[:count] == lists.token_logprobs, "a prompt's logprobs do not depend on what follows")
     expect(len(longer.tokens) == count + more.usage.completion_tokens, longer)
-    expect(all(2 <= len(top) <= 3 for top in longer.top_logprobs[1:]), longer.top_logprobs)
+    expect(all(1 <= len(top) <= 3 for top in longer.top_logprobs[1:]), longer.top_logprobs)
 
 
 def tools(client, arguments):

@@ -38,7 +38,7 @@ pub(crate) struct Options {
     /// Make the Python environment of Twinkle's own client too, and the cookbook's, on which it stands.
     #[arg(long)]
     twinkle_kit: bool,
-    /// Make the Python environment of OpenAI's own client too (a few MB, on top of the tests').
+    /// Make the Python environment of `OpenAI`'s own client too (a few MB, on top of the tests').
     #[arg(long)]
     openai: bool,
 }

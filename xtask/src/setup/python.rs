@@ -27,7 +27,7 @@ pub(crate) enum Environments {
     Cookbook,
     /// Twinkle's own client on top of the cookbook's torch: a few MB.
     TwinkleKit,
-    /// OpenAI's own client on top of what the Tinker SDK needs: a few MB.
+    /// `OpenAI`'s own client on top of what the Tinker SDK needs: a few MB.
     OpenAi,
 }
 

@@ -128,6 +128,11 @@ impl Usage {
     }
 }
 
+/// The counts of a piece of a stream: `null` in all but the last.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(transparent)]
+pub(super) struct PieceUsage(pub(super) Option<Usage>);
+
 /// 200 with a JSON body.
 pub(super) fn ok(body: &impl Serialize) -> Outcome {
     let bytes = serde_json::to_vec(body).map_err(|error| Error::internal(format!("an answer is not JSON: {error}")))?;

@@ -45,15 +45,17 @@ impl Fields {
         }
         serde_path_to_error::deserialize(Value::Object(fields)).map_err(|error| {
             let path = error.path().to_string();
-            let reason = error.into_inner().to_string();
-            match path.as_str() {
-                // A missing field is told of the object it is missing in.
-                "." | "?" => match reason.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`')) {
-                    Some(name) => OpenAiError::of(name, Error::invalid(format!("`{name}` is missing"))),
-                    None => Error::invalid(format!("the request body is not right: {reason}")).into(),
-                },
-                field => OpenAiError::of(field, Error::invalid(format!("`{field}` is not right: {reason}"))),
+            let path = if matches!(path.as_str(), "." | "?") { "" } else { path.as_str() };
+            let reason = error.inner().to_string();
+            // A missing field is told of the object it is missing in.
+            if let Some(name) = reason.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`')) {
+                let field = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+                return OpenAiError::of(&field, Error::invalid(format!("`{field}` is missing")));
             }
+            if path.is_empty() {
+                return Error::invalid(format!("the request body is not right: {reason}")).into();
+            }
+            OpenAiError::of(path, Error::invalid(format!("`{path}` is not right: {reason}")))
         })
     }
 
@@ -86,7 +88,7 @@ mod tests {
     use super::*;
 
     const FIELDS: Fields = Fields {
-        served: &["model", "count", "inner"],
+        served: &["model", "count", "inner", "deep"],
         harmless: &["user"],
         refused: &[Refused { name: "bias", is_neutral: is_nothing, hint: "leave it out" }],
     };
@@ -97,6 +99,13 @@ mod tests {
         count: Option<u32>,
         #[serde(default)]
         inner: Vec<Vec<u32>>,
+        #[serde(default)]
+        deep: Vec<Deep>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    struct Deep {
+        role: String,
     }
 
     fn refusal(body: &str) -> Value {
@@ -109,6 +118,7 @@ mod tests {
         let body = r#"{"model": "m", "user": {"any": 1}, "bias": {}, "count": null}"#;
         let request: Request = FIELDS.read(body.as_bytes()).unwrap();
         assert_eq!((request.model.as_str(), request.count, request.inner.len()), ("m", None, 0));
+        assert!(request.deep.iter().all(|deep| deep.role.is_empty()));
     }
 
     #[test]
@@ -117,6 +127,7 @@ mod tests {
             (r#"{"model": "m", "bias": {"5": 1}}"#, "bias", "`bias` is not supported (hint: leave it out)"),
             (r#"{"model": "m", "coumt": 1}"#, "coumt", "unknown field `coumt` (hint: did you mean `count`?"),
             (r#"{"count": 1}"#, "model", "`model` is missing"),
+            (r#"{"model": "m", "deep": [{"role": "r"}, {}]}"#, "deep[1].role", "`deep[1].role` is missing"),
             (r#"{"model": "m", "count": -1}"#, "count", "`count` is not right: "),
             (r#"{"model": "m", "inner": [[1], ["x"]]}"#, "inner[1][0]", "`inner[1][0]` is not right: "),
         ] {

@@ -1,8 +1,10 @@
 //! Tokens as the protocol writes them beside their logprobs: a text, and its bytes.
 
+use std::fmt::Write;
+
 use twinkle_processor::ModelTokenizer;
 
-/// Marks a space in vocabularies of SentencePiece.
+/// Marks a space in vocabularies of `SentencePiece`.
 const SPACE_MARK: char = '\u{2581}';
 
 /// A token by itself.
@@ -21,7 +23,11 @@ pub(super) fn token_text(tokenizer: &ModelTokenizer, token: u32) -> TokenText {
     if text.contains(char::REPLACEMENT_CHARACTER)
         && let Some(bytes) = bytes_of(&piece)
     {
-        let text = bytes.iter().fold("bytes:".to_owned(), |text, byte| text + &format!("\\x{byte:02x}"));
+        let mut text = "bytes:".to_owned();
+        for byte in &bytes {
+            // Writing to a string cannot fail.
+            let _ = write!(text, "\\x{byte:02x}");
+        }
         return TokenText { text, bytes };
     }
     // A decoder leaves out the space before the first word.

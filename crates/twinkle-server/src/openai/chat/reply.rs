@@ -4,7 +4,7 @@ use serde::Serialize;
 use twinkle_core::call::DrawnToken;
 use twinkle_processor::ModelTokenizer;
 
-use super::super::answer::Usage;
+use super::super::answer::{PieceUsage, Usage};
 use super::super::token_text::token_text;
 use super::Chat;
 
@@ -94,9 +94,9 @@ pub(super) struct Chunk<'a> {
     pub(super) created: i64,
     pub(super) model: &'a str,
     pub(super) choices: Vec<ChunkChoice>,
-    /// `null` in all but the last, when it is wanted at all.
+    /// When it is wanted at all.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(super) usage: Option<Option<Usage>>,
+    pub(super) usage: Option<PieceUsage>,
 }
 
 /// A piece of a choice.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::super::answer::Usage;
+use super::super::answer::{PieceUsage, Usage};
 use super::super::events::{Events, Narrator};
 use super::Chat;
 use super::reader::{Addition, Reader};
@@ -25,7 +25,7 @@ impl Told {
     fn push(&self, choices: Vec<ChunkChoice>, usage: Option<Usage>, events: &mut Events) {
         let Chat { id, created, model, .. } = &self.chat;
         let object = "chat.completion.chunk";
-        let usage = self.include_usage.then_some(usage);
+        let usage = self.include_usage.then_some(PieceUsage(usage));
         events.push(&Chunk { id, object, created: *created, model, choices, usage });
     }
 }

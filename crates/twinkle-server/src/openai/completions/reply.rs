@@ -3,7 +3,7 @@
 use serde::Serialize;
 use twinkle_core::call::StopReason;
 
-use super::super::answer::Usage;
+use super::super::answer::{PieceUsage, Usage};
 use super::scores::Lists;
 
 /// An answer, or a piece of one.
@@ -14,9 +14,9 @@ pub(super) struct Completion {
     created: i64,
     model: String,
     choices: Vec<Choice>,
-    /// In pieces, `null` in all but the last, when it is wanted at all.
+    /// When it is wanted at all.
     #[serde(skip_serializing_if = "Option::is_none")]
-    usage: Option<Option<Usage>>,
+    usage: Option<PieceUsage>,
 }
 
 /// One choice, or a piece of one.
@@ -31,17 +31,11 @@ pub(super) struct Choice {
 impl Completion {
     /// The whole answer.
     pub(super) fn whole(id: String, created: i64, model: String, choices: Vec<Choice>, usage: Usage) -> Self {
-        Self { id, object: "text_completion", created, model, choices, usage: Some(Some(usage)) }
+        Self { id, object: "text_completion", created, model, choices, usage: Some(PieceUsage(Some(usage))) }
     }
 
     /// A piece of it.
-    pub(super) fn piece(
-        id: &str,
-        created: i64,
-        model: &str,
-        choices: Vec<Choice>,
-        usage: Option<Option<Usage>>,
-    ) -> Self {
+    pub(super) fn piece(id: &str, created: i64, model: &str, choices: Vec<Choice>, usage: Option<PieceUsage>) -> Self {
         let (id, model) = (id.to_owned(), model.to_owned());
         Self { id, object: "text_completion", created, model, choices, usage }
     }

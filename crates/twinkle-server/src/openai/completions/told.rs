@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use twinkle_core::call::{DrawnToken, SampleOutcome};
 
-use super::super::answer::Usage;
+use super::super::answer::{PieceUsage, Usage};
 use super::super::events::{Events, Narrator};
 use super::super::writer::Writer;
 use super::Work;
@@ -40,7 +40,7 @@ impl Told {
 
     fn push(&self, choices: Vec<Choice>, usage: Option<Usage>, events: &mut Events) {
         let Work { id, created, model, .. } = &self.work;
-        let usage = self.include_usage.then_some(usage);
+        let usage = self.include_usage.then_some(PieceUsage(usage));
         events.push(&Completion::piece(id, *created, model, choices, usage));
     }
 
