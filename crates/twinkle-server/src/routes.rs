@@ -206,6 +206,15 @@ mod tests {
     }
 
     #[test]
+    fn a_server_of_the_first_generation_lists_runs_in_the_native_form() {
+        let server = "{name: s, route_prefix: /server, import_path: server}";
+        assert_eq!(paths(server, "/training_runs"), ["/server/twinkle/training_runs", "/server/training_runs"]);
+        let places = twinkle::first_generation("/server");
+        assert!(places.contains(&("POST", "/weights_info")) && !places.contains(&("POST", "/create_session")));
+        assert_eq!(twinkle::first_generation("/proxy/api/v1"), []);
+    }
+
+    #[test]
     fn no_configuration_makes_the_router_panic() {
         let two = |one: &str, other: &str| {
             config(&format!(

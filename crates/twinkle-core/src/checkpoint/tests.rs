@@ -7,6 +7,25 @@ use crate::call::{LoraSpec, Position};
 use crate::error::ErrorCode;
 use crate::ids::{CheckpointKind, RunId};
 
+#[test]
+fn a_folder_names_a_checkpoint_of_its_tenant_only() {
+    let store = CheckpointStore::new(PathBuf::from("/c"));
+    let named = |tenant: &str, folder: &str| store.path_of(&TenantId::new(tenant), Path::new(folder));
+    let found = named("alice", "/c/alice/s-math/weights/step-1").unwrap();
+    assert_eq!(found.to_twinkle(), "twinkle://s-math/weights/step-1");
+    for (tenant, folder) in [
+        ("bob", "/c/alice/s-math/weights/step-1"),
+        ("alice", "/c/alice/../bob/s/weights/x"),
+        ("alice", "/c/alice/s-math/weights"),
+        ("alice", "/c/alice/s-math/code/x"),
+        ("alice", "/c/alice/s-math/weights/.draft-1"),
+        ("alice", "/etc/passwd"),
+        ("alice", "../.."),
+    ] {
+        assert_eq!(named(tenant, folder), None, "{tenant} {folder}");
+    }
+}
+
 struct Fixture {
     root: tempfile::TempDir,
     store: CheckpointStore,

@@ -177,6 +177,21 @@ async fn a_session_lives_for_its_tenant_and_nobody_else() {
 }
 
 #[tokio::test]
+async fn a_client_may_name_its_session_and_finds_it_again() {
+    let gateway = Gateway::new().await;
+    let named = |name: &str| Some(json!({ "metadata": {}, "session_id": name }));
+    for _ in 0..2 {
+        let said = gateway.ask("alice", "POST", "/twinkle/create_session", named("mine-1")).await;
+        assert_eq!((said.status, &said.body["session_id"]), (StatusCode::OK, &json!("mine-1")));
+    }
+    assert_eq!(gateway.front.context.store.open_records().await.unwrap().sessions, 1);
+    for (tenant, name) in [("bob", "mine-1"), ("alice", "session_1"), ("alice", "a:train:0")] {
+        let refused = gateway.ask(tenant, "POST", "/twinkle/create_session", named(name)).await;
+        assert_eq!(refused.status, StatusCode::BAD_REQUEST, "{tenant} {name}: {}", refused.body);
+    }
+}
+
+#[tokio::test]
 async fn notes_of_a_session_are_bounded_and_a_body_that_is_wrong_names_its_field() {
     let gateway = Gateway::new().await;
     let long = json!({ "metadata": { "k": "x".repeat(65 << 10) } });
