@@ -25,7 +25,7 @@ pub(crate) enum Environments {
     Sdks,
     /// The cookbook with torch: 1.6 GB.
     Cookbook,
-    /// Twinkle's own client on top of the cookbook's torch: a few MB.
+    /// Twinkle's own client, two releases, on top of the cookbook's torch: 15 MB.
     TwinkleKit,
     /// `OpenAI`'s own client on top of what the Tinker SDK needs: a few MB.
     OpenAi,
