@@ -121,7 +121,8 @@ mod tests {
 
     #[test]
     fn numbers_are_pythons() {
-        let values = json!([1.0, 0.1, -0.0, 1e-5, 2.5e-7, 1e16, 123456789012345680.0, 1e100, 9007199254740993_i64]);
+        let values =
+            json!([1.0, 0.1, -0.0, 1e-5, 2.5e-7, 1e16, 123_456_789_012_345_680.0, 1e100, 9_007_199_254_740_993_i64]);
         let expected = "[1.0, 0.1, -0.0, 1e-05, 2.5e-07, 1e+16, 1.2345678901234568e+17, 1e+100, 9007199254740993]";
         assert_eq!(dumps(&values, None).unwrap(), expected);
         assert_eq!(dumps(&json!([1e-5]), Some(1)).unwrap(), "[\n 1e-05\n]");

@@ -47,6 +47,7 @@ pub struct ChatTemplate {
 
 /// What a template is given.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_field_names, reason = "transformers calls it `add_generation_prompt`")]
 pub(crate) struct Prompt<'a> {
     /// The turns.
     pub(crate) messages: &'a [Value],

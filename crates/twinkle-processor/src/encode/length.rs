@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     fn fitted(truncation: Truncation, max_length: Option<usize>) -> Result<Vec<Labelled>> {
-        let spec = TemplateSpec { truncation, max_length, ..TemplateSpec::default() };
+        let spec = TemplateSpec { max_length, truncation, ..TemplateSpec::default() };
         fit((vec![1, 2, 3, 4, 5], vec![-100, 2, 3, 4, 5]), &spec)
     }
 
@@ -46,7 +46,7 @@ mod tests {
     fn each_strategy_does_what_its_name_says() {
         let whole = (vec![1, 2, 3, 4, 5], vec![-100, 2, 3, 4, 5]);
         for fits in [None, Some(5)] {
-            assert_eq!(fitted(Truncation::Delete, fits).unwrap(), [whole.clone()]);
+            assert_eq!(fitted(Truncation::Delete, fits).unwrap(), std::slice::from_ref(&whole));
         }
         assert_eq!(fitted(Truncation::Raise, Some(4)).unwrap_err().message, "input length 5 exceeds max_length 4");
         assert_eq!(fitted(Truncation::Left, Some(3)).unwrap(), [(vec![3, 4, 5], vec![3, 4, 5])]);

@@ -115,13 +115,13 @@ mod tests {
 
     use super::*;
 
-    fn prepared(messages: Value, spec: &TemplateSpec) -> Result<Vec<Message>> {
+    fn prepared(messages: &Value, spec: &TemplateSpec) -> Result<Vec<Message>> {
         let trajectory: Trajectory = serde_json::from_value(json!({"messages": messages})).unwrap();
         prepare(&trajectory, spec).map(|prepared| prepared.messages)
     }
 
     fn assistant(content: &str) -> (String, String) {
-        let messages = prepared(json!([{"role": "assistant", "content": content}]), &TemplateSpec::default()).unwrap();
+        let messages = prepared(&json!([{"role": "assistant", "content": content}]), &TemplateSpec::default()).unwrap();
         let Some(Content::Text(content)) = messages[0].content.clone() else { panic!("no text") };
         (messages[0].reasoning_content.clone().unwrap(), content)
     }
@@ -139,10 +139,10 @@ mod tests {
     #[test]
     fn thinking_that_is_apart_already_stays() {
         let given = json!([{"role": "assistant", "content": "a</think>b", "reasoning_content": "r"}]);
-        let messages = prepared(given, &TemplateSpec::default()).unwrap();
+        let messages = prepared(&given, &TemplateSpec::default()).unwrap();
         assert_eq!(messages[0].reasoning_content.as_deref(), Some("r"));
         assert_eq!(messages[0].content, Some(Content::Text("a</think>b".to_owned())));
-        let user = prepared(json!([{"role": "user", "content": "a</think>b"}]), &TemplateSpec::default()).unwrap();
+        let user = prepared(&json!([{"role": "user", "content": "a</think>b"}]), &TemplateSpec::default()).unwrap();
         assert_eq!(user[0], Message::new("user", "a</think>b"));
     }
 
@@ -150,7 +150,7 @@ mod tests {
     fn the_default_system_turn_goes_before_a_users_only() {
         let spec = TemplateSpec { default_system: Some("s".to_owned()), ..TemplateSpec::default() };
         let roles = |messages: Value| -> Vec<String> {
-            prepared(messages, &spec).unwrap().into_iter().map(|message| message.role).collect()
+            prepared(&messages, &spec).unwrap().into_iter().map(|message| message.role).collect()
         };
         assert_eq!(roles(json!([{"role": "user", "content": "a"}])), ["system", "user"]);
         assert_eq!(roles(json!([{"role": "system", "content": "b"}])), ["system"]);
@@ -161,22 +161,22 @@ mod tests {
     fn blocks_of_text_become_one_text_and_others_are_refused() {
         let blocks = json!([{"role": "user", "content": [
             {"type": "text", "text": "a", "image": null}, {"type": "text", "text": "b"}]}]);
-        assert_eq!(prepared(blocks, &TemplateSpec::default()).unwrap()[0], Message::new("user", "ab"));
+        assert_eq!(prepared(&blocks, &TemplateSpec::default()).unwrap()[0], Message::new("user", "ab"));
         for image in [
             json!([{"role": "user", "content": [{"type": "image", "url": "x"}]}]),
             json!([{"role": "user", "content": "a", "images": ["x"]}]),
         ] {
-            assert!(prepared(image, &TemplateSpec::default()).is_err());
+            assert!(prepared(&image, &TemplateSpec::default()).is_err());
         }
         let none = json!([{"role": "user", "content": "a", "images": [null], "videos": null}]);
-        assert_eq!(prepared(none, &TemplateSpec::default()).unwrap()[0], Message::new("user", "a"));
+        assert_eq!(prepared(&none, &TemplateSpec::default()).unwrap()[0], Message::new("user", "a"));
     }
 
     #[test]
     fn arguments_become_objects() {
         let call = |arguments: Value| json!([{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}]);
         let arguments = |given: Value| {
-            let messages = prepared(call(given), &TemplateSpec::default())?;
+            let messages = prepared(&call(given), &TemplateSpec::default())?;
             Ok::<_, Error>(messages[0].tool_calls.as_ref().unwrap()[0].function.arguments.clone())
         };
         assert_eq!(arguments(json!("{\"b\": 1, \"a\": 2}")).unwrap().to_string(), r#"{"b":1,"a":2}"#);

@@ -135,7 +135,8 @@ mod tests {
 
     #[test]
     fn a_text_of_open_tags_is_read_in_no_time() {
-        let text: String = (0..200_000).map(|number| format!("<t{number}>")).collect();
+        let text: String =
+            (0..200_000).flat_map(|number| ["<t".to_owned(), number.to_string(), ">".to_owned()]).collect();
         assert_eq!(find(&text), None);
         assert_eq!(find(&"<a_b>".repeat(200_000)), None);
     }

@@ -168,8 +168,8 @@ mod tests {
     fn a_turn_keeps_what_it_does_not_know() {
         let message = json!({
             "role": "assistant", "content": "hm", "reasoning_content": "why",
-            "tool_calls": [{"id": "c1", "type": "function", "index": 0,
-                            "function": {"name": "f", "arguments": {"z": 1, "a": 2}}}],
+            "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"z": 1, "a": 2}},
+                            "index": 0}],
             "name": "Robin",
         });
         assert_eq!(round_trip(&message).to_string(), message.to_string());

@@ -147,8 +147,8 @@ mod tests {
 
     use super::*;
 
-    fn read(params: &Value, beside: Option<Value>) -> Result<Wanted> {
-        Wanted::read(params.as_object(), beside.as_ref())
+    fn read(params: &Value, beside: Option<&Value>) -> Result<Wanted> {
+        Wanted::read(params.as_object(), beside)
     }
 
     #[test]
@@ -161,7 +161,7 @@ mod tests {
         // What the client's dataclass sends.
         let all = json!({"max_tokens": null, "seed": null, "stop": null, "temperature": 1.0, "top_k": -1, "top_p": 1.0,
                          "repetition_penalty": 1.0, "logprobs": null, "prompt_logprobs": null, "num_samples": 1});
-        assert_eq!(read(&all, Some(json!(1))).unwrap(), wanted);
+        assert_eq!(read(&all, Some(&json!(1))).unwrap(), wanted);
     }
 
     #[test]
@@ -169,13 +169,13 @@ mod tests {
         let params = json!({"max_new_tokens": 5, "seed": -1, "stop": ["a", "b"], "temperature": 0, "top_k": 3,
                             "top_p": 0.5, "repetition_penalty": 1.25, "logprobs": 2, "prompt_logprobs": 4, "num_samples": 7,
                             "unknown": 1});
-        let wanted = read(&params, Some(json!(3))).unwrap();
+        let wanted = read(&params, Some(&json!(3))).unwrap();
         assert_eq!((wanted.params.max_tokens, wanted.params.seed), (Some(5), Some(u64::MAX)));
         assert_eq!(wanted.params.stop, Stop::Strings(vec!["a".to_owned(), "b".to_owned()]));
         assert_eq!((wanted.params.temperature, wanted.params.top_p, wanted.params.top_k), (0.0, 0.5, Some(3)));
         assert_eq!((wanted.samples, wanted.logprobs, wanted.prompt_logprobs), (7, Some(2), 4));
         assert_eq!(wanted.penalties, Penalties { repetition: 1.25, ..Penalties::default() });
-        assert_eq!(read(&json!({}), Some(json!(3))).unwrap().samples, 3, "the number beside counts alone");
+        assert_eq!(read(&json!({}), Some(&json!(3))).unwrap().samples, 3, "the number beside counts alone");
     }
 
     #[test]
@@ -217,6 +217,6 @@ mod tests {
         ] {
             assert_eq!(read(&params, None).unwrap_err().message, text);
         }
-        assert_eq!(read(&json!({}), Some(json!(0))).unwrap_err().message, "num_samples must be >= 1, got 0");
+        assert_eq!(read(&json!({}), Some(&json!(0))).unwrap_err().message, "num_samples must be >= 1, got 0");
     }
 }
