@@ -72,7 +72,8 @@ def names(wheel: Path):
     """
     done = python(code, wheel)
     expect(done.returncode == 0, f"without twinkle-kit: {done.stderr}")
-    done = python("import runpy; runpy.run_module('twinkle.server', run_name='__main__', alter_sys=True)", wheel, arguments=["--version"])
+    module = "import runpy; runpy.run_module('twinkle.server', run_name='__main__', alter_sys=True)"
+    done = python(module, wheel, arguments=["--version"])
     expect(done.returncode == 0 and done.stdout.startswith("twinkle-server "), f"`-m twinkle.server`: {done}")
 
 

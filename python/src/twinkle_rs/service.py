@@ -48,7 +48,9 @@ class ServiceClient:
         """The models that can be asked for."""
         return self._connection.get("get_server_capabilities")
 
-    def create_lora_training_client(self, base_model: str, rank: int = 32, seed: int | None = None, **options) -> "TrainingClient":
+    def create_lora_training_client(
+        self, base_model: str, rank: int = 32, seed: int | None = None, **options
+    ) -> "TrainingClient":
         """A new adapter; `options` are further fields of the LoRA configuration, such as `train_mlp`."""
         config = {"rank": rank, **({} if seed is None else {"seed": seed}), **options}
         return self._create(base_model, config)

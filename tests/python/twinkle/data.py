@@ -15,7 +15,8 @@ QUESTIONS = ["Who are you?", "What is your name?", "Who made you?", "Are you a p
 
 
 def rows(count: int) -> list[dict]:
-    return [{"query": QUESTIONS[index % 4], "response": f"I am {{{{NAME}}}} number {index}.", "tag": "en"} for index in range(count)]
+    answer = "I am {{NAME}} number "
+    return [{"query": QUESTIONS[index % 4], "response": f"{answer}{index}.", "tag": "en"} for index in range(count)]
 
 
 def write(world, name: str, lines: list[dict]) -> str:
