@@ -459,6 +459,10 @@ fn check(name: &str, value: f64, allowed: bool, range: &str) -> Result<()> {
 /// What is done with a run's accumulated gradients and its optimizer, in the order of the fields. All or nothing.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a part of the work, and they go together in any combination"
+)]
 pub struct OptimizerWork {
     /// What every gradient is divided by: the tokens they are a sum over, for a mean.
     pub divide_by: f64,

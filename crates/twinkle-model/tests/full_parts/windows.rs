@@ -26,6 +26,11 @@ fn update() -> RunOperation {
     })
 }
 
+/// Whether a window was full.
+fn was_due(metrics: &BTreeMap<String, f64>) -> bool {
+    metrics["was_due"] > 0.5
+}
+
 fn every(steps: u64) -> RunOperation {
     RunOperation::Optimize(OptimizerWork { accumulation_steps: Some(steps), ..OptimizerWork::default() })
 }
@@ -74,13 +79,13 @@ async fn two_passes_of_a_window_are_one_mean_over_all_tokens() {
             house.ask(RUN, every(2)).await.unwrap();
             house.ask(RUN, part(0..2)).await.unwrap();
             let early = house.step(update()).await;
-            assert_eq!((early["was_due"], early.get("grad_norm")), (0.0, None));
+            assert!(!was_due(&early) && !early.contains_key("grad_norm"));
             if spills {
                 house.ask(RUN, RunOperation::Spill).await.unwrap();
             }
             house.ask(RUN, part(2..3)).await.unwrap();
             let due = house.step(update()).await;
-            assert_eq!(due["was_due"], 1.0);
+            assert!(was_due(&due));
             norms.push(due["grad_norm"].to_bits());
         }
         let parameters = house.state(true).await.parameters;
@@ -146,9 +151,9 @@ async fn a_checkpoint_knows_how_far_the_training_had_come() {
     assert_eq!((state.cur_step, state.accumulation_steps), (3, 2));
     // Its gradients are not part of a checkpoint: the next window is a whole one.
     house.ask(RUN, part(0..2)).await.unwrap();
-    assert_eq!(house.step(update()).await["was_due"], 0.0);
+    assert!(!was_due(&house.step(update()).await));
     house.ask(RUN, part(0..2)).await.unwrap();
-    assert_eq!(house.step(update()).await["was_due"], 1.0);
+    assert!(was_due(&house.step(update()).await));
 }
 
 #[tokio::test]

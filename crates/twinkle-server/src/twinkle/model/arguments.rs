@@ -57,11 +57,6 @@ impl Arguments {
         })
     }
 
-    /// All that is left.
-    pub(super) fn rest(self) -> Map<String, Value> {
-        self.values
-    }
-
     /// Refuses what is left.
     pub(super) fn end(self) -> Result<()> {
         let Some(name) = self.values.keys().next() else { return Ok(()) };

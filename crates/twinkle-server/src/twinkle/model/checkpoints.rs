@@ -205,7 +205,8 @@ impl TwinkleFront {
     async fn adopt_optimizer(&self, adapter: &mut Adapter) -> Result<()> {
         let state = self.state_of(&adapter.tenant, adapter.run(), false).await?;
         let bare = |class: &str| NamedClass { class: class.to_owned(), settings: Map::new() };
-        let (optimizer, scheduler) = (bare(state.optimizer.name()), state.scheduler.as_ref().map(|it| bare(it.name())));
+        let (optimizer, scheduler) =
+            (bare(state.optimizer.name()), state.scheduler.as_ref().map(|scheduler| bare(scheduler.name())));
         self.set(adapter, |settings| (settings.optimizer, settings.scheduler) = (Some(optimizer), scheduler)).await
     }
 

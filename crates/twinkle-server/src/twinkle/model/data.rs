@@ -261,7 +261,8 @@ mod tests {
     #[test]
     fn a_count_of_items_is_a_setting_of_the_loss_that_divides_by_it() {
         let given = inputs(&json!({ "num_items_in_batch": 12 }));
-        assert_eq!(given.applied_to(LossSpec::named("CISPOLoss")).unwrap().config["num_items_in_batch"], 12.0);
+        let loss = given.applied_to(LossSpec::named("CISPOLoss")).unwrap();
+        assert_eq!(loss.config, [("num_items_in_batch".to_owned(), 12.0)].into());
         assert!(given.applied_to(LossSpec::named("GRPOLoss")).unwrap().config.is_empty());
     }
 }

@@ -6,7 +6,7 @@ use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
-use twinkle_core::call::{AdapterSettings, LoraSpec, NamedTensor, RunRecord, RunState};
+use twinkle_core::call::{AdapterSettings, LoraSpec, NamedTensor, RunRecord, RunState, SchedulerSpec};
 use twinkle_core::error::{Error, Result};
 use twinkle_core::ids::{RunId, TenantId};
 
@@ -145,7 +145,7 @@ fn described(run: &RunRecord, state: &RunState, settings: &AdapterSettings) -> S
         base => writeln!(text, "all params: {} || trainable%: {share:.4}", grouped(base)),
     };
     if settings.optimizer.is_some() {
-        let scheduler = state.scheduler.as_ref().map_or("NoneType", |scheduler| scheduler.name());
+        let scheduler = state.scheduler.as_ref().map_or("NoneType", SchedulerSpec::name);
         let _ = write!(
             text,
             "Optimizer: {}\nLearning rate: {}\nWeight decay: {}\nLr scheduler: {scheduler}\nGradient accumulation steps: {}\n",

@@ -209,7 +209,7 @@ mod tests {
     }
 
     /// What `peft.LoraConfig(r=8, target_modules=..)` is on the wire.
-    fn as_peft_sends(more: Value) -> Value {
+    fn as_peft_sends(more: &Value) -> Value {
         let mut config = json!({
             "task_type": null, "peft_type": "LORA", "auto_mapping": null, "base_model_name_or_path": null,
             "revision": null, "inference_mode": false, "r": 8, "target_modules": ["v_proj", "q_proj"],
@@ -226,7 +226,7 @@ mod tests {
 
     #[test]
     fn a_lora_config_is_read_as_text_and_as_an_object() {
-        let config = as_peft_sends(json!({}));
+        let config = as_peft_sends(&json!({}));
         let spec = wanted(config.clone()).unwrap();
         assert_eq!((spec.rank, spec.alpha, spec.use_rslora), (8, 8.0, false));
         let names = ModuleNames::Suffixes(vec!["q_proj".to_owned(), "v_proj".to_owned()]);
@@ -236,7 +236,7 @@ mod tests {
 
     #[test]
     fn every_setting_that_counts_arrives() {
-        let spec = wanted(as_peft_sends(json!({
+        let spec = wanted(as_peft_sends(&json!({
             "r": 16, "lora_alpha": 32.0, "use_rslora": true, "target_modules": "all-linear", "exclude_modules": ["o_proj"],
             "layers_to_transform": 1, "rank_pattern": { "q_proj": 4 }, "alpha_pattern": { "q_proj": 0.5 },
         })))
@@ -264,7 +264,7 @@ mod tests {
             (json!({ "peft_type": "ADALORA" }), "ADALORA"),
             (json!({ "_TWINKLE_TYPE_": "DatasetMeta" }), "DatasetMeta"),
         ] {
-            let error = wanted(as_peft_sends(more)).unwrap_err().to_string();
+            let error = wanted(as_peft_sends(&more)).unwrap_err().to_string();
             assert!(error.contains(expected), "`{error}` lacks `{expected}`");
         }
         assert!(wanted(json!("{")).unwrap_err().message.contains("no JSON"));

@@ -4,6 +4,7 @@
 
 use serde_json::{Value, json};
 use twinkle_core::error::Result;
+use twinkle_core::wire::twinkle::IGNORED_LABEL;
 
 use super::{Found, Metric, Moment, Observation};
 
@@ -76,7 +77,10 @@ impl Metric for Policy {
             let old = old.and_then(|old| old.get(index));
             let advantages = advantages.and_then(|advantages| advantages.get(index));
             let (mut sum, mut count, mut advantage_of_text) = (0.0, 0_u64, 0.0);
-            for (place, logprob) in logprobs.iter().enumerate().filter(|(place, _)| row.labels[*place] >= 0) {
+            for (place, (logprob, label)) in logprobs.iter().zip(&row.labels).enumerate() {
+                if *label == IGNORED_LABEL {
+                    continue;
+                }
                 let new = f64::from(*logprob) * scale;
                 self.sums.tokens += 1;
                 self.sums.new += new;
@@ -98,7 +102,7 @@ impl Metric for Policy {
                 if self.records > 0 && divergence > 0.0 {
                     let text = self.sums.texts + index;
                     let record = json!({
-                        "gsi": text, "pos": row.before + place, "token_id": row.labels[place], "kl": divergence,
+                        "gsi": text, "pos": row.before + place, "token_id": label, "kl": divergence,
                         "ratio": ratio, "logp_new": new, "logp_old": old,
                     });
                     largest.push((divergence, record));

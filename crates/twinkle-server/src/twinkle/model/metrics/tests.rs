@@ -29,7 +29,7 @@ fn moment() -> Moment {
 }
 
 /// What one metric says of one forward.
-fn said(class: &str, settings: Value, given: &Value, outcome: &ForwardBackwardOutcome) -> Found {
+fn said(class: &str, settings: &Value, given: &Value, outcome: &ForwardBackwardOutcome) -> Found {
     let (rows, logprobs) = (rows(), LOGPROBS.map(Vec::from));
     let columns = columns(given, &rows);
     let class = NamedClass { class: class.to_owned(), settings: settings.as_object().cloned().unwrap() };
@@ -50,9 +50,9 @@ fn near(found: &Found, name: &str, expected: f64) {
 #[test]
 fn a_sum_is_shown_per_token_and_a_mean_per_forward() {
     let sum = ForwardBackwardOutcome { num_tokens: 4.0, ..ForwardBackwardOutcome::default() };
-    let found = said("LossMetric", json!({}), &json!({}), &sum);
+    let found = said("LossMetric", &json!({}), &json!({}), &sum);
     assert_eq!((&found.shown["loss"], &found.shown["grad_norm"]), (&json!("1.5000"), &json!("1.250000")));
-    let mean = said("LossMetric", json!({}), &json!({}), &ForwardBackwardOutcome::default());
+    let mean = said("LossMetric", &json!({}), &json!({}), &ForwardBackwardOutcome::default());
     assert_eq!(mean.shown["loss"], "6.0000");
 }
 
@@ -66,7 +66,7 @@ fn a_policys_distance_is_that_of_its_formulas() {
         ],
         ..ForwardBackwardOutcome::default()
     };
-    let found = said("GRPOMetric", json!({ "top_k_kl": 1 }), &given, &outcome);
+    let found = said("GRPOMetric", &json!({ "top_k_kl": 1 }), &given, &outcome);
     let (up, down) = (0.5_f64, -0.25_f64);
     near(&found, "train/mean_new_logp", -1.25);
     near(&found, "train/policy_confidence", (-1.25_f64).exp());
@@ -82,12 +82,12 @@ fn a_policys_distance_is_that_of_its_formulas() {
     let records = found.shown["_high_kl_records"].as_array().unwrap();
     assert_eq!((records.len(), &records[0]["gsi"], &records[0]["pos"]), (1, &json!(0), &json!(1)));
     // A text's ratio is the geometric mean of its tokens': exp(0.25) is clipped, exp(-0.125) is not.
-    let sequences = said("GSPOMetric", json!({}), &given, &outcome);
+    let sequences = said("GSPOMetric", &json!({}), &given, &outcome);
     near(&sequences, "train/clip_ratio_high", 0.5);
     near(&sequences, "train/clip_ratio_low", 0.0);
     let unconditional = said(
         "CISPOMetric",
-        json!({}),
+        &json!({}),
         &json!({ "old_logps": [[-1.5, -2.0], [-0.25, -1.5]], "advantages": [-1, 1] }),
         &outcome,
     );
@@ -97,11 +97,11 @@ fn a_policys_distance_is_that_of_its_formulas() {
 #[test]
 fn preferences_are_compared_with_the_reference() {
     let outcome = ForwardBackwardOutcome::default();
-    let bare = said("DPOMetric", json!({}), &json!({}), &outcome);
+    let bare = said("DPOMetric", &json!({}), &json!({}), &outcome);
     assert_eq!((&bare.shown["logps/chosen"], &bare.shown["logps/rejected"]), (&json!("-3.00"), &json!("-2.00")));
     assert!(!bare.shown.contains_key("rewards/chosen"));
     let reference = json!({ "ref_outputs": { "logps": [[-9, -2, -2], [-1, -9, -1]] } });
-    let found = said("DPOMetric", json!({ "beta": 0.5 }), &reference, &outcome);
+    let found = said("DPOMetric", &json!({ "beta": 0.5 }), &reference, &outcome);
     assert_eq!(found.shown["logps/ref_chosen"], "-4.00");
     near(&found, "rewards/chosen", 0.5);
     near(&found, "rewards/rejected", 0.0);
