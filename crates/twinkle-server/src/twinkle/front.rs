@@ -9,7 +9,7 @@ use twinkle_core::component::BoxComponent;
 use twinkle_core::error::{Error, ErrorCode, Result};
 use twinkle_core::ids::{CheckpointPath, RunId, SessionId, TenantId};
 
-use super::{hub, model, processor};
+use super::{hub, model};
 use crate::directory::ServedModel;
 use crate::front::FrontContext;
 use crate::tinker::unexpected;
@@ -35,8 +35,6 @@ pub(crate) struct TwinkleFront {
 pub(crate) struct Shared {
     /// Of `model`.
     pub(crate) model: model::State,
-    /// Of `processor`.
-    pub(crate) processor: processor::State,
     /// Of `hub`.
     pub(crate) hub: hub::Uploads,
 }
@@ -106,12 +104,10 @@ impl TwinkleFront {
 
 /// Waits for `work` as long as the client does. What was accepted goes on when the waiting ends.
 pub(crate) async fn patiently<T>(what: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
-    match tokio::time::timeout(PATIENCE, work).await {
-        Ok(done) => done,
-        Err(_) => {
-            let waited = format!("`{what}` is not done after {} seconds", PATIENCE.as_secs());
-            Err(Error::new(ErrorCode::TimedOut, waited)
-                .hint("what was accepted goes on; look at the adapter before sending it again"))
-        }
-    }
+    let Ok(done) = tokio::time::timeout(PATIENCE, work).await else {
+        let waited = format!("`{what}` is not done after {} seconds", PATIENCE.as_secs());
+        return Err(Error::new(ErrorCode::TimedOut, waited)
+            .hint("what was accepted goes on; look at the adapter before sending it again"));
+    };
+    done
 }

@@ -1,6 +1,7 @@
 //! The native routes below the prefix of a `processor` application: objects are made, called and kept.
 //!
-//! A call is forwarded as it is; which types, classes and functions there are is `twinkle-processor`'s to know.
+//! A call is forwarded as it is; which types, classes and functions there are is `twinkle-processor`'s to know. Nothing is
+//! kept in memory here: objects are the component's.
 
 use axum::extract::State as Front;
 use axum::response::Response;
@@ -13,10 +14,6 @@ use twinkle_core::ids::TenantId;
 
 use super::{Answer, Caller, Json, TwinkleError, TwinkleFront, ok, patiently};
 use crate::route_table::Route;
-
-/// What these routes keep in memory: nothing, objects are the component's.
-#[derive(Default)]
-pub(crate) struct State {}
 
 /// The routes, relative to the prefix.
 pub(crate) fn routes() -> Vec<Route<TwinkleFront>> {
