@@ -92,6 +92,7 @@ if __name__ == "__main__":
     status = 0
     try:
         main()
+        print("passed: first_generation.py")
     except Exception:
         traceback.print_exc()
         status = 1
