@@ -61,6 +61,10 @@ impl Templates {
         add_generation_prompt: bool,
     ) -> Result<Vec<Vec<InputFeature>>> {
         check_inputs(inputs.len())?;
+        if inputs.iter().all(|input| matches!(input, Input::Feature(_))) {
+            // Nothing is to be done, so nobody's conversations are waited for.
+            return encode_all(template, inputs, add_generation_prompt);
+        }
         let template = template.clone();
         let work = move || encode_all(&template, inputs, add_generation_prompt);
         self.off_runtime(work).await?
@@ -94,4 +98,46 @@ fn encode_all(template: &Template, inputs: Vec<Input>, is_prompt: bool) -> Resul
         encoded.push(features);
     }
     Ok(encoded)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use twinkle_core::error::ErrorCode;
+    use twinkle_core::wire::twinkle::Inputs;
+
+    use super::*;
+
+    fn fixtures() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+    }
+
+    #[tokio::test]
+    async fn a_folder_is_loaded_once_and_a_broken_one_again_and_again() {
+        let templates = Templates::default();
+        let first = templates.tokenizer(&fixtures()).await.unwrap();
+        let again = templates.clone().tokenizer(&fixtures()).await.unwrap();
+        assert!(Arc::ptr_eq(&first, &again));
+        let empty = tempfile::tempdir().unwrap();
+        let spec = TemplateSpec::default();
+        assert_eq!(templates.load(empty.path(), &spec).await.unwrap_err().code, ErrorCode::NotFound);
+        std::fs::copy(fixtures().join("tokenizer.json"), empty.path().join("tokenizer.json")).unwrap();
+        templates.load(empty.path(), &spec).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn tokens_pass_as_they_are_and_a_mistake_names_its_input() {
+        let templates = Templates::default();
+        let template = templates.load(&fixtures(), &TemplateSpec::default()).await.unwrap();
+        let inputs = |value| serde_json::from_value::<Inputs>(value).unwrap().0;
+        let tokens = inputs(json!([{"input_ids": [1]}, {"input_ids": [2], "labels": [-100], "id": 3}]));
+        let encoded = templates.encode(&template, tokens.clone(), false).await.unwrap();
+        let encoded: Vec<Input> = encoded.into_iter().flatten().map(Input::Feature).collect();
+        assert_eq!(encoded, tokens);
+        let mixed = inputs(json!([{"input_ids": [1]}, {"messages": [{"role": "user", "content": "a"}]}]));
+        let error = templates.encode(&template, mixed, false).await.unwrap_err();
+        assert_eq!(error.message, "input 1: the model has no chat template");
+        let many = vec![Input::Feature(InputFeature::prompt(vec![1])); 5000];
+        assert_eq!(templates.encode(&template, many, false).await.unwrap_err().code, ErrorCode::TooLarge);
+    }
 }

@@ -65,6 +65,8 @@ impl Text {
                     let mut delta = self.detokenizer.push(drawn.token);
                     if let Some(reason) = drawn.ends {
                         delta.push_str(&self.detokenizer.finish());
+                        // Left before its outcome, the sample would count as one that its client gave up.
+                        while self.sampled.next().await.is_some() {}
                         return (line(&json!({ "delta": delta, "finish_reason": stop_reason(reason) })), None);
                     }
                     if !delta.is_empty() {
