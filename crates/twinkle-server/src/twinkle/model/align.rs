@@ -11,12 +11,12 @@ use super::rows::{Row, Rows};
 
 /// One number for each position of each row; 0 where nothing is learned.
 pub(super) fn aligned(name: &str, given: &Value, rows: &Rows) -> Result<Vec<Vec<f32>>> {
-    let per_row = per_row(name, given, rows.rows.len())?;
+    let per_row = per_row(name, given, rows.list.len())?;
     let one = |(index, (given, row)): (usize, (&Value, &Row))| {
         align(given, row, rows)
             .map_err(|error| Error { message: format!("`{name}` of input {index} {}", error.message), ..error })
     };
-    per_row.into_iter().zip(&rows.rows).enumerate().map(one).collect()
+    per_row.into_iter().zip(&rows.list).enumerate().map(one).collect()
 }
 
 /// What was given, row by row. A single number is one for a batch of one: so the answers of this protocol have it.

@@ -29,7 +29,8 @@ pub(super) struct Save {
     #[serde(default)]
     adapter_name: Option<String>,
     #[serde(default)]
-    save_optimizer: bool,
+    #[serde(rename = "save_optimizer")]
+    with_optimizer: bool,
     #[serde(default)]
     is_sampler: bool,
     #[serde(flatten)]
@@ -43,7 +44,8 @@ pub(super) struct Load {
     #[serde(default)]
     adapter_name: Option<String>,
     #[serde(default)]
-    load_optimizer: bool,
+    #[serde(rename = "load_optimizer")]
+    with_optimizer: bool,
 }
 
 /// The body of `resume_from_checkpoint`.
@@ -53,7 +55,8 @@ pub(super) struct Resume {
     #[serde(default)]
     adapter_name: Option<String>,
     #[serde(default)]
-    resume_only_model: bool,
+    #[serde(rename = "resume_only_model")]
+    only_model: bool,
 }
 
 /// `POST save`
@@ -66,10 +69,10 @@ pub(super) async fn save(State(front): State<TwinkleFront>, caller: Caller, Json
 
 /// `POST load`
 pub(super) async fn load(State(front): State<TwinkleFront>, caller: Caller, Json(wanted): Json<Load>) -> Answer {
-    let Load { name, adapter_name, load_optimizer } = wanted;
+    let Load { name, adapter_name, with_optimizer } = wanted;
     to_the_end("load", async move {
         let mut adapter = front.adapter(&caller, adapter_name.as_deref()).await?;
-        front.load(&mut adapter, &name, load_optimizer).await
+        front.load(&mut adapter, &name, with_optimizer).await
     })
     .await?;
     null()
@@ -77,10 +80,10 @@ pub(super) async fn load(State(front): State<TwinkleFront>, caller: Caller, Json
 
 /// `POST resume_from_checkpoint`: like `load`, and tells how far the training had come.
 pub(super) async fn resume(State(front): State<TwinkleFront>, caller: Caller, Json(wanted): Json<Resume>) -> Answer {
-    let Resume { name, adapter_name, resume_only_model } = wanted;
+    let Resume { name, adapter_name, only_model } = wanted;
     let progress = to_the_end("resume_from_checkpoint", async move {
         let mut adapter = front.adapter(&caller, adapter_name.as_deref()).await?;
-        front.load(&mut adapter, &name, !resume_only_model).await
+        front.load(&mut adapter, &name, !only_model).await
     })
     .await?;
     let TrainingProgress { cur_step, consumed_train_samples, accumulation_steps } = progress;
@@ -93,7 +96,7 @@ pub(super) async fn resume(State(front): State<TwinkleFront>, caller: Caller, Js
 
 impl TwinkleFront {
     async fn save(&self, caller: Caller, wanted: Save) -> Result<(CheckpointPath, Option<String>)> {
-        let Save { name, adapter_name, save_optimizer, is_sampler, rest } = wanted;
+        let Save { name, adapter_name, with_optimizer, is_sampler, rest } = wanted;
         let mut arguments = Arguments::new("save", rest);
         let interval = arguments.count("interval")?.unwrap_or(1).max(1);
         let consumed_train_samples = arguments.count("consumed_train_samples")?.unwrap_or(0);
@@ -117,7 +120,7 @@ impl TwinkleFront {
             ttl_seconds: None,
             overwrite: true,
             user_metadata: [].into(),
-            training: SavedTraining { consumed_train_samples, without_optimizer: !save_optimizer },
+            training: SavedTraining { consumed_train_samples, without_optimizer: !with_optimizer },
         };
         self.perform(&adapter.tenant, &run, operation).await?.outcome()?;
         let folder = self.folder_of(&adapter.tenant, &path).await?;

@@ -128,10 +128,10 @@ impl LossInputs {
 
 /// References that are known by text only: the first learned position stands for all of them.
 fn sums(chosen: &Value, rejected: &Value, rows: &Rows) -> Result<Vec<Vec<f32>>> {
-    let pairs = rows.rows.len() / 2;
-    let mut columns = vec![Vec::new(); rows.rows.len()];
+    let pairs = rows.list.len() / 2;
+    let mut columns = vec![Vec::new(); rows.list.len()];
     for (name, given, first) in [("ref_chosen_logps", chosen, 0), ("ref_rejected_logps", rejected, 1)] {
-        let texts = rows.rows.iter().zip(&mut columns).skip(first).step_by(2);
+        let texts = rows.list.iter().zip(&mut columns).skip(first).step_by(2);
         for (given, (row, column)) in per_row(name, given, pairs)?.into_iter().zip(texts) {
             let mut numbers = Vec::new();
             flatten(given, &mut numbers)?;
@@ -156,7 +156,7 @@ impl Columns {
 /// What the engine is given: one datum for each row.
 pub(super) fn data(rows: &Rows, loss: &LossSpec, inputs: &LossInputs, columns: &Columns) -> Result<Vec<Datum>> {
     if loss.name == EMBEDDING_LOSS {
-        return Ok(rows.rows.iter().map(embedded).collect());
+        return Ok(rows.list.iter().map(embedded).collect());
     }
     if loss.name == DISTILLATION_LOSS {
         return distillation::data(rows, &inputs.given);
@@ -170,7 +170,7 @@ pub(super) fn data(rows: &Rows, loss: &LossSpec, inputs: &LossInputs, columns: &
         }
         Datum { tokens: row.tokens.clone(), loss_inputs }
     };
-    Ok(rows.rows.iter().enumerate().map(datum).collect())
+    Ok(rows.list.iter().enumerate().map(datum).collect())
 }
 
 /// Labels as targets, 0 where nothing is learned, and the mask over them.

@@ -16,7 +16,7 @@ type Said = Vec<(i64, f32)>;
 
 /// The datums of a loss with a teacher.
 pub(super) fn data(rows: &Rows, given: &Map<String, Value>) -> Result<Vec<Datum>> {
-    let count = rows.rows.len();
+    let count = rows.list.len();
     let texts: Vec<Vec<Said>> =
         match (given.get("teacher_logits"), given.get("teacher_topk_logprobs"), given.get("teacher_topk_indices")) {
             (Some(logits), None, None) => {
@@ -28,7 +28,7 @@ pub(super) fn data(rows: &Rows, given: &Map<String, Value>) -> Result<Vec<Datum>
                 };
                 let text =
                     |(row, given): (&Row, &Value)| of_logits(positions("teacher_logits", given, row, rows)?, best);
-                rows.rows.iter().zip(per_row("teacher_logits", logits, count)?).map(text).collect::<Result<_>>()?
+                rows.list.iter().zip(per_row("teacher_logits", logits, count)?).map(text).collect::<Result<_>>()?
             }
             (None, Some(logprobs), Some(indices)) => {
                 let logprobs = per_row("teacher_topk_logprobs", logprobs, count)?;
@@ -37,14 +37,14 @@ pub(super) fn data(rows: &Rows, given: &Map<String, Value>) -> Result<Vec<Datum>
                     let logprobs = positions("teacher_topk_logprobs", logprobs, row, rows)?;
                     of_best(logprobs, positions("teacher_topk_indices", indices, row, rows)?)
                 };
-                rows.rows.iter().zip(logprobs.into_iter().zip(indices)).map(text).collect::<Result<_>>()?
+                rows.list.iter().zip(logprobs.into_iter().zip(indices)).map(text).collect::<Result<_>>()?
             }
             _ => {
                 return Err(Error::invalid("`GKDLoss` needs a teacher")
                     .hint("send `teacher_logits`, or `teacher_topk_logprobs` together with `teacher_topk_indices`"));
             }
         };
-    rows.rows.iter().zip(texts).map(|(row, said)| datum(row, &said)).collect()
+    rows.list.iter().zip(texts).map(|(row, said)| datum(row, &said)).collect()
 }
 
 /// What was given for the positions of one row, padding taken off.

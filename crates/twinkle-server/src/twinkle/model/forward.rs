@@ -176,9 +176,9 @@ impl TwinkleFront {
                     is_seen: Arc::default(),
                 };
                 if kept.bytes() <= MOST_KEPT {
-                    self.keep_forward(&adapter, kept)
+                    self.keep_forward(&adapter, kept);
                 } else {
-                    self.forget_forward(&adapter)
+                    self.forget_forward(&adapter);
                 }
             }
         }
@@ -318,7 +318,7 @@ impl Asked {
 
 /// Aligns everything to the tokens, beside the async runtime where that is much.
 async fn prepared(rows: Arc<Rows>, loss: LossSpec, inputs: LossInputs) -> Result<Computation> {
-    let tokens: usize = rows.rows.iter().map(|row| row.tokens.len()).sum();
+    let tokens: usize = rows.list.iter().map(|row| row.tokens.len()).sum();
     let size = BYTES_PER_TOKEN * tokens + inputs.bytes();
     off_runtime(size, move || {
         let columns = inputs.columns(&rows)?;
@@ -336,7 +336,7 @@ fn bare(rows: &Rows) -> Vec<Datum> {
         loss_inputs.remove("mask");
         Datum { tokens: row.tokens.clone(), loss_inputs }
     };
-    rows.rows.iter().map(datum).collect()
+    rows.list.iter().map(datum).collect()
 }
 
 /// The one label of a conversation that is to be embedded.

@@ -29,7 +29,7 @@ pub(super) struct Kept {
 impl Kept {
     /// About how many bytes it takes.
     pub(super) fn bytes(&self) -> usize {
-        let tokens: usize = self.rows.rows.iter().map(|row| row.tokens.len()).sum();
+        let tokens: usize = self.rows.list.iter().map(|row| row.tokens.len()).sum();
         let computed = self.computed.as_ref().map_or(0, |(_, inputs)| inputs.bytes());
         1024 + BYTES_PER_TOKEN * tokens + self.inputs.bytes() + computed
     }

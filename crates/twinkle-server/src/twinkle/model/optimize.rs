@@ -17,7 +17,7 @@ use crate::twinkle::{Answer, Caller, Json, TwinkleFront, null, ok};
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Step {
+enum Part {
     Clip,
     Step,
     Zero,
@@ -25,7 +25,7 @@ enum Step {
     All,
 }
 
-impl Step {
+impl Part {
     const fn name(self) -> &'static str {
         match self {
             Self::Clip => "clip_grad_norm",
@@ -51,26 +51,26 @@ pub(super) async fn clip_grad_norm(
     caller: Caller,
     Json(request): Json<AboutAdapter>,
 ) -> Answer {
-    let norm = work(front, caller, request, Step::Clip).await?;
+    let norm = work(front, caller, request, Part::Clip).await?;
     let shown = norm.map_or_else(|| "None".to_owned(), |norm| norm.to_string());
     ok(&json!({ "result": shown, "value": norm }))
 }
 
 /// `POST step`
 pub(super) async fn step(state: State<TwinkleFront>, caller: Caller, request: Json<AboutAdapter>) -> Answer {
-    work(state.0, caller, request.0, Step::Step).await?;
+    work(state.0, caller, request.0, Part::Step).await?;
     null()
 }
 
 /// `POST zero_grad`
 pub(super) async fn zero_grad(state: State<TwinkleFront>, caller: Caller, request: Json<AboutAdapter>) -> Answer {
-    work(state.0, caller, request.0, Step::Zero).await?;
+    work(state.0, caller, request.0, Part::Zero).await?;
     null()
 }
 
 /// `POST lr_step`
 pub(super) async fn lr_step(state: State<TwinkleFront>, caller: Caller, request: Json<AboutAdapter>) -> Answer {
-    work(state.0, caller, request.0, Step::Schedule).await?;
+    work(state.0, caller, request.0, Part::Schedule).await?;
     null()
 }
 
@@ -80,15 +80,15 @@ pub(super) async fn clip_grad_and_step(
     caller: Caller,
     request: Json<AboutAdapter>,
 ) -> Answer {
-    work(state.0, caller, request.0, Step::All).await?;
+    work(state.0, caller, request.0, Part::All).await?;
     null()
 }
 
-async fn work(front: TwinkleFront, caller: Caller, request: AboutAdapter, what: Step) -> Result<Option<f64>> {
+async fn work(front: TwinkleFront, caller: Caller, request: AboutAdapter, what: Part) -> Result<Option<f64>> {
     to_the_end(what.name(), async move {
         let work = read(what, request.rest)?;
         let adapter = front.adapter(&caller, request.adapter_name.as_deref()).await?;
-        if what != Step::Clip {
+        if what != Part::Clip {
             check_has_optimizer(&adapter.record.settings)?;
         }
         let done = front.perform(&adapter.tenant, adapter.run(), RunOperation::Optimize(work)).await?;
@@ -109,13 +109,13 @@ async fn work(front: TwinkleFront, caller: Caller, request: AboutAdapter, what: 
     .await
 }
 
-fn read(what: Step, arguments: serde_json::Map<String, Value>) -> Result<OptimizerWork> {
+fn read(what: Part, arguments: serde_json::Map<String, Value>) -> Result<OptimizerWork> {
     let mut arguments = Arguments::new(what.name(), arguments);
     let mut work = OptimizerWork {
         normalise: what.clips() || what.steps(),
         step: what.steps(),
-        zero_gradients: matches!(what, Step::Zero | Step::All),
-        step_scheduler: matches!(what, Step::Schedule | Step::All),
+        zero_gradients: matches!(what, Part::Zero | Part::All),
+        step_scheduler: matches!(what, Part::Schedule | Part::All),
         only_at_boundary: true,
         accumulation_steps: accumulation_steps(&mut arguments)?,
         ..OptimizerWork::default()
@@ -129,7 +129,7 @@ fn read(what: Step, arguments: serde_json::Map<String, Value>) -> Result<Optimiz
     {
         work.overrides = overrides(params)?;
     }
-    if what == Step::Zero {
+    if what == Part::Zero {
         // Torch asks whether gradients become nothing or zeros: here that is the same.
         arguments.flag("set_to_none")?;
     }
@@ -171,14 +171,14 @@ fn overrides(params: Value) -> Result<OptimizerOverrides> {
 mod tests {
     use super::*;
 
-    fn asked(what: Step, arguments: &Value) -> Result<OptimizerWork> {
+    fn asked(what: Part, arguments: &Value) -> Result<OptimizerWork> {
         read(what, arguments.as_object().cloned().unwrap())
     }
 
     #[test]
     fn all_in_one_is_the_sum_of_the_four() {
-        let all = asked(Step::All, &json!({})).unwrap();
-        let parts = [Step::Clip, Step::Step, Step::Zero, Step::Schedule].map(|step| asked(step, &json!({})).unwrap());
+        let all = asked(Part::All, &json!({})).unwrap();
+        let parts = [Part::Clip, Part::Step, Part::Zero, Part::Schedule].map(|step| asked(step, &json!({})).unwrap());
         assert_eq!(all.clip, parts[0].clip);
         assert!(all.step && parts[1].step && !parts[0].step);
         assert!(all.zero_gradients && parts[2].zero_gradients && !parts[1].zero_gradients);
@@ -190,19 +190,19 @@ mod tests {
     #[test]
     fn arguments_arrive_and_mistakes_are_named() {
         let work =
-            asked(Step::All, &json!({ "max_grad_norm": 0.5, "norm_type": "inf", "gradient_accumulation_steps": 4 }));
+            asked(Part::All, &json!({ "max_grad_norm": 0.5, "norm_type": "inf", "gradient_accumulation_steps": 4 }));
         let work = work.unwrap();
         assert_eq!(work.clip, Some(GradientClip { max_norm: 0.5, norm: GradientNorm::Infinity }));
         assert_eq!(work.accumulation_steps, Some(4));
         let params = json!({ "optim_params": { "lr": 0.1, "betas": [0.9, 0.95], "eps": null, "weight_decay": 0 } });
-        let overrides = asked(Step::Step, &params).unwrap().overrides;
+        let overrides = asked(Part::Step, &params).unwrap().overrides;
         assert_eq!((overrides.lr, overrides.betas, overrides.eps), (Some(0.1), Some([0.9, 0.95]), None));
         for (what, arguments, expected) in [
-            (Step::Clip, json!({ "norm_type": 1 }), "`norm_type` is 1"),
-            (Step::Clip, json!({ "max_grad_nrom": 1 }), "did you mean `max_grad_norm`"),
-            (Step::Step, json!({ "gradient_accumulation_steps": 0 }), "at least 1"),
-            (Step::Step, json!({ "optim_params": { "lr": "1" } }), "`lr`"),
-            (Step::Step, json!({ "optim_params": 3 }), "`optim_params`"),
+            (Part::Clip, json!({ "norm_type": 1 }), "`norm_type` is 1"),
+            (Part::Clip, json!({ "max_grad_nrom": 1 }), "did you mean `max_grad_norm`"),
+            (Part::Step, json!({ "gradient_accumulation_steps": 0 }), "at least 1"),
+            (Part::Step, json!({ "optim_params": { "lr": "1" } }), "`lr`"),
+            (Part::Step, json!({ "optim_params": 3 }), "`optim_params`"),
         ] {
             let error = asked(what, &arguments).unwrap_err().to_string();
             assert!(error.contains(expected), "`{error}` lacks `{expected}`");

@@ -68,7 +68,7 @@ fn padded<T: Clone>(rows: &Rows, values: impl Iterator<Item = Vec<T>>, filling: 
         whole.resize(length, filling.clone());
         whole
     };
-    rows.rows.iter().zip(values).map(place).collect()
+    rows.list.iter().zip(values).map(place).collect()
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ pub(super) struct Row {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Rows {
     /// In the order of the answer: a packed example is as many rows as it has texts.
-    pub(super) rows: Vec<Row>,
+    pub(super) list: Vec<Row>,
     /// Whether labels were sent.
     pub(super) has_labels: bool,
     /// Whether shorter rows are filled up on the left.
@@ -64,12 +64,12 @@ impl Rows {
                 return Err(Error::new(ErrorCode::TooLarge, text).hint("send several smaller requests"));
             }
         }
-        Ok(Self { rows, has_labels, pad_left, per_text })
+        Ok(Self { list: rows, has_labels, pad_left, per_text })
     }
 
     /// Positions of each row of the answer, those that shorter ones are filled up with among them.
     pub(super) fn padded(&self) -> usize {
-        self.rows.iter().map(|row| row.length).max().unwrap_or_default()
+        self.list.iter().map(|row| row.length).max().unwrap_or_default()
     }
 
     /// Where a row's first token stands in the answer.
@@ -181,9 +181,9 @@ mod tests {
             { "input_ids": [8, 9, 3, 0], "labels": [9, 3, -100, -100], "attention_mask": [1, 1, 1, 0] },
         ]))
         .unwrap();
-        assert_eq!(found.rows[0], Row { tokens: vec![5, 6], labels: vec![6, 7], before: 2, length: 4 });
-        assert_eq!(found.rows[1], Row { tokens: vec![8, 9, 3], labels: vec![9, 3, -100], before: 0, length: 4 });
-        assert_eq!(found.rows[1].learned(), 2);
+        assert_eq!(found.list[0], Row { tokens: vec![5, 6], labels: vec![6, 7], before: 2, length: 4 });
+        assert_eq!(found.list[1], Row { tokens: vec![8, 9, 3], labels: vec![9, 3, -100], before: 0, length: 4 });
+        assert_eq!(found.list[1].learned(), 2);
         assert_eq!(found.padded(), 4);
     }
 
@@ -191,9 +191,9 @@ mod tests {
     fn rows_are_filled_up_on_the_side_that_was_asked_for() {
         let features = json!([{ "input_ids": [5] }, { "input_ids": [5, 6, 7] }]);
         let mut found = rows(features).unwrap();
-        assert_eq!(found.place(&found.rows[0]), 0);
+        assert_eq!(found.place(&found.list[0]), 0);
         found.pad_left = true;
-        assert_eq!(found.place(&found.rows[0]), 2);
+        assert_eq!(found.place(&found.list[0]), 2);
         assert!(!found.has_labels);
     }
 
@@ -203,9 +203,9 @@ mod tests {
             "input_ids": [1, 2, 3, 4, 5], "labels": [2, -100, 4, 5, -100], "position_ids": [0, 1, 0, 1, 2],
         }]))
         .unwrap();
-        assert_eq!(found.rows.len(), 2);
-        assert_eq!(found.rows[0], Row { tokens: vec![1, 2], labels: vec![2, -100], before: 0, length: 2 });
-        assert_eq!(found.rows[1], Row { tokens: vec![3, 4, 5], labels: vec![4, 5, -100], before: 0, length: 3 });
+        assert_eq!(found.list.len(), 2);
+        assert_eq!(found.list[0], Row { tokens: vec![1, 2], labels: vec![2, -100], before: 0, length: 2 });
+        assert_eq!(found.list[1], Row { tokens: vec![3, 4, 5], labels: vec![4, 5, -100], before: 0, length: 3 });
     }
 
     #[test]
@@ -213,7 +213,7 @@ mod tests {
         let features =
             |labels: Value| serde_json::from_value(json!([{ "input_ids": [1, 2], "labels": labels }])).unwrap();
         let found = Rows::of(features(json!([1])), false, true).unwrap();
-        assert_eq!(found.rows[0].labels, [-100, 1]);
+        assert_eq!(found.list[0].labels, [-100, 1]);
         assert!(Rows::of(features(json!([1, 0])), false, true).is_err());
     }
 

@@ -14,7 +14,7 @@ use crate::tinker::unexpected;
 use crate::twinkle::{TwinkleFront, patiently};
 
 /// How long the board is watched in one go.
-const HOLD: Duration = Duration::from_secs(60);
+const HOLD: Duration = Duration::from_mins(1);
 
 /// The result of an operation, which the board keeps as well.
 pub(super) struct Done(Arc<Result<Outcome>>);

@@ -14,7 +14,7 @@ pub(super) struct Accuracy {
 
 impl Metric for Accuracy {
     fn observe(&mut self, seen: &Observation<'_>) -> Result<()> {
-        for (row, logits) in seen.rows.rows.iter().zip(&seen.outcome.logits) {
+        for (row, logits) in seen.rows.list.iter().zip(&seen.outcome.logits) {
             for (label, logits) in row.labels.iter().zip(logits.values.chunks(logits.width.max(1))) {
                 if *label == IGNORED_LABEL {
                     continue;

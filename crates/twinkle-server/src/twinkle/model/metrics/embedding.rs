@@ -36,7 +36,7 @@ impl Metric for Embedding {
     fn observe(&mut self, seen: &Observation<'_>) -> Result<()> {
         let vectors: Vec<&[f32]> = seen.outcome.embeddings.iter().map(|table| table.values.as_slice()).collect();
         let is_anchor = |index: &usize| {
-            seen.rows.rows.get(*index).and_then(|row| row.labels.last()).is_some_and(|label| *label == 1)
+            seen.rows.list.get(*index).and_then(|row| row.labels.last()).is_some_and(|label| *label == 1)
         };
         let pairs: Vec<(&[f32], &[f32])> = (0..vectors.len())
             .filter(is_anchor)

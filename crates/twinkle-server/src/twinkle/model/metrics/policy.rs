@@ -72,7 +72,7 @@ impl Metric for Policy {
         let scale = if self.temperature > 0.0 { self.temperature } else { 1.0 };
         let (old, advantages) = (seen.columns.get("old_logps"), seen.columns.get("advantages"));
         let mut largest: Vec<(f64, Value)> = Vec::new();
-        for (index, (row, logprobs)) in seen.rows.rows.iter().zip(seen.logprobs).enumerate() {
+        for (index, (row, logprobs)) in seen.rows.list.iter().zip(seen.logprobs).enumerate() {
             let entropies = seen.outcome.entropies.get(index);
             let old = old.and_then(|old| old.get(index));
             let advantages = advantages.and_then(|advantages| advantages.get(index));
@@ -129,7 +129,7 @@ impl Metric for Policy {
                 self.sums.clippable += 1;
             }
         }
-        self.sums.texts += seen.rows.rows.len();
+        self.sums.texts += seen.rows.list.len();
         keep_largest(&mut largest, self.records);
         let room = MOST_KEPT.saturating_sub(self.sums.kept.len());
         self.sums.kept.extend(largest.into_iter().take(room).map(|(_, record)| record));

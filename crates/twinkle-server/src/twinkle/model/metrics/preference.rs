@@ -34,7 +34,7 @@ impl Preference {
 
 impl Metric for Preference {
     fn observe(&mut self, seen: &Observation<'_>) -> Result<()> {
-        let rows = &seen.rows.rows;
+        let rows = &seen.rows.list;
         if !rows.len().is_multiple_of(2) {
             return Err(Error::invalid(format!(
                 "`DPOMetric` compares pairs, chosen and rejected in turn, but there are {} texts",

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 use twinkle_core::error::{Error, Result};
+use twinkle_core::wire::twinkle::IGNORED_LABEL;
 
 use super::Metric;
 use super::embedding::Embedding;
@@ -15,7 +16,7 @@ const MOST_RECORDS: u64 = 100;
 /// The metric `class` with its settings.
 pub(super) fn build(class: &str, settings: Map<String, Value>) -> Result<Box<dyn Metric>> {
     let mut settings = Arguments::new(class, settings);
-    if let Some(index) = settings.number("ignore_index")?.filter(|index| *index != -100.0) {
+    if let Some(index) = settings.any("ignore_index").filter(|index| index.as_i64() != Some(IGNORED_LABEL)) {
         return Err(Error::unsupported(format!("`ignore_index` is {index}, but labels are ignored by -100 here")));
     }
     let metric: Box<dyn Metric> = match class {
