@@ -53,7 +53,7 @@ async fn main() -> Result<()> {
     let processor = arguments.connection.processor(&service);
     let weights = arguments.weights.as_ref().unwrap_or(&arguments.connection.model);
     let sampler = service.create_sampling_client(weights).await?;
-    println!("{weights}, an adapter of or itself the base model {}", sampler.get_base_model().await?);
+    println!("sampling from {weights}, base model {}", sampler.get_base_model().await?);
 
     let system = arguments.system.iter().map(ChatMessage::system);
     let conversations = arguments

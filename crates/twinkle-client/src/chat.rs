@@ -1,4 +1,4 @@
-//! Conversations as text, answered piece by piece: the server's OpenAI routes.
+//! Conversations as text, answered piece by piece: the server's `OpenAI` routes.
 
 use std::fmt;
 use std::pin::Pin;

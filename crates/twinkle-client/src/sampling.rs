@@ -117,10 +117,10 @@ impl SamplingClient {
             record_stability_info: None,
         };
         let request = Request::json(ROUTE, &body)?.with_header("x-tinker-sampling-backpressure", "1");
-        let place = self.pace.enter().await;
+        let seat = self.pace.enter().await;
         let request_id = send(&self.session.http, &self.pace, &request).await?;
         let (session, pace) = (self.session.clone(), self.pace.clone());
-        let sample = UnderWay { session, request_id: request_id.clone(), place, given_up: true };
+        let sample = UnderWay { session, request_id: request_id.clone(), seat, given_up: true };
         Ok(Pending::spawn(vec![request_id], |reporter| async move {
             let mut sample = sample;
             let http = sample.session.http.clone();
@@ -177,7 +177,7 @@ struct UnderWay {
     session: Arc<Session>,
     request_id: String,
     #[expect(dead_code, reason = "what counts is how long it lives")]
-    place: Option<OwnedSemaphorePermit>,
+    seat: Option<OwnedSemaphorePermit>,
     given_up: bool,
 }
 

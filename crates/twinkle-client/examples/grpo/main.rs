@@ -42,7 +42,7 @@ struct Arguments {
     #[arg(long, default_value_t = 9)]
     largest: u64,
     /// Tokens of an answer at most.
-    #[arg(long, default_value_t = 12)]
+    #[arg(long, default_value_t = 6)]
     max_tokens: u32,
     /// The optimizer's step size.
     #[arg(long, default_value_t = 2e-4)]

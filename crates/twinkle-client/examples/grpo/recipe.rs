@@ -7,8 +7,8 @@
 
 use anyhow::{Context, Result};
 use twinkle_client::{
-    AdamParams, ChatMessage, Datum, ForwardBackwardOutcome, Loss, ProcessorClient, SampledSequence, SamplingClient,
-    SamplingParams, TokenIds, TrainingClient, policy_datum,
+    AdamParams, Datum, ForwardBackwardOutcome, Loss, ProcessorClient, SampledSequence, SamplingClient, SamplingParams,
+    TokenIds, TrainingClient, policy_datum,
 };
 
 use crate::sums::Sum;
@@ -102,7 +102,7 @@ impl Policy {
     }
 
     async fn prompts(&self, problems: &[Sum]) -> Result<Vec<TokenIds>> {
-        let conversations = problems.iter().map(|problem| vec![ChatMessage::user(problem.question())]).collect();
+        let conversations = problems.iter().map(Sum::conversation).collect();
         let encoded = self.processor.encode_chat(conversations, true).await?;
         Ok(encoded.into_iter().map(|one| one.tokens).collect())
     }

@@ -1,5 +1,7 @@
 //! Sums to be found, and what an answer to one is worth.
 
+use twinkle_client::ChatMessage;
+
 /// One sum.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Sum {
@@ -8,8 +10,16 @@ pub(crate) struct Sum {
 }
 
 impl Sum {
-    /// What is asked.
-    pub(crate) fn question(&self) -> String {
+    /// What is asked, after two sums that show how to answer.
+    pub(crate) fn conversation(&self) -> Vec<ChatMessage> {
+        let shown = [Self { first: 2, second: 3 }, Self { first: 6, second: 1 }];
+        let answered = |sum: Self| {
+            [ChatMessage::user(sum.question()), ChatMessage::assistant((sum.first + sum.second).to_string())]
+        };
+        shown.into_iter().flat_map(answered).chain([ChatMessage::user(self.question())]).collect()
+    }
+
+    fn question(&self) -> String {
         format!("What is {} + {}? Answer with the number alone.", self.first, self.second)
     }
 

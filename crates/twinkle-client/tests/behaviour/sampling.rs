@@ -1,8 +1,9 @@
 //! Samples that are slowed down, forgotten, given up.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::json;
+use tokio::time::Instant;
 use twinkle_client::{Pending, SampleOutcome, SamplingParams};
 
 use crate::script::{Answer, Server, accepted, json_answer, proto_answer, sampled};
