@@ -53,14 +53,12 @@ async fn put(sender: &Sender, endpoint: &Url, model: &HubModel, file: &LocalFile
     accepted(sender, &format!("`{}`", file.name), &answer)?;
     let objects = answer.body.get("Data").and_then(|data| data.get("objects"));
     let object = objects.and_then(|objects| objects.get(0)).cloned().unwrap_or_default();
-    match action(&object, "upload")? {
-        Some((place, headers)) => sender.put(&place, &headers, file, endpoint).await,
-        None => {
-            // The hub has these bytes.
-            sender.progress().add(file.size);
-            Ok(())
-        }
-    }
+    let Some((place, headers)) = action(&object, "upload")? else {
+        // The hub has these bytes.
+        sender.progress().add(file.size);
+        return Ok(());
+    };
+    sender.put(&place, &headers, file, endpoint).await
 }
 
 async fn commit(sender: &Sender, endpoint: &Url, model: &HubModel, files: &[LocalFile]) -> Result<()> {
