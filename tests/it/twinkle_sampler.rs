@@ -21,8 +21,8 @@ impl Session {
         let mut session =
             Self { http: reqwest::Client::new(), base: format!("{}/api/v1", node.base_url()), key, id: String::new() };
         let opened = session.ask("twinkle/create_session", &json!({ "metadata": null })).await?;
-        session.id = opened["session_id"].as_str().context("no session id")?.to_owned();
-        Ok(session)
+        let id = opened["session_id"].as_str().context("no session id")?.to_owned();
+        Ok(Self { id, ..session })
     }
 
     async fn send(&self, route: &str, body: &Value) -> Result<reqwest::Response> {
