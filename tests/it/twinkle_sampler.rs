@@ -18,7 +18,7 @@ struct Session {
 
 impl Session {
     async fn open(node: &Node, key: &'static str) -> Result<Self> {
-        let mut session =
+        let session =
             Self { http: reqwest::Client::new(), base: format!("{}/api/v1", node.base_url()), key, id: String::new() };
         let opened = session.ask("twinkle/create_session", &json!({ "metadata": null })).await?;
         let id = opened["session_id"].as_str().context("no session id")?.to_owned();
