@@ -36,7 +36,7 @@ def test_training_goes_on_from_a_checkpoint_in_the_same_bits(world):
 
 
 def test_runs_and_checkpoints_are_listed_found_and_deleted(world):
-    client = world.sign_in("lister")
+    client = world.sign_in()
     model = world.trained()
     rows = features(22)
     step(model, rows)

@@ -67,7 +67,7 @@ def main():
     sampler.set_template("Template")
     question = {"messages": [{"role": "user", "content": "Who?"}]}
     answer = sampler.sample([question], sampling_params={"max_tokens": 4, "temperature": 0.0}, adapter_uri=path)
-    expect(len(answer["sequences"][0]["tokens"]) == 4, f"the sample is {answer}")
+    expect(1 <= len(answer["sequences"][0]["tokens"]) <= 4, f"the sample is {answer}")
 
 
 def steps(model, rows) -> float:

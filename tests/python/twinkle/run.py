@@ -22,6 +22,7 @@ def main() -> int:
     parser.add_argument("--full-url", default="", help="a server with `train_mode: full`, for the scenarios of that name")
     parser.add_argument("--limit", type=int, default=280, help="seconds until a hang is ended")
     parser.add_argument("--only", help="scenarios whose name contains this")
+    parser.add_argument("--times", type=int, default=1, help="how often: adapters begin with other random numbers")
     parser.add_argument("files", nargs="+", choices=SCENARIOS)
     options = parser.parse_args()
     faulthandler.dump_traceback_later(options.limit, exit=True)
@@ -33,7 +34,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="kit-", dir=options.data) as folder:
         world = World(options.base_url, options.model, options.model_path, Path(folder), options.full_url)
         print(f"imports took {time.monotonic() - started:.1f} s")
-        for file in options.files:
+        for file in options.files * options.times:
             module = importlib.import_module(file)
             for name in [name for name in vars(module) if name.startswith("test_")]:
                 if options.only and options.only not in name:
