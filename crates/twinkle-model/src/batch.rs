@@ -71,6 +71,12 @@ pub fn check_options(options: ForwardOptions, backward: bool, examples: &[Exampl
         return Err(Error::invalid("`disable_lora` leaves nothing to train")
             .hint("it is for a forward without backward, such as a reference for preference losses"));
     }
+    if let Some(datum) = examples.iter().position(|example| example.targets.is_empty())
+        && (outputs.logits || outputs.entropies)
+    {
+        return Err(Error::invalid(format!("datum {datum} has no `target_tokens`, so it has no logits or entropies"))
+            .hint("embeddings are made without the head; ask for logits in a forward with labels"));
+    }
     let logits = examples.iter().map(|example| example.tokens.len()).sum::<usize>().saturating_mul(limits.vocabulary);
     if outputs.logits && logits > MAX_LOGITS {
         return Err(Error::invalid(format!(
@@ -375,6 +381,9 @@ mod tests {
         logits.outputs.logits = true;
         let error = check(logits, false, MAX_LOGITS / 2 + 1).unwrap_err().to_string();
         assert!(error.contains("more than 16777216"), "{error}");
+        let bare_example = [Example { targets: vec![], ..examples[0].clone() }];
+        let error = check_options(logits, false, &bare_example, LIMITS).unwrap_err().to_string();
+        assert!(error.contains("so it has no logits"), "{error}");
         for (options, backward, vocabulary) in [(usual, true, 10), (bare, false, 10), (logits, true, MAX_LOGITS / 2)] {
             assert!(check(options, backward, vocabulary).is_ok());
         }

@@ -158,9 +158,9 @@ pub fn compute(base: &BaseModel, participants: &mut [Participant<'_>], way: Way)
 
 /// The network of a run that trains all weights, unless it is to be used without what the run has made of it.
 fn own_network(base: &BaseModel, participant: &mut Participant<'_>) -> Result<Option<Arc<TrainedModel>>> {
-    let mut bare = participant.shares.iter().map(|share| share.options.disable_lora);
-    if participant.run.lora.full && bare.clone().any(|bare| bare) {
-        if bare.all(|bare| bare) {
+    let mut without = participant.shares.iter().map(|share| share.options.disable_lora);
+    if participant.run.lora.full && without.clone().any(|without| without) {
+        if without.all(|without| without) {
             return Ok(None);
         }
         return Err(Error::internal("the base's and a run's own weights were asked for in one pass"));

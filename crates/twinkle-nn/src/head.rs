@@ -142,7 +142,7 @@ impl BaseModel {
                 }
                 let ChunkRows { facts, normalised, .. } = found;
                 let d_logits = chunk.differentiate_rows(targets, options, normalised, (slopes, &facts))?;
-                chunk.backward(d_logits, &pieces, &d_hidden.f_narrow(0, start, count)?, gradients)?;
+                chunk.backward(&d_logits, &pieces, &d_hidden.f_narrow(0, start, count)?, gradients)?;
             }
             Ok(HeadOutcome { d_hidden, ..outcome })
         })
@@ -267,22 +267,22 @@ impl Chunk<'_> {
     /// From the logits' gradient: writes that of the hidden rows to `d_rows` and adds those of the head's adapters to theirs.
     fn backward(
         &self,
-        d_logits: Tensor,
+        d_logits: &Tensor,
         pieces: &[Piece],
         d_rows: &Tensor,
         gradients: &mut [&mut Gradients],
     ) -> TorchResult<()> {
-        self.add_weight_gradients(&d_logits, pieces, gradients)?;
+        self.add_weight_gradients(d_logits, pieces, gradients)?;
         let mut d_rows = d_rows.shallow_clone();
-        if native::multiplies(&d_logits) {
-            return self.backward_native(&d_logits, pieces, &mut d_rows, gradients);
+        if native::multiplies(d_logits) {
+            return self.backward_native(d_logits, pieces, &mut d_rows, gradients);
         }
-        d_rows.f_copy_(&multiply_rows(&d_logits, self.base.head_weight(), None, Some(self.tile))?)?;
+        d_rows.f_copy_(&multiply_rows(d_logits, self.base.head_weight(), None, Some(self.tile))?)?;
         for piece in pieces {
             let (Some((pair, index)), Some(shrunk)) = (piece.pair, &piece.shrunk) else { continue };
             let length = piece.rows.end - piece.rows.start;
             let rows = |tensor: &Tensor| tensor.f_narrow(0, piece.rows.start, length);
-            let d_logits = rows(&d_logits)?;
+            let d_logits = rows(d_logits)?;
             let mut d_shrunk = d_logits.f_mm(pair.b.tensor())?;
             let _ = d_shrunk.f_mul_scalar_(pair.scale)?;
             let _ = rows(&d_rows)?.f_addmm_(&d_shrunk, pair.a.tensor())?;

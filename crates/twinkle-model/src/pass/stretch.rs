@@ -48,19 +48,19 @@ impl<'a> Stretch<'a> {
         let scores_first = self.data.iter().any(|datum| datum.rule.scores_first());
         if !scores_first {
             let gradients = gradients.map(Vec::as_mut_slice);
-            let mut fused = |rows: Range<usize>, scored: Scored<'_>, slopes: Slopes<'_>| {
-                self.by_row(&rows, scored, slopes, found);
+            let mut fused = |rows: Range<usize>, scored: Scored<'_>, mut slopes: Slopes<'_>| {
+                self.by_row(&rows, scored, &mut slopes, found);
             };
             let mut outcome = self.through(hidden, &mut fused, gradients)?;
             let d_hidden = outcome.d_hidden.take();
-            self.divide(outcome, found);
+            self.divide(&outcome, found);
             return Ok(d_hidden);
         }
         let scored = self.through(hidden, &mut |_, _, _| {}, None)?;
         let mut derivatives = vec![0.0; scored.logprobs.len()];
         let mut by_facts = vec![RowFacts::default(); scored.facts.len()];
         self.by_datum(&scored, &mut derivatives, &mut by_facts, found);
-        self.divide(scored, found);
+        self.divide(&scored, found);
         let Some(gradients) = gradients else { return Ok(None) };
         let mut known = |rows: Range<usize>, _: Scored<'_>, wanted: Slopes<'_>| {
             wanted.logprobs.copy_from_slice(&derivatives[rows.start * self.width..rows.end * self.width]);
@@ -83,7 +83,7 @@ impl<'a> Stretch<'a> {
     }
 
     /// Values and derivatives of some rows, as far as they are functions of one position.
-    fn by_row(&self, rows: &Range<usize>, scored: Scored, slopes: Slopes, found: &mut [Vec<Found>]) {
+    fn by_row(&self, rows: &Range<usize>, scored: Scored, slopes: &mut Slopes, found: &mut [Vec<Found>]) {
         let (first, last) = (rows.start * self.width, rows.end * self.width);
         let mut index = self.ends.partition_point(|end| *end <= first);
         let mut target = first;
@@ -104,19 +104,16 @@ impl<'a> Stretch<'a> {
                     }
                 }
                 Rule::Row(rule, columns) => {
-                    let mut input = (target - begin) * columns;
-                    let mut row = (target - first) / self.width;
-                    let positions = logprobs.chunks(self.width).zip(derivatives.chunks_mut(self.width));
-                    for (logprobs, derivatives) in positions {
-                        let inputs = &datum.example.inputs[input..input + self.width * columns];
+                    let cells =
+                        datum.example.inputs[(target - begin) * columns..].chunks((self.width * columns).max(1));
+                    let rows = logprobs.chunks(self.width).zip(derivatives.chunks_mut(self.width)).zip(cells);
+                    for (row, ((logprobs, derivatives), inputs)) in ((target - first) / self.width..).zip(rows) {
                         let facts = scored.facts.get(row).copied().unwrap_or_default();
                         let mut by_facts = RowFacts::default();
                         *sum += rule.row(RowView { logprobs, inputs, facts }, derivatives, &mut by_facts);
                         if let Some(slope) = slopes.facts.get_mut(row) {
                             *slope = by_facts;
                         }
-                        input += self.width * columns;
-                        row += 1;
                     }
                 }
                 Rule::Given(_) => {
@@ -181,7 +178,7 @@ impl<'a> Stretch<'a> {
     }
 
     /// Gives each share what was found for its examples.
-    fn divide(&self, outcome: HeadOutcome, found: &mut [Vec<Found>]) {
+    fn divide(&self, outcome: &HeadOutcome, found: &mut [Vec<Found>]) {
         let vocabulary = self.pass.base.config().vocab_size;
         for (index, (datum, end)) in self.data.iter().zip(&self.ends).enumerate() {
             let found = &mut found[datum.place.0][datum.place.1];

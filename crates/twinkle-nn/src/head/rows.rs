@@ -134,17 +134,14 @@ impl Chunk<'_> {
         for (start, count) in blocks(logits.size()[0]) {
             let scaled = options.scaled(logits.f_narrow(0, start, count)?.f_to_dtype(Kind::Float, false, true)?)?;
             let targets = targets.f_narrow(0, start, count)?;
-            let (log_softmax, normaliser) = match &known {
-                Some(known) => {
-                    let normaliser = known.f_narrow(0, start, count)?;
-                    (scaled.f_sub(&normaliser)?, normaliser)
-                }
-                None => {
-                    let log_softmax = scaled.f_log_softmax(-1, Kind::Float)?;
-                    let pick = |rows: &Tensor| rows.f_gather(1, &targets.f_narrow(1, 0, 1)?, false);
-                    let normaliser = pick(&scaled)?.f_sub(&pick(&log_softmax)?)?;
-                    (log_softmax, normaliser)
-                }
+            let (log_softmax, normaliser) = if let Some(known) = &known {
+                let normaliser = known.f_narrow(0, start, count)?;
+                (scaled.f_sub(&normaliser)?, normaliser)
+            } else {
+                let log_softmax = scaled.f_log_softmax(-1, Kind::Float)?;
+                let pick = |rows: &Tensor| rows.f_gather(1, &targets.f_narrow(1, 0, 1)?, false);
+                let normaliser = pick(&scaled)?.f_sub(&pick(&log_softmax)?)?;
+                (log_softmax, normaliser)
             };
             let logprobs = log_softmax.f_gather(1, &targets, false)?;
             if options.facts {

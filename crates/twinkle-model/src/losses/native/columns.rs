@@ -48,3 +48,10 @@ pub(super) fn divide(example: &mut Example, columns: usize, divisor: f64) {
         inputs[WEIGHT] = (f64::from(inputs[WEIGHT]) / divisor) as f32;
     }
 }
+
+/// The same for every example.
+pub(super) fn divide_all(examples: &mut [Example], columns: usize, divisor: f64) {
+    for example in examples {
+        divide(example, columns, divisor);
+    }
+}

@@ -64,7 +64,7 @@ impl Loss for CrossEntropy {
     fn prepare(&self, examples: &mut [Example]) -> Result<()> {
         if !self.is_sum {
             let count = columns::counted_in_all(examples, COLUMNS.len());
-            examples.iter_mut().for_each(|example| columns::divide(example, COLUMNS.len(), count));
+            columns::divide_all(examples, COLUMNS.len(), count);
         }
         Ok(())
     }

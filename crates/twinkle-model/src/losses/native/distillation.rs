@@ -92,7 +92,7 @@ impl Loss for Distillation {
     fn prepare(&self, examples: &mut [Example]) -> Result<()> {
         let positions: f64 =
             examples.iter().map(|it| columns::counted(it, COLUMNS.len() * it.width())).sum::<f64>().max(1.0);
-        examples.iter_mut().for_each(|example| columns::divide(example, COLUMNS.len(), positions));
+        columns::divide_all(examples, COLUMNS.len(), positions);
         Ok(())
     }
 }
@@ -146,6 +146,8 @@ fn divergence(beta: f64, s: f64, t: f64) -> (f64, f64) {
 fn log_softmax(mut values: Vec<f64>) -> Vec<f64> {
     let largest = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let normaliser = largest + values.iter().map(|value| (value - largest).exp()).sum::<f64>().ln();
-    values.iter_mut().for_each(|value| *value -= normaliser);
+    for value in &mut values {
+        *value -= normaliser;
+    }
     values
 }

@@ -51,7 +51,7 @@ impl Loss for SquaredError {
 
     fn prepare(&self, examples: &mut [Example]) -> Result<()> {
         let count = columns::counted_in_all(examples, COLUMNS.len());
-        examples.iter_mut().for_each(|example| columns::divide(example, COLUMNS.len(), count));
+        columns::divide_all(examples, COLUMNS.len(), count);
         Ok(())
     }
 }
