@@ -151,7 +151,9 @@ impl Shared {
                 }
             }
             ProcessRequest::KeepObjects { objects } => {
-                objects.iter().for_each(|object| drop(self.objects.find(tenant, object)));
+                for object in &objects {
+                    drop(self.objects.find(tenant, object));
+                }
                 Ok(ProcessOutcome::Answered("null".to_owned()))
             }
             _ => Err(Error::internal("text work is not about objects")),

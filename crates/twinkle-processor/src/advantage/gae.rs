@@ -60,6 +60,9 @@ fn rows<T: serde::de::DeserializeOwned>(value: &Value, name: &str) -> Result<Vec
     }
 }
 
+/// A number a token, row by row.
+pub type Rows = Vec<Vec<f64>>;
+
 /// Advantages and returns of rows of tokens; both are 0 where the mask is false. A row ends with its last unmasked
 /// token.
 pub fn gae(
@@ -67,7 +70,7 @@ pub fn gae(
     values: &[Vec<f64>],
     masks: Option<Vec<Vec<bool>>>,
     settings: Gae,
-) -> Result<(Vec<Vec<f64>>, Vec<Vec<f64>>)> {
+) -> Result<(Rows, Rows)> {
     let lengths = |rows: &[Vec<f64>]| rows.iter().map(Vec::len).collect::<Vec<_>>();
     if lengths(rewards) != lengths(values) {
         return Err(Error::invalid("`rewards` and `values` have different shapes"));

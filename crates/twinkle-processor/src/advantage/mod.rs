@@ -7,7 +7,7 @@ use twinkle_core::error::{Error, Result, suggestion};
 
 use crate::objects::Arguments;
 
-pub use gae::{Gae, gae};
+pub use gae::{Gae, Rows, gae};
 
 /// Added to a standard deviation before dividing by it.
 const TINY: f64 = 1e-8;
@@ -137,7 +137,9 @@ fn scaled(rewards: &[f64], samples: usize, scale: Scale, baseline: impl Fn(&[f64
 }
 
 fn divided(mut numbers: Vec<f64>, deviation: f64) -> Vec<f64> {
-    numbers.iter_mut().for_each(|number| *number /= deviation + TINY);
+    for number in &mut numbers {
+        *number /= deviation + TINY;
+    }
     numbers
 }
 

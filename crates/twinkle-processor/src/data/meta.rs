@@ -104,9 +104,9 @@ impl DataSlice {
         match self {
             Self::List(numbers) => numbers.len(),
             Self::Range { start, stop, step } => {
-                let (start, stop, step) = (i128::from(*start), i128::from(*stop), i128::from(*step));
-                let distance = if step > 0 { stop - start } else { start - stop };
-                let count = (distance.max(0) + step.abs() - 1) / step.abs();
+                let (first, end, stride) = (i128::from(*start), i128::from(*stop), i128::from(*step));
+                let distance = if stride > 0 { end - first } else { first - end };
+                let count = (distance.max(0) + stride.abs() - 1) / stride.abs();
                 usize::try_from(count).unwrap_or(usize::MAX)
             }
         }

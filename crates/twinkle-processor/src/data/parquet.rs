@@ -19,7 +19,7 @@ use super::row::{Row, raw};
 pub(super) fn rows(file: File) -> Result<impl Iterator<Item = Result<Row>> + Send> {
     let mut rows = guarded(|| SerializedFileReader::new(file).map(IntoIterator::into_iter))?;
     Ok(std::iter::from_fn(move || {
-        guarded(|| rows.next().transpose()).and_then(|row| row.map(row_of).transpose()).transpose()
+        guarded(|| rows.next().transpose()).and_then(|row| row.as_ref().map(row_of).transpose()).transpose()
     }))
 }
 
@@ -32,7 +32,7 @@ fn guarded<T>(read: impl FnOnce() -> Result<T, ParquetError>) -> Result<T> {
     }
 }
 
-fn row_of(fields: parquet::record::Row) -> Result<Row> {
+fn row_of(fields: &parquet::record::Row) -> Result<Row> {
     let mut row = Row::default();
     for (name, field) in fields.get_column_iter() {
         row.set_raw(name.clone(), raw(&value(field))?);

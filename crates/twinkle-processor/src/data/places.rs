@@ -254,7 +254,7 @@ mod tests {
     }
 
     impl House {
-        fn put(&self, path: &Path, text: &str) {
+        fn put(path: &Path, text: &str) {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         }
@@ -271,8 +271,8 @@ mod tests {
     async fn shared_files_are_found_by_relative_absolute_and_hub_names() {
         let house = house();
         let shared = house.root.path().join("shared");
-        house.put(&shared.join("org/name/train.jsonl"), "{\"a\":1}\n");
-        house.put(&shared.join("org/name/test.jsonl"), "{\"a\":2}\n");
+        House::put(&shared.join("org/name/train.jsonl"), "{\"a\":1}\n");
+        House::put(&shared.join("org/name/test.jsonl"), "{\"a\":2}\n");
         let file = shared.join("org/name/test.jsonl").display().to_string();
         for (id, expected) in [
             ("org/name", r#"{"a":1}"#),
@@ -289,8 +289,8 @@ mod tests {
     #[tokio::test]
     async fn nothing_outside_is_read_and_what_is_not_there_is_told_alike() {
         let house = house();
-        house.put(&house.root.path().join("secret.jsonl"), "{\"a\":1}\n");
-        house.put(&house.root.path().join("shared/a.jsonl"), "{\"a\":1}\n");
+        House::put(&house.root.path().join("secret.jsonl"), "{\"a\":1}\n");
+        House::put(&house.root.path().join("shared/a.jsonl"), "{\"a\":1}\n");
         let secret = house.root.path().join("secret.jsonl").display().to_string();
         let nowhere = house.root.path().join("nowhere.jsonl").display().to_string();
         for id in
@@ -306,7 +306,7 @@ mod tests {
     async fn what_a_tenant_saved_is_its_own() {
         let mut house = house();
         let path = house.places.target(&house.tenant, "./mine/a.jsonl").unwrap();
-        house.put(&path, "{\"a\":1}\n");
+        House::put(&path, "{\"a\":1}\n");
         assert_eq!(house.rows(json!({"dataset_id": "mine/a.jsonl"})).await.unwrap(), [r#"{"a":1}"#]);
         house.tenant = TenantId::new("tenant-b");
         assert!(house.rows(json!({"dataset_id": "mine/a.jsonl"})).await.is_err());

@@ -223,7 +223,7 @@ impl Part {
     fn rows(&self) -> Rows {
         let rows = self.source.rows();
         let sliced: Rows = match self.slice.as_ref().and_then(DataSlice::of_stream) {
-            Some((start, stop, step)) => Box::new(rows.take(stop).skip(start).step_by(step.max(1))),
+            Some((first, end, stride)) => Box::new(rows.take(end).skip(first).step_by(stride.max(1))),
             None => rows,
         };
         self.operations.iter().fold(sliced, |rows, operation| all_of(rows, operation.clone()))

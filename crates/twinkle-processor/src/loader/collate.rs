@@ -133,9 +133,9 @@ impl Numbers {
     fn axis(self, axis: usize) -> Vec<i64> {
         match self {
             Self::Row(row) => row,
-            Self::Axes(mut axes) => {
-                if axis < axes.len() {
-                    axes.swap_remove(axis)
+            Self::Axes(mut rows) => {
+                if axis < rows.len() {
+                    rows.swap_remove(axis)
                 } else {
                     Vec::new()
                 }

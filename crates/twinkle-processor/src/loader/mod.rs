@@ -179,7 +179,7 @@ impl DataLoader {
                 }
                 let mut rows = dataset.rows()?;
                 let mut passed = 0_u64;
-                while passed < self.skip && rows.by_ref().filter_map(Result::ok).next().is_some() {
+                while passed < self.skip && rows.by_ref().find_map(Result::ok).is_some() {
                     passed += 1;
                 }
                 let whole = (self.settings.batches(passed as usize) * self.settings.batch_size) as u64;

@@ -97,9 +97,8 @@ fn of_template(template: &Template, function: &str, given: &mut Arguments) -> Re
     let is_prompt = given.flag("add_generation_prompt")?.unwrap_or(false);
     if function == "encode" {
         let mut rows = objects(given.need("trajectory")?, "trajectory")?;
-        let row = match (rows.pop(), rows.is_empty()) {
-            (Some(Value::Object(row)), true) => row,
-            _ => return Err(Error::invalid("`trajectory` is not one conversation").hint("call `batch_encode`")),
+        let (Some(Value::Object(row)), true) = (rows.pop(), rows.is_empty()) else {
+            return Err(Error::invalid("`trajectory` is not one conversation").hint("call `batch_encode`"));
         };
         return Ok(Box::new(move |_| {
             let mut encoded = template.encode_row(row, is_prompt)?;

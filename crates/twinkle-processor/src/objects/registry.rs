@@ -195,7 +195,7 @@ mod tests {
     }
 
     fn registry(per_tenant: usize) -> (Arc<Registry>, TenantId, SessionId) {
-        let limits = Limits { per_tenant, silence: Duration::from_secs(60) };
+        let limits = Limits { per_tenant, silence: Duration::from_mins(1) };
         (Registry::new(limits), TenantId::new("a"), SessionId::new("s"))
     }
 

@@ -47,7 +47,7 @@ fn house() -> House {
         long_work: Arc::new(Semaphore::new(1)),
         seed: None,
     };
-    let registry = Registry::new(Limits { per_tenant: 20, silence: Duration::from_secs(60) });
+    let registry = Registry::new(Limits { per_tenant: 20, silence: Duration::from_mins(1) });
     House { _root: root, shared, registry, hands, tenant: TenantId::new("alice") }
 }
 

@@ -31,12 +31,12 @@ impl SelfCognition {
 
 impl Preprocess for SelfCognition {
     fn columns(&self, row: &Row) -> Result<Vec<Column>> {
-        let messages = vec![
+        let messages = [
             turn("system", "You are a helpful assistant."),
             turn("user", self.filled(row, "query")?),
             turn("assistant", self.filled(row, "response")?),
         ];
-        conversation(messages, None)
+        conversation(&messages, None)
     }
 }
 
@@ -49,7 +49,7 @@ impl Preprocess for Alpaca {
         let instruction = text_or_empty(row, "instruction")?;
         let input = text_or_empty(row, "input")?;
         let question = if input.is_empty() { instruction } else { format!("{instruction}\n{input}") };
-        conversation(vec![turn("user", question), turn("assistant", text_or_empty(row, "output")?)], None)
+        conversation(&[turn("user", question), turn("assistant", text_or_empty(row, "output")?)], None)
     }
 }
 

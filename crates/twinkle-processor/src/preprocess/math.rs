@@ -15,7 +15,7 @@ impl Preprocess for Competition {
     fn columns(&self, row: &Row) -> Result<Vec<Column>> {
         let problem: String = row.need("problem")?;
         let solution: String = row.need("solution")?;
-        conversation(vec![turn("user", problem), turn("assistant", solution)], None)
+        conversation(&[turn("user", problem), turn("assistant", solution)], None)
     }
 }
 
@@ -29,8 +29,8 @@ impl Preprocess for CompetitionForRewards {
                               \\boxed{...} and nothing else.";
         let problem: String = row.need("problem")?;
         let solution: String = row.need("solution")?;
-        let messages = vec![turn("system", SYSTEM), turn("user", problem), turn("assistant", "")];
-        conversation(messages, Some(json!([["solution", solution]])))
+        let messages = [turn("system", SYSTEM), turn("user", problem), turn("assistant", "")];
+        conversation(&messages, Some(json!([["solution", solution]])))
     }
 }
 
@@ -53,8 +53,8 @@ impl Preprocess for Countdown {
             in_python(&numbers),
             in_python(&target)
         );
-        let messages = vec![turn("system", SYSTEM), turn("user", question)];
-        conversation(messages, Some(json!([{"target": target, "nums": numbers}])))
+        let messages = [turn("system", SYSTEM), turn("user", question)];
+        conversation(&messages, Some(json!([{"target": target, "nums": numbers}])))
     }
 }
 
@@ -94,7 +94,7 @@ impl Preprocess for Gsm8k {
         if self.with_answer {
             messages.push(turn("assistant", answer.as_str()));
         }
-        conversation(messages, Some(json!([["ground_truth", after_hashes(&answer)]])))
+        conversation(&messages, Some(json!([["ground_truth", after_hashes(&answer)]])))
     }
 }
 

@@ -75,7 +75,7 @@ fn turn(role: &str, content: impl Into<Value>) -> Value {
 }
 
 /// The columns of a conversation.
-fn conversation(messages: Vec<Value>, user_data: Option<Value>) -> Result<Vec<Column>> {
+fn conversation(messages: &[Value], user_data: Option<Value>) -> Result<Vec<Column>> {
     let mut row = Row::default();
     row.set("messages", &messages)?;
     if let Some(user_data) = user_data {

@@ -31,11 +31,11 @@ impl Preprocess for Clevr {
         let solution = text_or_empty(row, "solution")?;
         let inside = solution.split_once("<answer>").and_then(|(_, rest)| rest.split_once("</answer>"));
         let truth = inside.map_or(solution.as_str(), |(answer, _)| answer).trim();
-        let messages = vec![
+        let messages = [
             turn("system", json!([{"type": "text", "text": self.system}])),
             turn("user", json!([{"type": "image", "image": image}, {"type": "text", "text": problem}])),
         ];
-        conversation(messages, Some(json!([["ground_truth", truth], ["solution", solution]])))
+        conversation(&messages, Some(json!([["ground_truth", truth], ["solution", solution]])))
     }
 }
 
@@ -68,7 +68,7 @@ impl Preprocess for OlympiadBench {
             let image: Option<Value> = row.read(&format!("image_{number}"))?;
             blocks.extend(image.map(|image| json!({"type": "image", "url": image})));
         }
-        let content = if blocks.is_empty() {
+        let asked = if blocks.is_empty() {
             Value::from(format!("{background}{question}"))
         } else {
             if !background.is_empty() {
@@ -78,8 +78,8 @@ impl Preprocess for OlympiadBench {
             Value::from(blocks)
         };
         let truth = final_answer(row.read("final_answer")?);
-        let messages = vec![turn("system", self.system.as_str()), turn("user", content)];
-        conversation(messages, Some(json!([["ground_truth", truth]])))
+        let messages = [turn("system", self.system.as_str()), turn("user", asked)];
+        conversation(&messages, Some(json!([["ground_truth", truth]])))
     }
 }
 

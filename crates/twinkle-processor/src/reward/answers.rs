@@ -96,22 +96,21 @@ fn value_of(latex: &str) -> Option<f64> {
         if is_plain { plain.parse().ok() } else { None }
     };
     let fraction = |above: &str, below: &str| Some(number(above)? / number(below).filter(|below| *below != 0.0)?);
-    let value = match text.split_once('/') {
-        Some((above, below)) => fraction(above, below)?,
-        None => {
-            let frac = ["\\dfrac", "\\tfrac", "\\frac"].into_iter().find_map(|name| text.strip_prefix(name));
-            match frac {
-                Some(rest) if rest.starts_with('{') => {
-                    let (above, rest) = braced(rest)?;
-                    let (below, rest) = braced(rest)?;
-                    if !rest.is_empty() {
-                        return None;
-                    }
-                    fraction(above, below)?
+    let value = if let Some((above, below)) = text.split_once('/') {
+        fraction(above, below)?
+    } else {
+        let frac = ["\\dfrac", "\\tfrac", "\\frac"].into_iter().find_map(|name| text.strip_prefix(name));
+        match frac {
+            Some(rest) if rest.starts_with('{') => {
+                let (above, rest) = braced(rest)?;
+                let (below, rest) = braced(rest)?;
+                if !rest.is_empty() {
+                    return None;
                 }
-                Some(rest) if rest.len() == 2 && rest.is_ascii() => fraction(rest.get(..1)?, rest.get(1..)?)?,
-                _ => number(&text)?,
+                fraction(above, below)?
             }
+            Some(rest) if rest.len() == 2 && rest.is_ascii() => fraction(rest.get(..1)?, rest.get(1..)?)?,
+            _ => number(&text)?,
         }
     };
     Some(sign * value)

@@ -149,7 +149,9 @@ fn shred(shape: &Shape, value: &Value, at: Level, leaves: &mut [Leaf]) {
             }
         }
         (Shape::List(_), Value::Array(_)) => {
-            leaves.iter_mut().for_each(|leaf| leaf.note(Level { definition: at.definition + 1, ..at }));
+            for leaf in leaves {
+                leaf.note(Level { definition: at.definition + 1, ..at });
+            }
         }
         (Shape::Object(fields), Value::Object(values)) => {
             let mut left = leaves;
