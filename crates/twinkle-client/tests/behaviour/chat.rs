@@ -9,7 +9,7 @@ use crate::script::{Answer, Server, json_answer};
 const ROUTE: &str = "/prefix/v1/chat/completions";
 
 fn events(events: &[&str]) -> Answer {
-    let body = events.iter().map(|event| format!("data: {event}\n\n")).collect::<String>();
+    let body = events.iter().flat_map(|event| ["data: ", event, "\n\n"]).collect::<String>();
     Answer { status: 200, headers: vec![("content-type", "text/event-stream")], body: body.into_bytes() }
 }
 
