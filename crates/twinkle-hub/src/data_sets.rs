@@ -52,13 +52,13 @@ impl DataSetLibrary {
 
     /// Whether an id can be one of a hub.
     #[must_use]
-    pub fn is_id(&self, id: &str) -> bool {
-        self.place(id, None).is_ok()
+    pub fn is_id(id: &str) -> bool {
+        Self::place(id, None).is_ok()
     }
 
     /// What the cache holds of a data set; `None` when it holds nothing.
     pub async fn cached(&self, id: &str, revision: Option<&str>) -> Result<Option<DataSet>> {
-        let (hub, model) = self.place(id, revision)?;
+        let (hub, model) = Self::place(id, revision)?;
         let (huggingface, modelscope) = (Arc::clone(&self.huggingface), Arc::clone(&self.modelscope));
         let look = move || {
             let candidates = match hub {
@@ -73,7 +73,7 @@ impl DataSetLibrary {
 
     /// What the hub has of a data set.
     pub async fn listed(&self, id: &str, revision: Option<&str>) -> Result<DataSet> {
-        let (hub, model) = self.place(id, revision)?;
+        let (hub, model) = Self::place(id, revision)?;
         match hub {
             Hub::HuggingFace if self.huggingface_forbidden => {
                 Err(Error::invalid(format!("`{id}` is on Hugging Face, which `TWINKLE_FORBID_HF` forbids")))
@@ -84,7 +84,7 @@ impl DataSetLibrary {
     }
 
     /// The hub of an id and its name there.
-    fn place(&self, id: &str, revision: Option<&str>) -> Result<(Hub, HubModel)> {
+    fn place(id: &str, revision: Option<&str>) -> Result<(Hub, HubModel)> {
         let id = match revision {
             Some(revision) if !id.contains('@') => format!("{id}@{revision}"),
             _ => id.to_owned(),
@@ -107,6 +107,7 @@ impl DataSet {
     }
 
     /// Brings those of its files here that are not; answers the folder that they are below.
+    #[must_use]
     pub fn fetch(&self, paths: Vec<String>) -> BoxFuture<'static, Result<PathBuf>> {
         (self.fetch)(paths)
     }

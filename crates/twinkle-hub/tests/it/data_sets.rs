@@ -86,7 +86,7 @@ async fn what_cannot_be_had_is_told() {
         (ErrorCode::NotFound, "Hugging Face has no public data set `org/name`")
     );
     assert!(machine.data_sets().listed("org", None).await.is_err());
-    assert!(!machine.data_sets().is_id("rows.jsonl") && machine.data_sets().is_id("org/name"));
+    assert!(!DataSetLibrary::is_id("rows.jsonl") && DataSetLibrary::is_id("org/name"));
     machine.set("TWINKLE_OFFLINE", "1");
     let error = machine.data_sets().listed("org/name", None).await.err().unwrap();
     assert!(error.message.contains("could not be asked (not asked: `TWINKLE_OFFLINE` is set)"), "{error}");

@@ -43,7 +43,7 @@ struct OfHub(DataSet);
 
 impl FetchData for Hubs {
     fn is_id(&self, id: &str) -> bool {
-        self.0.is_id(id)
+        DataSetLibrary::is_id(id)
     }
 
     fn cached(&self, id: &str, revision: Option<&str>) -> BoxFuture<'static, Result<Option<Arc<dyn Repository>>>> {
