@@ -163,7 +163,11 @@ async fn answer(State(server): State<Server>, request: Request) -> Response {
         }
         ["api", "v1", "datasets", organisation, name, "repo"] => {
             let file = query.split('&').find_map(|pair| pair.strip_prefix("FilePath=")).unwrap_or_default();
-            inner.modelscope_file(&format!("datasets/{organisation}/{name}"), &file.replace("%2F", "/"), range.as_deref())
+            inner.modelscope_file(
+                &format!("datasets/{organisation}/{name}"),
+                &file.replace("%2F", "/"),
+                range.as_deref(),
+            )
         }
         _ => StatusCode::NOT_FOUND.into_response(),
     }
