@@ -41,7 +41,7 @@ impl Accumulation {
             return Err(Error::invalid("`gradient_accumulation_steps` is 0, but must be at least 1"));
         }
         let window = if every == self.every { self.window } else { self.held };
-        Ok(Self { every, window, ..self })
+        Ok(Self { window, every, ..self })
     }
 
     /// One backward pass more. `num_tokens` is what its loss is a sum over; 0: it has divided already.

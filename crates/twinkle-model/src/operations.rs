@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tokio::runtime::Handle;
 use twinkle_core::call::{
     AdamParams, CheckpointRecord, CreateRun, LoraSpec, OptimizerWork, Position, RunCall, RunOperation, RunOutcome,
-    SamplerTarget, SavedTraining,
+    SamplerTarget, SavedTraining, TrainingProgress,
 };
 use twinkle_core::checkpoint::{CheckpointMeta, Recipients};
 use twinkle_core::config::TrainMode;
@@ -95,21 +95,8 @@ pub(crate) fn perform(
         }
         RunOperation::LoadState { path, with_optimizer, owner } => {
             let owner = owner.as_ref().unwrap_or(tenant);
-            let ReadRun { run: mut loaded, progress } = load(context, tenant, owner, &path, with_optimizer)?;
-            let run = runs.get(&disk, tenant, &id)?;
-            if loaded.lora.rank != run.lora.rank || loaded.layout.parameter_count() != run.layout.parameter_count() {
-                return Err(Error::invalid(format!(
-                    "checkpoint `{path}` has another adapter shape ({}) than this run ({})",
-                    shape_of(&loaded),
-                    shape_of(run),
-                ))
-                .hint("a run loads adapters on the same modules with the same rank"));
-            }
-            if !with_optimizer {
-                loaded.renew_optimizer(&run.optimizer)?;
-                loaded.accumulation = run.accumulation.without_gradients();
-            }
-            *run = loaded;
+            let loaded = load(context, tenant, owner, &path, with_optimizer)?;
+            let progress = take_over(runs.get(&disk, tenant, &id)?, loaded, &path, with_optimizer)?;
             Ok(RunOutcome::Loaded { run: id, path, progress: Some(progress) })
         }
         RunOperation::Unload => {
@@ -135,6 +122,26 @@ pub(crate) fn perform(
             Ok(RunOutcome::Spilled { run: id })
         }
     }
+}
+
+/// Puts what was read from `path` in the run's place, if it is of the same shape. Without the checkpoint's optimizer the
+/// run's own goes on, with nothing that it remembered. Returns how far the checkpoint's training had come.
+fn take_over(run: &mut Run, read: ReadRun, path: &CheckpointPath, with_optimizer: bool) -> Result<TrainingProgress> {
+    let ReadRun { run: mut loaded, progress } = read;
+    if loaded.lora.rank != run.lora.rank || loaded.layout.parameter_count() != run.layout.parameter_count() {
+        return Err(Error::invalid(format!(
+            "checkpoint `{path}` has another adapter shape ({}) than this run ({})",
+            shape_of(&loaded),
+            shape_of(run),
+        ))
+        .hint("a run loads adapters on the same modules with the same rank"));
+    }
+    if !with_optimizer {
+        loaded.renew_optimizer(&run.optimizer)?;
+        loaded.accumulation = run.accumulation.without_gradients();
+    }
+    *run = loaded;
+    Ok(progress)
 }
 
 /// An adapter's shape, to tell it from another one.
