@@ -16,10 +16,10 @@ struct Client {
 impl Client {
     async fn new(node: &Node) -> Self {
         let (http, api) = (reqwest::Client::new(), format!("{}/api/v1", node.base_url()));
-        let mut client = Self { http, api, model: node.model().to_owned(), session: String::new() };
+        let client = Self { http, api, model: node.model().to_owned(), session: String::new() };
         let (_, opened) = client.post("twinkle/create_session", json!({ "metadata": null })).await;
-        client.session = opened["session_id"].as_str().expect("a session").to_owned();
-        client
+        let session = opened["session_id"].as_str().expect("a session").to_owned();
+        Self { session, ..client }
     }
 
     async fn post(&self, route: &str, body: Value) -> (u16, Value) {
@@ -155,9 +155,9 @@ async fn requests_at_once_are_done_one_after_the_other_and_an_ended_adapter_begi
     let client = Client::new(&node).await;
     let run = client.adapter().await;
     let fresh = client.logps().await;
-    let once = || client.ask("forward_backward", json!({ "inputs": batch() }));
-    let (one, two, three) = tokio::join!(once(), once(), once());
-    assert!(one == two && two == three, "none of them sees half of another");
+    let pass = || client.ask("forward_backward", json!({ "inputs": batch() }));
+    let found: [Value; 3] = tokio::join!(pass(), pass(), pass()).into();
+    assert!(found.iter().all(|answer| *answer == found[0]), "none of them sees half of another");
     client.ask("clip_grad_and_step", json!({})).await;
     let values = client.ask("calculate_metric", json!({})).await["values"].clone();
     assert_eq!(values["iters"], 2, "three passes, counted from 0: {values}");
