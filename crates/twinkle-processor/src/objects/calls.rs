@@ -8,7 +8,7 @@ use twinkle_core::ids::{SessionId, TenantId};
 
 use super::hands::Hands;
 use super::registry::Registry;
-use super::{Answered, Arguments, Object, Shared, data_calls, plain_calls};
+use super::{Answered, Arguments, Object, Shared, data_calls, loader_calls, plain_calls};
 use crate::dataset::Dataset;
 
 /// The types of objects.
@@ -31,7 +31,7 @@ pub async fn create(
     let seat = registry.seat(tenant, session)?;
     let object = match kind {
         "dataset" => data_calls::dataset(registry, hands, tenant, class, given).await?,
-        "dataloader" => data_calls::loader(registry, hands, tenant, class, given).await?,
+        "dataloader" => loader_calls::loader(registry, hands, tenant, class, given).await?,
         "template" => {
             let settings = given.rest();
             Object::Template(hands.template(class, &settings)?)
@@ -60,7 +60,7 @@ pub async fn call(
     let given = Arguments::new(format!("`{function}`"), arguments);
     let work = match needs_of(&object) {
         Needs::Places { is_stream } => data_calls::of_dataset(hands, tenant, is_stream, function, given).await?,
-        Needs::Dataset(dataset) => data_calls::of_loader(dataset, function, given).await?,
+        Needs::Dataset(dataset) => loader_calls::of_loader(dataset, function, given).await?,
         Needs::Nothing => plain_calls::of(&object, function, given)?,
     };
     let worker = hands.worker(LONG.contains(&function)).await?;

@@ -7,6 +7,7 @@ mod arguments;
 mod calls;
 mod data_calls;
 mod hands;
+mod loader_calls;
 mod plain_calls;
 mod registry;
 
