@@ -6,6 +6,7 @@ mod child;
 mod clock;
 mod compat;
 mod cookbook;
+mod docs;
 mod gpu;
 mod learn;
 mod quickstart;
@@ -47,6 +48,7 @@ enum Command {
     Learn(learn::Options),
     Cookbook(cookbook::Options),
     Gpu(gpu::Options),
+    Docs(docs::Options),
 }
 
 fn main() -> ExitCode {
@@ -68,6 +70,7 @@ fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Bench(options) => bench::run(&workspace, &options).map(|()| ExitCode::SUCCESS),
         Command::Cookbook(options) => cookbook::run(&workspace, &options),
         Command::Gpu(options) => gpu::run(&workspace, &options),
+        Command::Docs(options) => docs::run(&workspace, &options),
         Command::Compat(options) => compat::run(&workspace, &options),
         Command::Learn(options) => learn::run(&workspace, &options).map(|()| ExitCode::SUCCESS),
     }

@@ -9,10 +9,32 @@ use serde::{Deserialize, Serialize};
 /// Short for results whose error a client will read.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What kind of failure it is; decides the HTTP status and whether a client should try again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ErrorCode {
+/// Defines the codes once: the enum, the list of all, and what each means for the documentation.
+macro_rules! codes {
+    ($(#[doc = $meaning:literal] $name:ident,)*) => {
+        /// What kind of failure it is; decides the HTTP status and whether a client should try again.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[serde(rename_all = "snake_case")]
+        pub enum ErrorCode {
+            $(#[doc = $meaning] $name,)*
+        }
+
+        impl ErrorCode {
+            /// Every code.
+            pub const ALL: &'static [Self] = &[$(Self::$name),*];
+
+            /// What it means, in a sentence.
+            #[must_use]
+            pub fn meaning(self) -> &'static str {
+                match self {
+                    $(Self::$name => $meaning.trim(),)*
+                }
+            }
+        }
+    };
+}
+
+codes! {
     /// The request is wrong and will stay wrong.
     InvalidArgument,
     /// The request is right, but this server cannot do it.

@@ -111,9 +111,19 @@ pub fn validate(request: SampleRequest, stop: StopRule, limits: &ModelLimits, se
             .hint("ask for nothing of the prompt, or for another `logprobs_mode`"));
     }
     let max_new_tokens = check_length(prompt.len(), params.max_tokens, wants.is_something(), limits)?;
-    let seen = Seen::new(penalties, &prompt).map(Arc::new);
-    let samples = num_samples;
-    let request = ValidRequest { prompt, samples, max_new_tokens, seed, draw, stop, wants, top, seen, numbers, stream };
+    let request = ValidRequest {
+        samples: num_samples,
+        max_new_tokens,
+        seed,
+        draw,
+        stop,
+        wants,
+        top,
+        seen: Seen::new(penalties, &prompt).map(Arc::new),
+        numbers,
+        stream,
+        prompt,
+    };
     let cells = request.extra_cells();
     if cells > MOST_CELLS {
         return Err(Error::invalid(format!(

@@ -25,6 +25,7 @@ use crate::workspace::Workspace;
 /// To use a libtorch 2.11.0 of your own, set `LIBTORCH` to its folder, or `LIBTORCH_USE_PYTORCH=1` to use the
 /// one inside an installed `torch` package; `PYTHON` names the Python to fetch with.
 #[derive(clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 pub(crate) struct Options {
     /// Fetch only this part.
     #[arg(long, value_enum)]

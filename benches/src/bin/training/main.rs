@@ -146,10 +146,11 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-/// Small steps of four tenants, which fill a pass only together, and full ones of sixteen, which gain nothing and must
-/// lose nothing.
+/// Very small steps of sixteen tenants, which read the weights once only together; small ones of four; and full ones of
+/// sixteen, which gain nothing and must lose nothing.
 fn tenancies() -> Vec<Tenancy> {
     vec![
+        Tenancy { tenants: 16, workload: Workload::equal(1, 16) },
         Tenancy { tenants: 4, workload: Workload::equal(8, 32) },
         Tenancy { tenants: 4, workload: Workload::mixed() },
         Tenancy { tenants: 16, workload: Workload::equal(2, 256) },

@@ -25,8 +25,9 @@ pub use optimizer::{
 };
 pub use process::{ChatMessage, EncodedText, ProcessOutcome, ProcessRequest};
 pub use run::{
-    AdamParams, CreateRun, Ending, ForwardBackwardOutcome, ForwardOptions, ForwardOutputs, Logprobs, LossSpec, NamedTensor, Position,
-    RunCall, RunOperation, RunOutcome, RunState, SamplerTarget, SavedTraining, StartingPoint, Table, TrainingProgress,
+    AdamParams, CreateRun, Ending, ForwardBackwardOutcome, ForwardOptions, ForwardOutputs, Logprobs, LossSpec,
+    NamedTensor, Position, RunCall, RunOperation, RunOutcome, RunState, SamplerTarget, SavedTraining, StartingPoint,
+    Table, TrainingProgress,
 };
 pub use sample::{
     AltTokens, CellLayout, LogprobsMode, Penalties, SampleExtras, SampleOutcome, SampleRequest, SampledSequence,

@@ -284,12 +284,7 @@ pub struct ForwardOptions {
 
 impl Default for ForwardOptions {
     fn default() -> Self {
-        Self {
-            temperature: 1.0,
-            disable_lora: false,
-            outputs: ForwardOutputs::default(),
-            accumulation_steps: None,
-        }
+        Self { temperature: 1.0, disable_lora: false, outputs: ForwardOutputs::default(), accumulation_steps: None }
     }
 }
 

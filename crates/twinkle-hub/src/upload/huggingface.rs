@@ -115,7 +115,8 @@ async fn commit(
             }
         });
     }
-    let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    let mut text = lines.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+    text.push('\n');
     let url = below(endpoint, &["api", "models", &model.organisation, &model.name, "commit", MAIN]);
     let answer = sender.post_text(&url, LINES, text).await?;
     if !answer.status.is_success() {

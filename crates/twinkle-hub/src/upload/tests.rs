@@ -24,13 +24,16 @@ struct Asked {
     body: Vec<u8>,
 }
 
+/// Answers of paths that end like this.
+type Instead = BTreeMap<&'static str, Vec<(StatusCode, Value)>>;
+
 /// A hub that takes everything but what the test says.
 #[derive(Clone)]
 struct FakeHub {
     address: String,
     asked: Arc<Mutex<Vec<Asked>>>,
-    /// Answers of paths that end like this, used up one by one.
-    instead: Arc<Mutex<BTreeMap<&'static str, Vec<(StatusCode, Value)>>>>,
+    /// Used up one by one.
+    instead: Arc<Mutex<Instead>>,
 }
 
 impl FakeHub {

@@ -10,6 +10,8 @@ mod keys;
 mod launch;
 mod merge;
 mod plan;
+#[cfg(test)]
+mod reference;
 mod report;
 mod routes;
 mod schema;

@@ -115,6 +115,7 @@ fn set_body(response: &mut Response, body: Bytes) {
 
 /// How many tokens a request took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[expect(clippy::struct_field_names, reason = "the protocol's names")]
 pub(super) struct Usage {
     prompt_tokens: usize,
     /// Of all choices, with the tokens that ended them.
@@ -155,7 +156,7 @@ mod tests {
 
     use super::*;
 
-    fn body(error: OpenAiError) -> Value {
+    fn body(error: &OpenAiError) -> Value {
         serde_json::from_slice(&error.body()).unwrap()
     }
 
@@ -165,13 +166,13 @@ mod tests {
         let expected = json!({"error": {
             "message": "`n` is 0 (hint: ask for one)", "type": "invalid_request_error", "param": "n",
             "code": "invalid_argument"}});
-        assert_eq!(body(error), expected);
+        assert_eq!(body(&error), expected);
         let error = OpenAiError::unknown_model(Error::unsupported("no"));
-        assert_eq!(body(error)["error"]["code"], "model_not_found");
+        assert_eq!(body(&error)["error"]["code"], "model_not_found");
         let error = OpenAiError::from(Error::new(ErrorCode::QuotaExceeded, "slow down"));
-        assert_eq!(body(error)["error"]["type"], "rate_limit_error");
+        assert_eq!(body(&error)["error"]["type"], "rate_limit_error");
         let error = OpenAiError::from(Error::new(ErrorCode::Overloaded, "full"));
-        assert_eq!(body(error)["error"]["type"], "server_error");
+        assert_eq!(body(&error)["error"]["type"], "server_error");
     }
 
     #[test]

@@ -53,9 +53,8 @@ impl OpenAiFront {
         if model.contains("://") {
             return self.checkpoint(tenant, model).await;
         }
-        let unknown = match self.context.directory.model(model) {
-            Ok(_) => return self.of_base(model, SamplingSource::Base),
-            Err(unknown) => unknown,
+        let Err(unknown) = self.context.directory.model(model) else {
+            return self.of_base(model, SamplingSource::Base);
         };
         if let Some(choice) = found(self.latest_of_run(tenant, RunId::new(model)).await)? {
             return Ok(choice);

@@ -14,7 +14,7 @@ use super::answer::{is_openai_path, reshaped};
 /// Rewrites the bodies of errors on this protocol's paths. Around the layers that refuse requests before a handler sees
 /// them.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct ErrorFormLayer;
+pub(crate) struct ErrorFormLayer;
 
 impl<S> Layer<S> for ErrorFormLayer {
     type Service = ErrorForm<S>;
@@ -26,7 +26,7 @@ impl<S> Layer<S> for ErrorFormLayer {
 
 /// The service of [`ErrorFormLayer`].
 #[derive(Clone, Debug)]
-pub struct ErrorForm<S> {
+pub(crate) struct ErrorForm<S> {
     inner: S,
 }
 

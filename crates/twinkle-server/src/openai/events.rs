@@ -84,8 +84,8 @@ pub(super) async fn answer(
     let mut events = Events::default();
     let is_over = match samples.next().await {
         Some((_, Err(error))) => return Err(refuse(error)),
-        Some((prompt, Ok(sampled))) => {
-            narrator.tell(prompt, sampled, &mut events);
+        Some((prompt, Ok(first))) => {
+            narrator.tell(prompt, first, &mut events);
             false
         }
         None => {
@@ -167,8 +167,8 @@ mod tests {
         }
     }
 
-    fn sampled() -> Result<Sampled> {
-        Ok(Sampled::Done(SampleOutcome::default()))
+    fn sampled() -> Sampled {
+        Sampled::Done(SampleOutcome::default())
     }
 
     async fn text(samples: Vec<(usize, Result<Sampled>)>) -> std::result::Result<String, OpenAiError> {
@@ -179,7 +179,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_stream_ends_with_done() {
-        let told = text(vec![(0, sampled()), (1, sampled())]).await.unwrap();
+        let told = text(vec![(0, Ok(sampled())), (1, Ok(sampled()))]).await.unwrap();
         assert_eq!(told, "data: 0\n\ndata: 1\n\ndata: \"2 told\"\n\ndata: [DONE]\n\n");
         assert_eq!(text(vec![]).await.unwrap(), "data: \"0 told\"\n\ndata: [DONE]\n\n");
     }
@@ -187,7 +187,7 @@ mod tests {
     #[tokio::test]
     async fn an_error_has_a_status_before_the_first_token_and_an_event_after_it() {
         assert!(text(vec![(0, Err(Error::invalid("no")))]).await.is_err());
-        let told = text(vec![(0, sampled()), (0, Err(Error::invalid("no"))), (0, sampled())]).await.unwrap();
+        let told = text(vec![(0, Ok(sampled())), (0, Err(Error::invalid("no"))), (0, Ok(sampled()))]).await.unwrap();
         let events: Vec<&str> = told.trim_end().split("\n\n").collect();
         assert_eq!((events.len(), events[0], events[2]), (3, "data: 0", "data: [DONE]"));
         assert!(events[1].starts_with("data: {\"error\":{\"message\":\"no\""), "{told}");

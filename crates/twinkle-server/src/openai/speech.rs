@@ -21,7 +21,7 @@ pub(super) enum Part {
     /// For itself.
     Thought(String),
     /// For a tool.
-    Called(ToolCall),
+    Called(Box<ToolCall>),
 }
 
 /// What is told apart.
@@ -139,7 +139,7 @@ impl Speech {
         if calls.is_empty() {
             self.tell(Part::Said, &block, parts);
         } else {
-            parts.extend(calls.into_iter().map(Part::Called));
+            parts.extend(calls.into_iter().map(Box::new).map(Part::Called));
             self.trims = true;
         }
         self.place = Place::Said;

@@ -48,13 +48,11 @@ fn bytes_of(piece: &str) -> Option<Vec<u8>> {
 fn byte_of(letter: char) -> Option<u8> {
     let is_printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
     let code = u32::from(letter);
-    match u8::try_from(code) {
-        Ok(byte) => is_printable(byte).then_some(byte),
-        Err(_) => {
-            let place = usize::try_from(code.checked_sub(0x100)?).ok()?;
-            (0..=u8::MAX).filter(|byte| !is_printable(*byte)).nth(place)
-        }
+    if let Ok(byte) = u8::try_from(code) {
+        return is_printable(byte).then_some(byte);
     }
+    let place = usize::try_from(code.checked_sub(0x100)?).ok()?;
+    (0..=u8::MAX).filter(|byte| !is_printable(*byte)).nth(place)
 }
 
 #[cfg(test)]

@@ -170,7 +170,7 @@ fn plain(outcome: &RunOutcome, form: Form) -> Result<Response> {
             let kind = Tag::new("save_weights_for_sampler");
             json(StatusCode::OK, &WeightsSavedForSampler { path, sampling_session_id: session, kind })
         }
-        RunOutcome::Loaded { run, path } => {
+        RunOutcome::Loaded { run, path, .. } => {
             let loaded = WeightsLoaded {
                 path: Some(path.to_string()),
                 model_id: Some(run.as_str().to_owned()),
@@ -184,6 +184,7 @@ fn plain(outcome: &RunOutcome, form: Form) -> Result<Response> {
         RunOutcome::ForwardBackward(_)
         | RunOutcome::OptimizerSet { .. }
         | RunOutcome::Restored { .. }
+        | RunOutcome::Described(_)
         | RunOutcome::Expired { .. }
         | RunOutcome::Spilled { .. } => Err(Error::internal("an internal operation was asked for by a client")),
     }

@@ -41,8 +41,8 @@ pub(super) async fn create(State(front): State<OpenAiFront>, Tenant(tenant): Ten
     if !is_streamed {
         return chat.answer(&front, sampler, tenant).await;
     }
-    let samples = streaming::sample(sampler, tenant, chat.request.clone()).map(|sampled| (0, sampled)).boxed();
-    events::answer(samples, Told::new(chat, include_usage), |error| FIELDS.tell(error)).await
+    let told = streaming::sample(sampler, tenant, chat.request.clone()).map(|sampled| (0, sampled)).boxed();
+    events::answer(told, Told::new(chat, include_usage), |error| FIELDS.tell(error)).await
 }
 
 /// A chat that is about to be answered.
@@ -101,9 +101,8 @@ impl Chat {
     /// Answers with everything at once.
     async fn answer(self, front: &OpenAiFront, sampler: &BoxComponent, tenant: TenantId) -> Outcome {
         let call = Call { tenant, operation: Operation::Sample(Box::new(self.request.clone())) };
-        let outcome = match sampler.ask(call).await.map_err(|error| FIELDS.tell(error))? {
-            Reply::Sample(outcome) => outcome,
-            _ => return Err(Error::internal("the sampler answered something that was not asked").into()),
+        let Reply::Sample(outcome) = sampler.ask(call).await.map_err(|error| FIELDS.tell(error))? else {
+            return Err(Error::internal("the sampler answered something that was not asked").into());
         };
         let completion = front.context.templates.off_runtime(move || self.complete(&outcome)).await?;
         ok(&completion)

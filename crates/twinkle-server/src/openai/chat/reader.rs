@@ -93,7 +93,7 @@ impl Reader {
                 Part::Said(text) => addition.content.push_str(&text),
                 Part::Thought(text) => addition.reasoning.push_str(&text),
                 Part::Called(call) => {
-                    addition.calls.push(called(self.calls, call));
+                    addition.calls.push(called(self.calls, *call));
                     self.calls += 1;
                 }
             }

@@ -196,10 +196,10 @@ mod tests {
         let mut body = json!({"model": "m", "messages": [{"role": "user", "content": "hi"}]});
         let Value::Object(changes) = changes else { panic!("not an object") };
         body.as_object_mut().unwrap().extend(changes);
-        FIELDS.read(body.to_string().as_bytes()).map_err(text)
+        FIELDS.read(body.to_string().as_bytes()).map_err(|error| text(&error))
     }
 
-    fn text(error: OpenAiError) -> String {
+    fn text(error: &OpenAiError) -> String {
         String::from_utf8(error.body().to_vec()).unwrap()
     }
 
@@ -235,8 +235,10 @@ mod tests {
         let tool = json!({"type": "function", "function": {"name": "f", "parameters": {}}});
         let offered = |changes| {
             let request = read(changes).unwrap();
-            let calls = request.calls_tools().map_err(text)?;
-            Ok::<_, String>(request.into_trajectory(calls).map_err(text)?.tools.map(|tools| tools.len()))
+            let calls = request.calls_tools().map_err(|error| text(&error))?;
+            Ok::<_, String>(
+                request.into_trajectory(calls).map_err(|error| text(&error))?.tools.map(|tools| tools.len()),
+            )
         };
         assert_eq!(offered(json!({})), Ok(None));
         assert_eq!(offered(json!({"tools": [tool]})), Ok(Some(1)));

@@ -42,10 +42,10 @@ pub(super) async fn create(State(front): State<OpenAiFront>, Tenant(tenant): Ten
     if !is_streamed {
         return work.answer(&front, sampler, &tenant).await;
     }
-    let samples: Vec<_> =
+    let streams: Vec<_> =
         work.jobs.iter().enumerate().map(|(place, job)| job.samples(place, sampler, &tenant)).collect();
-    let samples = stream::select_all(samples).boxed();
-    events::answer(samples, Told::new(work, include_usage), |error| FIELDS.tell(error)).await
+    let told = stream::select_all(streams).boxed();
+    events::answer(told, Told::new(work, include_usage), |error| FIELDS.tell(error)).await
 }
 
 /// A request that is about to be answered.
@@ -185,8 +185,8 @@ impl Job {
             let done = Sampled::Done(self.unsampled());
             return stream::once(ready((place, Ok(done)))).boxed();
         }
-        let samples = streaming::sample(sampler, tenant.clone(), self.request.clone());
-        samples.map(move |sampled| (place, sampled)).boxed()
+        let told = streaming::sample(sampler, tenant.clone(), self.request.clone());
+        told.map(move |sampled| (place, sampled)).boxed()
     }
 
     /// Choices without a new token.

@@ -186,16 +186,18 @@ mod tests {
         let mut body = json!({"model": "m", "prompt": "hi"});
         let Value::Object(changes) = changes else { panic!("not an object") };
         body.as_object_mut().unwrap().extend(changes);
-        FIELDS.read(body.to_string().as_bytes()).map_err(text)
+        FIELDS.read(body.to_string().as_bytes()).map_err(|error| text(&error))
     }
 
-    fn text(error: OpenAiError) -> String {
+    fn text(error: &OpenAiError) -> String {
         String::from_utf8(error.body().to_vec()).unwrap()
     }
 
     #[test]
     fn a_prompt_is_a_text_tokens_or_several_of_them() {
-        let count = |prompt| read(json!({"prompt": prompt})).and_then(|request| request.into_prompts().map_err(text));
+        let count = |prompt| {
+            read(json!({"prompt": prompt})).and_then(|request| request.into_prompts().map_err(|error| text(&error)))
+        };
         assert_eq!(count(json!("a")).unwrap().len(), 1);
         assert_eq!(count(json!([1, 2])).unwrap().len(), 1);
         assert_eq!(count(json!(["a", "b"])).unwrap().len(), 2);
@@ -217,8 +219,8 @@ mod tests {
     fn what_cannot_be_done_is_refused_by_name() {
         let refusal = |changes| {
             let request = read(changes)?;
-            request.settings().map_err(text)?;
-            request.wishes().map_err(text).map(|_| ())
+            request.settings().map_err(|error| text(&error))?;
+            request.wishes().map_err(|error| text(&error)).map(|_| ())
         };
         assert_eq!(refusal(json!({"best_of": 1, "suffix": ""})), Ok(()));
         assert!(refusal(json!({"best_of": 2})).unwrap_err().contains("best_of"));

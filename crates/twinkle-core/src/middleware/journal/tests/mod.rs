@@ -20,8 +20,8 @@ use tower::Service;
 
 use super::{Journal, JournalOptions};
 use crate::call::{
-    AdamParams, Call, CreateRun, LoraSpec, Operation, OptimizerSpec, Position, Reply, RunCall, RunOperation, RunOutcome,
-    RunState, SessionRecord,
+    AdamParams, Call, CreateRun, LoraSpec, Operation, OptimizerSpec, Position, Reply, RunCall, RunOperation,
+    RunOutcome, RunState, SessionRecord,
 };
 use crate::component::{Component, ComponentKind, Health, Lifecycle};
 use crate::error::{Error, ErrorCode, Result};
