@@ -37,7 +37,7 @@ struct Outcome {
     command: String,
     steps: u32,
     seconds: f64,
-    metrics: serde_json::Map<String, serde_json::Value>,
+    metrics: std::collections::BTreeMap<String, serde_json::Value>,
 }
 
 /// Runs `cargo xtask cookbook`.

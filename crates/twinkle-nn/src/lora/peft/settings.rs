@@ -1,8 +1,9 @@
 //! `adapter_config.json`.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use twinkle_core::call::LoraSpec;
 use twinkle_core::{Error, Result};
 
@@ -28,8 +29,9 @@ pub(super) struct Shape {
     modules: Vec<String>,
     /// `target_parameters`.
     parameters: Vec<String>,
-    rank_pattern: Map<String, Value>,
-    alpha_pattern: Map<String, Value>,
+    /// In the order of their names: of several that match PEFT takes the first.
+    rank_pattern: BTreeMap<String, Value>,
+    alpha_pattern: BTreeMap<String, Value>,
 }
 
 impl Shape {
@@ -47,8 +49,8 @@ impl Shape {
             use_rslora,
             modules: target_modules,
             parameters,
-            rank_pattern: Map::new(),
-            alpha_pattern: Map::new(),
+            rank_pattern: BTreeMap::new(),
+            alpha_pattern: BTreeMap::new(),
         };
         let is_usual_alpha = |module: &Described| alpha / divisor(module.rank, use_rslora) == module.scale;
         for module in modules {
