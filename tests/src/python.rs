@@ -86,7 +86,10 @@ async fn run_in(environment: &str, made_by: &str, script: &str, arguments: &[&st
     if !python.exists() {
         bail!("`{}` is missing: run `cargo xtask setup {made_by}`", python.display());
     }
+    // Some packages leave files where they are started.
+    let folder = tempfile::tempdir()?;
     let run = tokio::process::Command::new(python)
+        .current_dir(folder.path())
         .arg(root.join("tests/python").join(script))
         .args(arguments)
         .env("TINKER_TELEMETRY", "0")

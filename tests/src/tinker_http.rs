@@ -11,26 +11,32 @@ pub struct TinkerHttp {
     client: reqwest::Client,
     base_url: String,
     key: String,
+    /// Named in a header, as the native protocol does.
+    session: Option<String>,
 }
 
 impl TinkerHttp {
     /// A client of the server at `base_url`.
     #[must_use]
     pub fn new(base_url: &str, key: &str) -> Self {
-        Self { client: reqwest::Client::new(), base_url: base_url.to_owned(), key: key.to_owned() }
+        Self { client: reqwest::Client::new(), base_url: base_url.to_owned(), key: key.to_owned(), session: None }
+    }
+
+    /// The same client in a session of the native protocol.
+    #[must_use]
+    pub fn in_session(&self, session: &str) -> Self {
+        Self { session: Some(session.to_owned()), ..self.clone() }
     }
 
     /// Posts to `/api/v1/<route>`: the status and the JSON body.
     pub async fn post(&self, route: &str, body: &Value) -> Result<(u16, Value)> {
-        let response = self
-            .client
-            .post(format!("{}/api/v1/{route}", self.base_url))
-            .header("X-API-Key", &self.key)
-            .json(body)
-            .timeout(Duration::from_secs(45))
-            .send()
-            .await
-            .with_context(|| format!("posting to {route}"))?;
+        let mut request =
+            self.client.post(format!("{}/api/v1/{route}", self.base_url)).header("X-API-Key", &self.key).json(body);
+        if let Some(session) = &self.session {
+            request = request.header("X-Twinkle-Session-Id", session);
+        }
+        let sent = request.timeout(Duration::from_secs(45)).send().await;
+        let response = sent.with_context(|| format!("posting to {route}"))?;
         let status = response.status().as_u16();
         let text = response.text().await?;
         let body =

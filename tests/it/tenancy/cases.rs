@@ -4,6 +4,7 @@ use prost::Message;
 use serde_json::{Value, json};
 use twinkle_core::wire::tinker::proto;
 
+use super::native;
 use super::objects::Objects;
 
 /// What its owner would wait for, too.
@@ -44,15 +45,29 @@ pub(super) struct Case {
     pub(super) path: String,
     pub(super) body: Body,
     pub(super) takes_protobuf: bool,
+    /// Named in a header, as the native protocol does.
+    pub(super) session: Option<String>,
+    /// Whether it would fail for the owner too, for a reason of its own.
+    pub(super) only_for_others: bool,
     pub(super) expected: Expected,
     /// Above 0 when it ends an object; greater for objects that others need.
     pub(super) ends: u8,
 }
 
 impl Case {
-    fn new(method: &'static str, path: impl Into<String>, body: Body) -> Self {
+    pub(super) fn new(method: &'static str, path: impl Into<String>, body: Body) -> Self {
         let (path, expected) = (path.into(), Expected::NotFound);
-        Self { about: "an object", method, path, body, takes_protobuf: false, expected, ends: 0 }
+        Self {
+            about: "an object",
+            method,
+            path,
+            body,
+            takes_protobuf: false,
+            session: None,
+            only_for_others: false,
+            expected,
+            ends: 0,
+        }
     }
 
     pub(super) fn get(path: impl Into<String>) -> Self {
@@ -63,13 +78,24 @@ impl Case {
         Self::new("POST", path, Body::Json(body))
     }
 
-    const fn about(mut self, about: &'static str) -> Self {
+    pub(super) const fn about(mut self, about: &'static str) -> Self {
         self.about = about;
         self
     }
 
-    const fn expecting(mut self, expected: Expected) -> Self {
+    pub(super) const fn expecting(mut self, expected: Expected) -> Self {
         self.expected = expected;
+        self
+    }
+
+    /// With this session's name in its header.
+    pub(super) fn in_session(mut self, session: &str) -> Self {
+        self.session = Some(session.to_owned());
+        self
+    }
+
+    pub(super) const fn not_for_the_owner(mut self) -> Self {
+        self.only_for_others = true;
         self
     }
 
@@ -80,7 +106,8 @@ impl Case {
 
     /// Whether it would do what it asks for if the objects were the caller's own.
     pub(super) fn works_for_the_owner(&self) -> bool {
-        !matches!(self.expected, Expected::BadRequest | Expected::NotSigned) && self.about != WAITING
+        let is_right = !matches!(self.expected, Expected::BadRequest | Expected::NotSigned);
+        is_right && self.about != WAITING && !self.only_for_others
     }
 
     /// Whether Bob was answered as he should be.
@@ -109,7 +136,7 @@ pub(super) fn cases(method: &str, path: &str, theirs: &Objects, mine: &Objects, 
         return match (method, path) {
             ("GET", "/livez" | "/readyz" | "/metrics" | "/api/v1") => nothing(Case::get(path)),
             ("GET", "/health/{application}") => nothing(Case::get("/health/model")),
-            _ => None,
+            _ => native::cases(method, path, theirs, mine, model),
         };
     };
     let at = |route: &str| format!("/api/v1/{route}");
@@ -120,7 +147,7 @@ pub(super) fn cases(method: &str, path: &str, theirs: &Objects, mine: &Objects, 
             return nothing(Case::get(path));
         }
         ("POST", "sessions/search") => return nothing(post(json!({}))),
-        ("GET", route) if route.starts_with("model/") || route.starts_with("sampler/") => {
+        ("GET", route) if route == format!("model/{model}") || route == format!("sampler/{model}") => {
             return nothing(Case::get(path));
         }
         ("POST", "client/config" | "client/dynamic_config" | "create_session" | "telemetry") => {
@@ -195,7 +222,7 @@ pub(super) fn cases(method: &str, path: &str, theirs: &Objects, mine: &Objects, 
         ("GET", "training_runs/{run}/checkpoints") => {
             vec![Case::get(at(&format!("training_runs/{run}/checkpoints"))).about("a run")]
         }
-        _ => return of_directories(method, route, theirs),
+        _ => return of_directories(method, route, theirs).or_else(|| native::cases(method, path, theirs, mine, model)),
     };
     Some(cases)
 }

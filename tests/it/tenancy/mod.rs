@@ -6,6 +6,7 @@
 //! wrong for another reason than the owner, hers would fail.
 
 mod cases;
+mod native;
 mod objects;
 
 use std::time::Duration;
@@ -64,6 +65,10 @@ impl Asker<'_> {
     async fn send(&self, case: &Case) -> Answer {
         let url = format!("{}{}", self.node.base_url(), case.path);
         let request = self.client.request(case.method.parse().expect("a method"), url).header("X-API-Key", self.key);
+        let request = match &case.session {
+            Some(session) => request.header("X-Twinkle-Session-Id", session),
+            None => request,
+        };
         let request = if case.takes_protobuf { request.header(ACCEPT, PROTOBUF) } else { request };
         let request = match &case.body {
             Body::None => request,

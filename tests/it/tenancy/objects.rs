@@ -3,12 +3,19 @@
 use serde_json::{Value, json};
 use twinkle_tests::TinkerHttp;
 
+/// How every tenant calls its adapter of the native protocol.
+pub(super) const ADAPTER: &str = "mine";
+
 const TOKENS: [u32; 9] = [5, 9, 31, 7, 120, 44, 3, 250, 18];
 
 /// The names of one tenant's objects, or of objects that never were.
 #[derive(Clone, Debug)]
 pub(super) struct Objects {
     pub(super) session: String,
+    /// A session of the native protocol, with an adapter.
+    pub(super) native_session: String,
+    /// An object of the processor.
+    pub(super) object: String,
     pub(super) run: String,
     /// A sampling session.
     pub(super) sampler: String,
@@ -59,10 +66,21 @@ impl Objects {
         let created = client.result(&request).await.expect("a result");
         let custom_loss = created["loss_id"].as_str().expect("its id").to_owned();
         let waiting = client.submit_forward_backward(&run, 100, &TOKENS).await.expect("accepted");
+        let opened = client.ask("twinkle/create_session", &json!({ "metadata": null })).await.expect("a session");
+        let native_session = opened["session_id"].as_str().expect("its id").to_owned();
+        let native = client.in_session(&native_session);
+        let adapter = json!({ "adapter_name": ADAPTER, "config": { "r": 4, "target_modules": "all-linear" } });
+        native.ask(&format!("model/{model}/twinkle/add_adapter_to_model"), &adapter).await.expect("an adapter");
+        let optimizer = json!({ "adapter_name": ADAPTER, "optimizer_cls": "AdamW", "lr": 0.0 });
+        native.ask(&format!("model/{model}/twinkle/set_optimizer"), &optimizer).await.expect("an optimizer");
+        let made = native.ask("processor/twinkle/create", &super::native::data_set()).await.expect("a data set");
+        let object = made["processor_id"].as_str().expect("its id").to_owned();
         let described = client.get(&format!("training_runs/{run}")).await.expect("the run");
         let owner = described["model_owner"].as_str().expect("its owner").to_owned();
         Self {
             session,
+            native_session,
+            object,
             run,
             sampler,
             operation,
@@ -90,17 +108,21 @@ impl Objects {
             exported: other(&self.exported),
             custom_loss: self.custom_loss.replace(&self.session, &session),
             owner: other(&self.owner),
+            native_session: turned_after(&self.native_session, '_'),
+            object: turned_after(&self.object, ':'),
             session,
         }
     }
 
     /// Every name with its kind, names that contain others first.
-    pub(super) fn names(&self) -> [(&'static str, String); 11] {
+    pub(super) fn names(&self) -> [(&'static str, String); 13] {
         [
             ("<run>", self.run.clone()),
             ("<sampler>", self.sampler.clone()),
             ("<custom loss>", self.custom_loss.clone()),
             ("<session>", self.session.clone()),
+            ("<native session>", self.native_session.clone()),
+            ("<object>", self.object.clone()),
             ("<operation>", self.operation.clone()),
             ("<waiting>", self.waiting.clone()),
             ("<sample>", self.sample.clone()),
@@ -144,10 +166,17 @@ fn unique(name: &str, session: &str) -> String {
 
 /// Another name of the same form: every hexadecimal digit after the last hyphen is another one.
 fn other(name: &str) -> String {
-    let (start, end) = name.rsplit_once('-').unwrap_or(("", name));
-    let turned: String = end
-        .chars()
-        .map(|letter| letter.to_digit(16).and_then(|digit| char::from_digit(15 - digit, 16)).unwrap_or(letter))
-        .collect();
-    if start.is_empty() { turned } else { format!("{start}-{turned}") }
+    if name.contains('-') { turned_after(name, '-') } else { turned(name) }
+}
+
+/// The name with what stands after its last `mark` turned.
+fn turned_after(name: &str, mark: char) -> String {
+    let (start, end) = name.rsplit_once(mark).unwrap_or(("", name));
+    format!("{start}{mark}{}", turned(end))
+}
+
+/// Every hexadecimal digit is another one.
+fn turned(text: &str) -> String {
+    let other = |letter: char| letter.to_digit(16).and_then(|digit| char::from_digit(15 - digit, 16)).unwrap_or(letter);
+    text.chars().map(other).collect()
 }
