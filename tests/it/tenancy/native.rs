@@ -1,11 +1,11 @@
-//! The same for the native protocol's routes, which name a session in a header, and for the OpenAI door.
+//! The same for the native protocol's routes, which name a session in a header, and for the `OpenAI` door.
 
 use serde_json::{Value, json};
 
 use super::cases::{Body, Case, Expected};
 use super::objects::{ADAPTER, Objects};
 
-/// The requests of a route of the native protocol or of the OpenAI door; `None` for another route.
+/// The requests of a route of the native protocol or of the `OpenAI` door; `None` for another route.
 pub(super) fn cases(method: &str, path: &str, theirs: &Objects, mine: &Objects, model: &str) -> Option<Vec<Case>> {
     if let Some(cases) = door(method, path, theirs, model) {
         return Some(cases);
@@ -29,6 +29,7 @@ fn below<'a>(route: &'a str, prefix: &str) -> Option<&'a str> {
     Some(route.strip_prefix("twinkle/").unwrap_or(route))
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "what a route's cases are")]
 fn nothing(case: Case) -> Option<Vec<Case>> {
     Some(vec![case.about("nothing").expecting(Expected::NothingForeign)])
 }
@@ -130,8 +131,11 @@ fn of_model(method: &str, path: &str, route: &str, theirs: &Objects, mine: &Obje
         ("POST", "add_metric") => json!({ "metric_cls": "LossMetric" }),
         ("POST", "forward" | "forward_only" | "forward_backward") => json!({ "inputs": inputs }),
         ("POST", "save") => json!({ "name": "kept" }),
-        ("POST", "heartbeat" | "clip_grad_norm" | "step" | "zero_grad" | "lr_step" | "clip_grad_and_step") => json!({}),
-        ("POST", "calculate_metric" | "get_train_configs" | "get_state_dict") => json!({}),
+        (
+            "POST",
+            "heartbeat" | "clip_grad_norm" | "step" | "zero_grad" | "lr_step" | "clip_grad_and_step"
+            | "calculate_metric" | "get_train_configs" | "get_state_dict",
+        ) => json!({}),
         // What they need comes from requests before them.
         ("POST", "apply_patch") => return of_adapter(path, json!({ "patch_cls": "P" }), theirs, false),
         ("POST", "calculate_loss" | "backward") => return of_adapter(path, json!({}), theirs, false),
@@ -148,6 +152,7 @@ fn of_model(method: &str, path: &str, route: &str, theirs: &Objects, mine: &Obje
     of_adapter(path, extras, theirs, true)
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "what a route's cases are")]
 fn of_adapter(path: &str, extras: Value, theirs: &Objects, works: bool) -> Option<Vec<Case>> {
     let body = merged(&json!({ "adapter_name": ADAPTER }), extras);
     let case = Case::post(path, body).in_session(&theirs.native_session).about("a session's adapter");
