@@ -302,6 +302,7 @@ fn save(context: &EngineContext, runtime: &Handle, run: &Run, saving: Saving<'_>
         created_at,
         // A replayed save finds its own files by this and is content.
         position,
+        optimizer_steps: Some(run.optimizer.steps()),
     };
     let committed = draft.commit(&meta, overwrite)?;
     let record = CheckpointRecord {

@@ -77,6 +77,8 @@ struct Cached {
     bytes: usize,
     /// The operation that saved it.
     operation: u64,
+    /// How many optimizer steps its run had taken; an earlier version did not write it down.
+    optimizer_steps: Option<u64>,
     adapter: Arc<Adapter>,
 }
 
@@ -200,7 +202,7 @@ impl Adapters {
 
 impl Cached {
     fn weights(&self) -> Weights {
-        Weights::of(Arc::clone(&self.adapter), Some(self.operation), None)
+        Weights::of(Arc::clone(&self.adapter), Some(self.operation), self.optimizer_steps)
     }
 }
 
@@ -214,7 +216,8 @@ impl Inner {
                 self.limits.base_model
             )));
         }
-        let operation = checkpoint.manifest().position.after;
+        let (operation, optimizer_steps) =
+            (checkpoint.manifest().position.after, checkpoint.manifest().optimizer_steps);
         let directory = checkpoint.directory().to_owned();
         let stamp =
             Stamp::of(&directory).ok_or_else(|| Error::not_found(format!("there is no checkpoint `{path}`")))?;
@@ -223,6 +226,7 @@ impl Inner {
         let adapter = Adapter::from_parameters(&layout, &parameters, self.base.kind(), self.base.device());
         let bytes = layout.parameter_count() * self.base.kind().elt_size_in_bytes();
         tracing::debug!(%tenant, %path, rank = spec.rank, bytes, "adapter loaded");
-        Ok(Cached { tenant, path, directory, stamp, bytes, operation, adapter: Arc::new(adapter) })
+        let adapter = Arc::new(adapter);
+        Ok(Cached { tenant, path, directory, stamp, bytes, operation, optimizer_steps, adapter })
     }
 }

@@ -310,7 +310,7 @@ pub struct WeightVersion {
     pub adapter: Option<String>,
     /// The number, within its run, of the operation that saved or published the adapter.
     pub operation: Option<u64>,
-    /// How many optimizer steps its run had taken; known of live adapters only.
+    /// How many optimizer steps its run had taken; unknown of checkpoints of earlier versions.
     pub optimizer_steps: Option<u64>,
 }
 

@@ -27,6 +27,8 @@ pub struct CheckpointMeta {
     pub created_at: Timestamp,
     /// The operation that saves it: when it is executed again after a restart, its own files are no obstacle.
     pub position: Position,
+    /// How many optimizer steps its run has taken.
+    pub optimizer_steps: Option<u64>,
 }
 
 /// A checkpoint that is in place.

@@ -32,6 +32,9 @@ pub struct Manifest {
     pub created_at: Timestamp,
     /// The operation that saved it.
     pub position: Position,
+    /// How many optimizer steps its run had taken; `None` in a manifest of an earlier version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub optimizer_steps: Option<u64>,
     /// Every other file of the folder, by name.
     pub files: BTreeMap<String, FileEntry>,
 }
@@ -64,6 +67,7 @@ impl Manifest {
             user_metadata: meta.user_metadata.clone(),
             created_at: meta.created_at,
             position: meta.position,
+            optimizer_steps: meta.optimizer_steps,
             files,
         })
     }

@@ -120,8 +120,9 @@ impl CheckpointStore {
         for name in source.manifest.files.keys() {
             disk::share(&source.directory.join(name), &draft.directory().join(name))?;
         }
-        let Manifest { base_model, lora, user_metadata, position, .. } = source.manifest;
-        draft.commit(&CheckpointMeta { base_model, lora, user_metadata, created_at, position }, false)
+        let Manifest { base_model, lora, user_metadata, position, optimizer_steps, .. } = source.manifest;
+        let meta = CheckpointMeta { base_model, lora, user_metadata, created_at, position, optimizer_steps };
+        draft.commit(&meta, false)
     }
 
     /// Deletes a checkpoint's files. `NotFound` when it is absent or another tenant's.

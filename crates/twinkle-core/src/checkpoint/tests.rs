@@ -80,6 +80,7 @@ fn meta(at: u64) -> CheckpointMeta {
         user_metadata: BTreeMap::from([("note".to_owned(), "first".to_owned())]),
         created_at: Timestamp::UNIX_EPOCH,
         position: Position { after: at, arrival: 0 },
+        optimizer_steps: Some(at),
     }
 }
 

@@ -26,6 +26,7 @@ pub(crate) fn save_fixture_adapter(house: &House, adapter: &str, name: &str) -> 
         user_metadata: BTreeMap::new(),
         created_at: "2026-01-01T00:00:00Z".parse().unwrap(),
         position: Position::default(),
+        optimizer_steps: Some(30),
     };
     draft.commit(&meta, true).unwrap();
     path
@@ -78,6 +79,7 @@ async fn a_live_adapter_samples_like_the_saved_one_and_is_pinned_when_a_request_
     let first = ask(SamplingSource::Checkpoint(save_fixture_adapter(&house, "attn_mlp", "a"))).await.unwrap();
     let second = ask(SamplingSource::Checkpoint(save_fixture_adapter(&house, "attn_mlp_unembed", "b"))).await.unwrap();
     assert_ne!(first, second);
+    assert_eq!(first.sequences[0].weights.optimizer_steps, Some(30), "as its manifest says");
 
     let _ = publish(&house, "attn_mlp", &session, 1);
     let mut running = ask(SamplingSource::Live(session.clone()));

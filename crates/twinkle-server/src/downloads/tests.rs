@@ -67,6 +67,7 @@ impl Fixture {
             user_metadata: BTreeMap::new(),
             created_at: record.created_at,
             position: Position::default(),
+            optimizer_steps: None,
         };
         draft.commit(&meta, true).unwrap();
         self.store.insert_checkpoint(record).await.unwrap();

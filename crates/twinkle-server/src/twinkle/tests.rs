@@ -128,6 +128,7 @@ impl Gateway {
             user_metadata: [].into(),
             created_at: now,
             position: Position::default(),
+            optimizer_steps: None,
         };
         let size_bytes = draft.commit(&meta, false).unwrap().size_bytes;
         let record = CheckpointRecord {

@@ -105,6 +105,7 @@ mod tests {
             user_metadata: BTreeMap::new(),
             created_at: record.created_at,
             position: Position::default(),
+            optimizer_steps: None,
         };
         draft.commit(&meta, false).unwrap();
         store.insert_checkpoint(record).await.unwrap();
