@@ -93,15 +93,7 @@ impl House {
 }
 
 fn creation(seed: u64, from: Option<StartingPoint>) -> CreateRun {
-    let lora = LoraSpec {
-        rank: 4,
-        alpha: 32.0,
-        seed,
-        train_attn: true,
-        train_mlp: true,
-        train_unembed: true,
-        ..LoraSpec::default()
-    };
+    let lora = LoraSpec { rank: 4, seed, ..LoraSpec::default() };
     CreateRun {
         session: None,
         accumulation_steps: None,

@@ -20,7 +20,7 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
-use twinkle_core::call::LoraSpec;
+use twinkle_core::call::{ExpertFactors, LoraSpec};
 use twinkle_core::{Error, Result};
 use twinkle_nn::philox::Philox;
 use twinkle_nn::{Adapter, AdapterLayout, BaseModel, Gradients, LoadOptions, ModelConfig, Pack, Precision, Projection};
@@ -43,6 +43,9 @@ struct Arguments {
     /// The adapter's rank.
     #[arg(long, default_value_t = 16)]
     rank: u32,
+    /// Rank of experts that have both factors of their own; by default they share one, and a part of `--rank`.
+    #[arg(long)]
+    expert_rank: Option<u32>,
     /// Also adapt the output head.
     #[arg(long)]
     train_unembed: bool,
@@ -86,15 +89,8 @@ fn main() -> Result<()> {
     let folder = model_folder(&arguments.shape, precision.kind(device))?;
     let base = BaseModel::load(&folder, &LoadOptions { precision, device, row_tile: arguments.row_tile })?;
 
-    let spec = LoraSpec {
-        rank: arguments.rank,
-        alpha: 32.0,
-        seed: 1,
-        train_attn: true,
-        train_mlp: true,
-        train_unembed: arguments.train_unembed,
-        ..LoraSpec::default()
-    };
+    let spec =
+        LoraSpec { rank: arguments.rank, seed: 1, train_unembed: arguments.train_unembed, ..LoraSpec::default() };
     let layout = Arc::new(AdapterLayout::new(base.config(), &spec)?);
     let mut run = Run { parameters: layout.initialise(device), gradients: Gradients::zeros(&layout, device), layout };
     let noise = Philox::new(1, 1);

@@ -60,15 +60,7 @@ fn what_peft_wrote_is_read_and_written_back_unchanged() {
 #[test]
 fn the_description_names_every_target() {
     let config = ModelConfig::read(&fixture("qwen2")).unwrap();
-    let spec = LoraSpec {
-        rank: 4,
-        alpha: 32.0,
-        seed: 0,
-        train_attn: true,
-        train_mlp: false,
-        train_unembed: true,
-        ..LoraSpec::default()
-    };
+    let spec = LoraSpec { rank: 4, train_mlp: false, ..LoraSpec::default() };
     let layout = AdapterLayout::new(&config, &spec).unwrap();
     let folder = tempfile::tempdir().unwrap();
     peft::write(folder.path(), &layout, &layout.initialise(tch::Device::Cpu), "a/base").unwrap();
@@ -142,15 +134,7 @@ fn an_adapter_on_some_modules_is_the_same_function_with_zeros_in_the_others() {
 #[test]
 fn a_fresh_adapter_depends_on_its_seed_and_names_only() {
     let config = ModelConfig::read(&fixture("qwen2")).unwrap();
-    let spec = |seed, train_mlp| LoraSpec {
-        rank: 4,
-        alpha: 32.0,
-        seed,
-        train_attn: true,
-        train_mlp,
-        train_unembed: false,
-        ..LoraSpec::default()
-    };
+    let spec = |seed, train_mlp| LoraSpec { rank: 4, seed, train_mlp, train_unembed: false, ..LoraSpec::default() };
     let fresh = |seed, train_mlp| {
         let layout = AdapterLayout::new(&config, &spec(seed, train_mlp)).unwrap();
         let flat = floats(&layout.initialise(tch::Device::Cpu));
@@ -172,15 +156,7 @@ fn a_fresh_adapter_depends_on_its_seed_and_names_only() {
 #[test]
 fn impossible_shapes_are_refused() {
     let config = ModelConfig::read(&fixture("qwen2")).unwrap();
-    let good = LoraSpec {
-        rank: 4,
-        alpha: 32.0,
-        seed: 0,
-        train_attn: true,
-        train_mlp: true,
-        train_unembed: true,
-        ..LoraSpec::default()
-    };
+    let good = LoraSpec { rank: 4, ..LoraSpec::default() };
     for spec in [
         LoraSpec { rank: 0, ..good.clone() },
         LoraSpec { rank: 1_000_000, ..good.clone() },

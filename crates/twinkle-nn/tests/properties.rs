@@ -15,7 +15,7 @@ use twinkle_nn::{Adapter, AdapterLayout, BaseModel, Gradients, KvCache, Pack, Pi
 const PRECISIONS: [Precision; 2] = [Precision::Float32, Precision::BFloat16];
 
 fn spec(rank: u32, seed: u64, train_unembed: bool) -> LoraSpec {
-    LoraSpec { rank, alpha: 32.0, seed, train_attn: true, train_mlp: true, train_unembed, ..LoraSpec::default() }
+    LoraSpec { rank, seed, train_unembed, ..LoraSpec::default() }
 }
 
 /// An adapter whose `B` is not zero.

@@ -68,15 +68,7 @@ fn path(name: &str) -> CheckpointPath {
 fn meta(at: u64) -> CheckpointMeta {
     CheckpointMeta {
         base_model: "tiny".to_owned(),
-        lora: LoraSpec {
-            rank: 4,
-            alpha: 32.0,
-            seed: 1,
-            train_attn: true,
-            train_mlp: true,
-            train_unembed: false,
-            ..LoraSpec::default()
-        },
+        lora: LoraSpec { rank: 4, seed: 1, train_unembed: false, ..LoraSpec::default() },
         user_metadata: BTreeMap::from([("note".to_owned(), "first".to_owned())]),
         created_at: Timestamp::UNIX_EPOCH,
         position: Position { after: at, arrival: 0 },

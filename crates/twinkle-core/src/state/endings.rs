@@ -229,15 +229,7 @@ mod tests {
             tenant: tenant.clone(),
             session,
             base_model: "tiny".to_owned(),
-            lora: LoraSpec {
-                rank: 4,
-                alpha: 32.0,
-                seed: 0,
-                train_attn: true,
-                train_mlp: true,
-                train_unembed: false,
-                ..LoraSpec::default()
-            },
+            lora: LoraSpec { rank: 4, train_unembed: false, ..LoraSpec::default() },
             user_metadata: BTreeMap::new(),
             closed: false,
             created_at,

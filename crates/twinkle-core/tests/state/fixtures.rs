@@ -19,15 +19,7 @@ pub(crate) fn mallory() -> TenantId {
 }
 
 pub(crate) fn lora() -> LoraSpec {
-    LoraSpec {
-        rank: 8,
-        alpha: 0.1 + 0.2,
-        seed: u64::MAX,
-        train_attn: true,
-        train_mlp: false,
-        train_unembed: true,
-        ..LoraSpec::default()
-    }
+    LoraSpec { rank: 8, alpha: 0.1 + 0.2, seed: u64::MAX, train_mlp: false, ..LoraSpec::default() }
 }
 
 pub(crate) fn session(id: &str) -> SessionRecord {

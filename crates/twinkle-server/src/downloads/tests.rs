@@ -33,15 +33,7 @@ impl Fixture {
             path: CheckpointPath::new(RunId::new("s:train:0"), CheckpointKind::ExternalWeights, "final").unwrap(),
             tenant: TenantId::new("alice"),
             base_model: "tiny".to_owned(),
-            lora: LoraSpec {
-                rank: 4,
-                alpha: 32.0,
-                seed: 0,
-                train_attn: true,
-                train_mlp: true,
-                train_unembed: false,
-                ..LoraSpec::default()
-            },
+            lora: LoraSpec { rank: 4, train_unembed: false, ..LoraSpec::default() },
             size_bytes: 0,
             user_metadata: BTreeMap::new(),
             created_at: Timestamp::now(),

@@ -89,15 +89,7 @@ fn checkpoint(tenant: &str) -> CheckpointRecord {
         path: CheckpointPath::new(RunId::new("s:train:0"), CheckpointKind::SamplerWeights, "step-1").unwrap(),
         tenant: TenantId::new(tenant),
         base_model: BASE.to_owned(),
-        lora: LoraSpec {
-            rank: 4,
-            alpha: 32.0,
-            seed: 0,
-            train_attn: true,
-            train_mlp: true,
-            train_unembed: false,
-            ..LoraSpec::default()
-        },
+        lora: LoraSpec { rank: 4, train_unembed: false, ..LoraSpec::default() },
         size_bytes: 10,
         user_metadata: BTreeMap::new(),
         created_at: Timestamp::now(),

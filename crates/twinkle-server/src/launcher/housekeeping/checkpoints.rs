@@ -78,15 +78,7 @@ mod tests {
             path: CheckpointPath::new(RunId::new("s:train:0"), CheckpointKind::Weights, name).unwrap(),
             tenant: TenantId::new("alice"),
             base_model: "tiny".to_owned(),
-            lora: LoraSpec {
-                rank: 4,
-                alpha: 32.0,
-                seed: 0,
-                train_attn: true,
-                train_mlp: true,
-                train_unembed: false,
-                ..LoraSpec::default()
-            },
+            lora: LoraSpec { rank: 4, train_unembed: false, ..LoraSpec::default() },
             size_bytes: 4,
             user_metadata: BTreeMap::new(),
             created_at: Timestamp::UNIX_EPOCH,

@@ -138,15 +138,7 @@ impl House {
             client_end: None,
         };
         self.store.create_session(&session).await.unwrap();
-        let lora = LoraSpec {
-            rank: 4,
-            alpha: 32.0,
-            seed: 0,
-            train_attn: true,
-            train_mlp: true,
-            train_unembed: false,
-            ..LoraSpec::default()
-        };
+        let lora = LoraSpec { rank: 4, train_unembed: false, ..LoraSpec::default() };
         let id = RunId::of_session(&session.id, 0);
         let record = RunRecord {
             id: id.clone(),

@@ -223,15 +223,7 @@ fn alice() -> TenantId {
 }
 
 fn lora() -> LoraSpec {
-    LoraSpec {
-        rank: 8,
-        alpha: 32.0,
-        seed: 1,
-        train_attn: true,
-        train_mlp: true,
-        train_unembed: false,
-        ..LoraSpec::default()
-    }
+    LoraSpec { rank: 8, seed: 1, train_unembed: false, ..LoraSpec::default() }
 }
 
 fn sample_outcome() -> SampleOutcome {

@@ -342,15 +342,7 @@ fn create(base_model: &str) -> RunOperation {
         session: None,
         accumulation_steps: None,
         base_model: base_model.to_owned(),
-        lora: LoraSpec {
-            rank: 4,
-            alpha: 32.0,
-            seed: 1,
-            train_attn: true,
-            train_mlp: true,
-            train_unembed: true,
-            ..LoraSpec::default()
-        },
+        lora: LoraSpec { rank: 4, seed: 1, ..LoraSpec::default() },
         from: None,
         user_metadata: BTreeMap::new(),
     })
