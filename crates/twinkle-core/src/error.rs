@@ -14,6 +14,7 @@ macro_rules! codes {
     ($(#[doc = $meaning:literal] $name:ident,)*) => {
         /// What kind of failure it is; decides the HTTP status and whether a client should try again.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
         #[serde(rename_all = "snake_case")]
         pub enum ErrorCode {
             $(#[doc = $meaning] $name,)*

@@ -12,6 +12,8 @@
 mod byte_size;
 pub mod call;
 pub mod data;
+#[doc(hidden)]
+pub mod docs;
 pub mod error;
 pub mod ids;
 

@@ -24,6 +24,7 @@ pub struct LossGraph {
 
 /// One input of a graph.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct GraphInput {
     /// `logprobs`, or the name of a loss input of the datum.
     pub name: String,
@@ -48,6 +49,7 @@ pub struct GraphNode {
 
 /// The kinds of node that `torch.fx` knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum NodeKind {
     /// An input.

@@ -83,6 +83,7 @@ impl ProcessRequest {
 
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ChatMessage {
     /// `system`, `user` or `assistant`.
     pub role: String,

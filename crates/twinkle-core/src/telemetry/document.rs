@@ -63,19 +63,13 @@ pub fn page() -> String {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::path::Path;
 
     use super::*;
+    use crate::docs::assert_written;
 
-    /// Set `TWINKLE_WRITE_DOCS=1` to write the page instead of comparing it.
     #[test]
     fn the_documentation_says_what_the_tables_say() {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/metrics.md");
-        if std::env::var_os("TWINKLE_WRITE_DOCS").is_some() {
-            std::fs::write(&path, page()).unwrap();
-        }
-        let written = std::fs::read_to_string(&path).unwrap_or_default();
-        assert_eq!(written, page(), "run the tests once with TWINKLE_WRITE_DOCS=1");
+        assert_written("metrics.md", &page());
     }
 
     #[test]

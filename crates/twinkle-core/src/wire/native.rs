@@ -13,6 +13,7 @@ use crate::data::TokenIds;
 
 /// Conversations to be rendered with the model's chat template and tokenized.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct EncodeChatRequest {
     /// The public name of the model; may be left out where the application serves one.
@@ -27,6 +28,7 @@ pub struct EncodeChatRequest {
 
 /// Plain texts to be tokenized, without special tokens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct EncodeRequest {
     /// The public name of the model; may be left out where the application serves one.
@@ -38,6 +40,7 @@ pub struct EncodeRequest {
 
 /// Token sequences to be turned into text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct DecodeRequest {
     /// The public name of the model; may be left out where the application serves one.
@@ -52,6 +55,7 @@ pub struct DecodeRequest {
 
 /// One tokenized input for each input.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct EncodedResponse {
     /// In the order of the inputs.
     pub encoded: Vec<Encoded>,
@@ -59,6 +63,7 @@ pub struct EncodedResponse {
 
 /// A tokenized conversation or text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Encoded {
     /// The tokens.
     pub tokens: TokenIds,
@@ -74,6 +79,7 @@ impl From<EncodedText> for Encoded {
 
 /// One text for each sequence.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct DecodedResponse {
     /// In the order of the sequences.
     pub texts: Vec<String>,

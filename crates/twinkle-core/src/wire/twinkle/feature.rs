@@ -14,6 +14,7 @@ pub const IGNORED_LABEL: i64 = -100;
 ///
 /// `labels[i]` is the token that position `i` is to predict: they are shifted already and must not be shifted again.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct InputFeature {
     /// The tokens.
     #[serde(deserialize_with = "token_ids")]
@@ -72,6 +73,7 @@ impl InputFeature {
 
 /// Where each token stands.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(untagged)]
 pub enum Positions {
     /// One number per token.

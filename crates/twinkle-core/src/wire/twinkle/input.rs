@@ -23,6 +23,7 @@ const NOT_READ: [&str; 7] = [
 
 /// One input: an object with `input_ids` is tokens, any other is a conversation.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(untagged)]
 pub enum Input {
     /// Tokens.
@@ -45,6 +46,21 @@ impl Input {
 /// Inputs as a client sends them: a list of them, or a single one.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Inputs(pub Vec<Input>);
+
+#[cfg(feature = "schema")]
+impl schemars::JsonSchema for Inputs {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Inputs".into()
+    }
+
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        let one = generator.subschema_for::<Input>();
+        schemars::json_schema!({
+            "description": "A list of inputs, or a single one.",
+            "anyOf": [{ "type": "array", "items": one }, one],
+        })
+    }
+}
 
 impl<'de> Deserialize<'de> for Input {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 /// One turn of a conversation.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Message {
     /// `system`, `user`, `assistant`, `tool`, or whatever else the model's template knows.
     pub role: String,
@@ -61,6 +62,7 @@ fn value_len(value: &Value) -> usize {
 
 /// What a turn says.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(untagged)]
 pub enum Content {
     /// A text.
@@ -107,6 +109,7 @@ impl<'de> Deserialize<'de> for Content {
 
 /// One call of a tool.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ToolCall {
     /// What the tool's answer refers to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -131,6 +134,7 @@ impl ToolCall {
 
 /// A function's name and arguments.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct FunctionCall {
     /// Its name.
     pub name: String,

@@ -9,6 +9,7 @@ use super::message::Message;
 
 /// A conversation with the tools it may call.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Trajectory {
     /// The turns, the oldest first.
     pub messages: Vec<Message>,

@@ -14,6 +14,7 @@ const MAX_DEPTH: usize = 16;
 
 /// `POST create_custom_loss`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CreateCustomLoss {
     /// The session it belongs to.
     pub session_id: String,
@@ -29,6 +30,7 @@ pub struct CreateCustomLoss {
 
 /// A traced function.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CustomLossGraph {
     /// How it is written: 1.
     #[serde(default = "first_format")]
@@ -43,6 +45,7 @@ const fn first_format() -> u32 {
 
 /// One node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CustomLossNode {
     /// What kind of node it is.
     pub op: NodeKind,
@@ -60,6 +63,7 @@ pub struct CustomLossNode {
 
 /// The result of `create_custom_loss`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CustomLossCreated {
     /// What `forward_backward` names it by.
     pub loss_id: String,

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// The answer to `GET sessions`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SessionNames {
     /// Their ids.
     pub sessions: Vec<String>,
@@ -13,6 +14,7 @@ pub struct SessionNames {
 
 /// The answer to `GET sessions/{id}`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SessionContents {
     /// Its training runs.
     pub training_run_ids: Vec<String>,
@@ -28,6 +30,7 @@ pub struct SessionContents {
 
 /// `PUT sessions/{id}/project`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct AssignProject {
     /// Where it is filed from now on.
     pub project_id: String,
@@ -35,6 +38,7 @@ pub struct AssignProject {
 
 /// The answer to `GET sessions/{id}/trace_export`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct TraceExport {
     /// `pending`, `ready` or `failed`.
     pub status: String,
@@ -48,6 +52,7 @@ pub struct TraceExport {
 
 /// `POST sessions/search`; everything that is given must hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SessionSearchRequest {
     /// This session; with a name, one that matches either.
     #[serde(default)]
@@ -77,6 +82,7 @@ pub struct SessionSearchRequest {
 
 /// Whose sessions are searched.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SearchOwner {
     /// `own`, `accessible` or `user`.
     #[serde(rename = "type")]
@@ -88,6 +94,7 @@ pub struct SearchOwner {
 
 /// A state that is searched for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SessionStatusQuery {
     /// `active`, `client_finished`, `cancelled` or `failed`.
     #[serde(rename = "type")]
@@ -99,6 +106,7 @@ pub struct SessionStatusQuery {
 
 /// Where a page of found sessions begins.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SessionCursor {
     /// When the session before it was opened, RFC 3339.
     pub last_created_at: jiff::Timestamp,
@@ -108,6 +116,7 @@ pub struct SessionCursor {
 
 /// The answer to [`SessionSearchRequest`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SessionSearchResponse {
     /// One page, newest first.
     pub sessions: Vec<SessionSummary>,
@@ -118,6 +127,7 @@ pub struct SessionSearchResponse {
 
 /// A session that was found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SessionSummary {
     /// Its id.
     pub session_id: String,
@@ -145,6 +155,7 @@ pub struct SessionSummary {
 
 /// What became of a session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SessionStatus {
     /// `active` or `client_finished`.
     #[serde(rename = "type")]

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// `POST retrieve_futures`: which samples of a sampling session have finished.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct RetrieveFutures {
     /// Whose samples.
     pub target: FuturesTarget,
@@ -20,6 +21,7 @@ pub struct RetrieveFutures {
 
 /// One client of a sampling session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct FuturesTarget {
     /// `sampling_session`.
     #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
@@ -33,6 +35,7 @@ pub struct FuturesTarget {
 
 /// The answer to [`RetrieveFutures`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct FuturesRetrieved {
     /// What has finished since, in order.
     pub completions: Vec<FutureCompletion>,
@@ -42,6 +45,7 @@ pub struct FuturesRetrieved {
 
 /// A sample that has come to an end; its result, or its error, is then retrieved by its id.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum FutureCompletion {
     /// There is a result.
@@ -60,6 +64,7 @@ pub enum FutureCompletion {
 
 /// The answer to `retrieve_future` about a big result, when the client says that it wants to be told.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CompleteMetadata {
     /// `complete_metadata`.
     pub status: super::Tag,
@@ -71,6 +76,7 @@ pub struct CompleteMetadata {
 
 /// `POST cancel_future`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CancelFuture {
     /// The operation nobody wants any more.
     pub request_id: String,
@@ -78,6 +84,7 @@ pub struct CancelFuture {
 
 /// `POST join_sampling_session`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct JoinSamplingSession {
     /// The sampling session.
     pub sampling_session_id: String,
@@ -85,6 +92,7 @@ pub struct JoinSamplingSession {
 
 /// The answer to [`JoinSamplingSession`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SamplingSessionJoined {
     /// `join_sampling_session`.
     #[serde(rename = "type", default)]

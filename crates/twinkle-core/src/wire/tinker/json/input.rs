@@ -11,6 +11,7 @@ use crate::error::{Error, Result};
 
 /// The input of a model, in pieces; neighbouring text pieces are one sequence.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ModelInput {
     /// The pieces.
     pub chunks: Vec<Chunk>,
@@ -18,6 +19,7 @@ pub struct ModelInput {
 
 /// A piece of a model input.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Chunk {
     /// Tokens.
@@ -35,6 +37,7 @@ pub enum Chunk {
 
 /// One training example.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Datum {
     /// The model's input.
     pub model_input: ModelInput,

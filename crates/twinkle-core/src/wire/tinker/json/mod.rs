@@ -55,6 +55,7 @@ pub use weights::{
 
 /// The `type` of a body: written in answers, never needed when read.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(transparent)]
 pub struct Tag(Cow<'static, str>);
 

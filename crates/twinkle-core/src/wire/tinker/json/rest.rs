@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// The answer to `GET get_server_capabilities`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ServerCapabilities {
     /// What can be trained or sampled.
     pub supported_models: Vec<SupportedModel>,
@@ -13,6 +14,7 @@ pub struct ServerCapabilities {
 
 /// A base model on offer.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SupportedModel {
     /// Its public name.
     pub model_name: String,
@@ -32,6 +34,7 @@ pub struct SupportedModel {
 
 /// A training run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct TrainingRun {
     /// Its id, which is the model's.
     pub training_run_id: String,
@@ -62,6 +65,7 @@ pub struct TrainingRun {
 
 /// A page of training runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct TrainingRuns {
     /// The page.
     pub training_runs: Vec<TrainingRun>,
@@ -71,6 +75,7 @@ pub struct TrainingRuns {
 
 /// Where a page is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Cursor {
     /// How many come before it.
     pub offset: u64,
@@ -82,6 +87,7 @@ pub struct Cursor {
 
 /// A checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Checkpoint {
     /// `weights/<name>` or `sampler_weights/<name>`.
     pub checkpoint_id: String,
@@ -107,6 +113,7 @@ pub struct Checkpoint {
 
 /// What a checkpoint is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum CheckpointType {
     /// Training can continue from it.
@@ -119,6 +126,7 @@ pub enum CheckpointType {
 
 /// Checkpoints, all of a run's or a page of all.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Checkpoints {
     /// The checkpoints.
     pub checkpoints: Vec<Checkpoint>,

@@ -11,6 +11,7 @@ use crate::data::TokenIds;
 
 /// `POST create_sampling_session`: weights of a checkpoint, or of a base model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CreateSamplingSession {
     /// The session it belongs to.
     pub session_id: String,
@@ -26,6 +27,7 @@ pub struct CreateSamplingSession {
 
 /// The answer to [`CreateSamplingSession`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SamplingSessionCreated {
     /// `create_sampling_session`.
     #[serde(rename = "type", default)]
@@ -36,6 +38,7 @@ pub struct SamplingSessionCreated {
 
 /// `GET samplers/{sampling_session_id}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Sampler {
     /// The sampling session.
     pub sampler_id: String,
@@ -48,6 +51,7 @@ pub struct Sampler {
 
 /// `POST asample`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Sample {
     /// Where to sample.
     #[serde(default)]
@@ -92,6 +96,7 @@ const fn one() -> u32 {
 
 /// How tokens are drawn. A setting that is not here would change what is drawn: it is refused.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct SamplingParams {
     /// Most new tokens.
@@ -119,6 +124,7 @@ impl Default for SamplingParams {
 
 /// When to stop early.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(untagged, expecting = "`stop` must be a text, a list of texts or a list of token ids")]
 pub enum Stop {
     /// At this text.
@@ -144,6 +150,22 @@ impl Seed {
     #[must_use]
     pub const fn from_bits(bits: u64) -> Self {
         Self(bits)
+    }
+}
+
+#[cfg(feature = "schema")]
+impl schemars::JsonSchema for Seed {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Seed".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "description": "A 64-bit seed, as a signed or an unsigned number.",
+            "type": "integer",
+            "minimum": i64::MIN,
+            "maximum": u64::MAX,
+        })
     }
 }
 
@@ -182,6 +204,7 @@ pub type TopkLogprobs = Vec<Option<Vec<(u32, f32)>>>;
 
 /// The result of a sampling request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SampleResponse {
     /// `sample`.
     #[serde(rename = "type", default)]
@@ -204,6 +227,7 @@ pub struct SampleResponse {
 
 /// Tokens drawn in place of each prompt token but the first, `[prompt - 1, k]`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct PromptAltTokens {
     /// int64 ids.
     pub tokens: TensorData,
@@ -213,6 +237,7 @@ pub struct PromptAltTokens {
 
 /// One continuation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SampledSequence {
     /// Why it ended.
     pub stop_reason: StopReason,
@@ -231,6 +256,7 @@ pub struct SampledSequence {
 
 /// Tokens that the same weights produced; an extension of this server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct WeightSpan {
     /// How many tokens.
     pub length: u32,
@@ -241,6 +267,7 @@ pub struct WeightSpan {
 
 /// Why a sample ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum StopReason {
     /// A stop token or text, or end-of-sequence.

@@ -9,6 +9,7 @@ use super::Tag;
 
 /// `POST client/config` and `POST client/dynamic_config`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ClientConfigRequest {
     /// The client's version.
     #[serde(default)]
@@ -17,6 +18,7 @@ pub struct ClientConfigRequest {
 
 /// The switches a client asks for before anything else.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default)]
 #[expect(clippy::struct_excessive_bools, reason = "independent switches of the protocol, by their names on the wire")]
 pub struct ClientConfig {
@@ -79,6 +81,7 @@ impl Default for ClientConfig {
 
 /// The switches a client asks for again and again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct DynamicConfig {
     /// Seconds until it asks again.
@@ -97,6 +100,7 @@ impl Default for DynamicConfig {
 
 /// `GET healthz`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Health {
     /// `ok`.
     pub status: String,
@@ -104,6 +108,7 @@ pub struct Health {
 
 /// `POST create_session`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CreateSession {
     /// The client's tags.
     #[serde(default, deserialize_with = "super::null_as_default")]
@@ -127,6 +132,7 @@ pub struct CreateSession {
 
 /// The answer to [`CreateSession`]; messages are logged by the client.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SessionCreated {
     /// `create_session`.
     #[serde(rename = "type", default)]
@@ -146,6 +152,7 @@ pub struct SessionCreated {
 
 /// `POST session_heartbeat`; the answer has the same form with the type only.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Heartbeat {
     /// The session.
     pub session_id: String,
@@ -153,6 +160,7 @@ pub struct Heartbeat {
 
 /// `POST sessions/{id}/finish`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct FinishSession {
     /// How it ended.
     #[serde(default)]
@@ -164,6 +172,7 @@ pub struct FinishSession {
 
 /// How a session ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct FinishReason {
     /// `success`, `errored` or `interrupted`.
     #[serde(rename = "type")]
@@ -172,6 +181,7 @@ pub struct FinishReason {
 
 /// The answer to `POST telemetry`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct TelemetryAnswer {
     /// `accepted`.
     pub status: String,

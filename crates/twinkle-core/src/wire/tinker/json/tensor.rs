@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// An array; dense unless it has sparse indices.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct TensorData {
     /// The numbers, row-major; with sparse indices only those listed.
     #[serde(flatten)]
@@ -24,6 +25,7 @@ pub struct TensorData {
 
 /// Numbers with their `dtype`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(tag = "dtype", content = "data", rename_all = "snake_case")]
 pub enum TensorNumbers {
     /// Floats.

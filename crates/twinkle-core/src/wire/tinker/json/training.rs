@@ -10,6 +10,7 @@ use crate::call::AdamParams;
 
 /// `POST create_model`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CreateModel {
     /// The session it belongs to.
     pub session_id: String,
@@ -30,6 +31,7 @@ pub struct CreateModel {
 
 /// The shape of an adapter. A setting that is not here would change the adapter: it is refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct LoraConfig {
     /// Its rank.
@@ -54,6 +56,7 @@ const fn yes() -> bool {
 
 /// The kind of optimizer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct OptimizerConfig {
     /// `adamw`, the only one of this server.
     #[serde(rename = "type")]
@@ -62,6 +65,7 @@ pub struct OptimizerConfig {
 
 /// A request whose result is fetched later.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Future {
     /// Ask for the result with this.
     pub request_id: String,
@@ -75,6 +79,7 @@ pub struct Future {
 
 /// `POST retrieve_future`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct RetrieveFuture {
     /// From [`Future`].
     pub request_id: String,
@@ -85,6 +90,7 @@ pub struct RetrieveFuture {
 
 /// The body of status 408: not yet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Pending {
     /// `active`.
     pub queue_state: String,
@@ -95,6 +101,7 @@ pub struct Pending {
 
 /// The result of a request that failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct RequestFailed {
     /// What happened.
     pub error: String,
@@ -104,6 +111,7 @@ pub struct RequestFailed {
 
 /// The result of `create_model`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ModelCreated {
     /// The model.
     pub model_id: String,
@@ -114,6 +122,7 @@ pub struct ModelCreated {
 
 /// `POST get_info` and `POST unload_model`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ModelRequest {
     /// The model.
     pub model_id: String,
@@ -124,6 +133,7 @@ pub type GetInfo = ModelRequest;
 
 /// The answer to `get_info`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ModelInfo {
     /// `get_info`.
     #[serde(rename = "type", default)]
@@ -148,6 +158,7 @@ pub struct ModelInfo {
 
 /// About a base model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ModelData {
     /// Its public name.
     pub model_name: String,
@@ -158,6 +169,7 @@ pub struct ModelData {
 
 /// `POST forward_backward` of SDKs before protobuf.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ForwardBackward {
     /// What to compute.
     pub forward_backward_input: ForwardBackwardInput,
@@ -170,6 +182,7 @@ pub struct ForwardBackward {
 
 /// `POST forward` of SDKs before protobuf.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct Forward {
     /// What to compute.
     pub forward_input: ForwardBackwardInput,
@@ -182,6 +195,7 @@ pub struct Forward {
 
 /// Examples and loss.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ForwardBackwardInput {
     /// The examples.
     pub data: Vec<Datum>,
@@ -194,6 +208,7 @@ pub struct ForwardBackwardInput {
 
 /// One setting of a loss.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(untagged, expecting = "a loss setting is a number or a text")]
 pub enum LossSetting {
     /// A number.
@@ -204,6 +219,7 @@ pub enum LossSetting {
 
 /// The result of a forward or forward-backward.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ForwardBackwardOutput {
     /// Free text.
     pub loss_fn_output_type: String,
@@ -215,6 +231,7 @@ pub struct ForwardBackwardOutput {
 
 /// `POST optim_step`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct OptimStep {
     /// `AdamW`'s settings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -231,6 +248,7 @@ pub struct OptimStep {
 
 /// The settings of any optimizer, by its type.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct AnyOptimizerParams {
     /// Which optimizer.
     #[serde(rename = "type")]
@@ -242,6 +260,7 @@ pub struct AnyOptimizerParams {
 
 /// The result of `optim_step`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct OptimStepOutput {
     /// `grad_norm` and such.
     #[serde(default, deserialize_with = "super::null_as_default")]
@@ -250,6 +269,7 @@ pub struct OptimStepOutput {
 
 /// The result of `unload_model`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ModelUnloaded {
     /// The model.
     pub model_id: String,

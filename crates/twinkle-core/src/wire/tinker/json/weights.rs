@@ -9,6 +9,7 @@ use super::{OptimizerConfig, Tag};
 
 /// `POST save_weights`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SaveWeights {
     /// The model.
     pub model_id: String,
@@ -31,6 +32,7 @@ pub struct SaveWeights {
 
 /// The result of [`SaveWeights`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct WeightsSaved {
     /// The checkpoint's full path.
     pub path: String,
@@ -41,6 +43,7 @@ pub struct WeightsSaved {
 
 /// `POST save_weights_for_sampler`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SaveWeightsForSampler {
     /// The model.
     pub model_id: String,
@@ -66,6 +69,7 @@ pub struct SaveWeightsForSampler {
 
 /// The result of [`SaveWeightsForSampler`]: one of the two is there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct WeightsSavedForSampler {
     /// The checkpoint's full path.
     #[serde(default)]
@@ -80,6 +84,7 @@ pub struct WeightsSavedForSampler {
 
 /// `POST load_weights`: makes a model out of a checkpoint, or loads one into a model.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct LoadWeights {
     /// The checkpoint's full path.
     pub path: String,
@@ -113,6 +118,7 @@ pub struct LoadWeights {
 
 /// The result of [`LoadWeights`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct WeightsLoaded {
     /// The checkpoint's full path.
     #[serde(default)]
@@ -127,6 +133,7 @@ pub struct WeightsLoaded {
 
 /// `POST weights_info`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct WeightsInfoRequest {
     /// The checkpoint's full path.
     pub tinker_path: String,
@@ -134,6 +141,7 @@ pub struct WeightsInfoRequest {
 
 /// The answer to [`WeightsInfoRequest`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct WeightsInfo {
     /// The base model's public name.
     pub base_model: String,
@@ -158,6 +166,7 @@ pub struct WeightsInfo {
 
 /// `POST save_weights_external`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct SaveWeightsExternal {
     /// The model.
     pub model_id: String,
@@ -177,6 +186,7 @@ pub struct SaveWeightsExternal {
 
 /// The answer to `GET …/external_weights_urls`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct ExternalWeightsUrls {
     /// Where each file can be fetched, by its name.
     pub urls: BTreeMap<String, String>,
@@ -186,6 +196,7 @@ pub struct ExternalWeightsUrls {
 
 /// `PUT …/ttl`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CheckpointLifetime {
     /// Seconds from now until it is removed; null: never.
     #[serde(default)]
@@ -194,6 +205,7 @@ pub struct CheckpointLifetime {
 
 /// `POST copy_weights`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct CopyWeights {
     /// The checkpoint's full path.
     pub source_path: String,
@@ -216,6 +228,7 @@ pub struct CopyWeights {
 
 /// The answer to [`CopyWeights`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct WeightsCopied {
     /// The copy's full path.
     pub tinker_path: String,
