@@ -37,8 +37,8 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> 
     let out = workspace.root().join(&options.out);
     let programs = out.join("bin");
     fs::create_dir_all(&programs).with_context(|| format!("cannot create `{}`", programs.display()))?;
-    pack(&server::build(workspace, "twinkle-server", &["--bin", "twinkle-server"])?, &programs.join("twinkle-server"))?;
-    pack(&server::build(workspace, "twinkle-benches", &["--bin", "training"])?, &programs.join("training"))?;
+    pack(&server::build(workspace, ["--bin", "twinkle-server"])?, &programs.join("twinkle-server"))?;
+    pack(&server::build(workspace, ["--bin", "training"])?, &programs.join("training"))?;
     for package in GOLDENS {
         let program = golden_tests(workspace, package)?;
         pack(&program, &programs.join(format!("golden-{package}")))?;

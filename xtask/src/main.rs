@@ -7,6 +7,8 @@ mod clock;
 mod compat;
 mod cookbook;
 mod docs;
+#[cfg(test)]
+mod features;
 mod gpu;
 mod learn;
 mod quickstart;

@@ -46,8 +46,8 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     setup::demo_model(workspace)?;
 
     eprintln!("build: the first one takes a few minutes, later ones seconds");
-    let program = server::build(workspace, "twinkle-server", &["--bin", "twinkle-server"])?;
-    let example = server::build(workspace, "twinkle-client", &["--example", "self_cognition"])?;
+    let program = server::build(workspace, ["--bin", "twinkle-server"])?;
+    let example = server::build(workspace, ["--example", "self_cognition"])?;
 
     server::check_free(ADDRESS)?;
     let watch = Stopwatch::start();

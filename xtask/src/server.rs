@@ -29,16 +29,18 @@ pub(crate) struct Server {
     ended: bool,
 }
 
-/// Builds one target as a plain `cargo build` would and returns the path of the program.
-pub(crate) fn build(workspace: &Workspace, package: &str, target: &[&str]) -> Result<PathBuf> {
+/// Builds one program, `--bin` or `--example` with its name, and returns its path.
+///
+/// Built as a part of the workspace, it shares with the tests everything beneath it.
+pub(crate) fn build(workspace: &Workspace, target: [&str; 2]) -> Result<PathBuf> {
     let mut cargo = child::cargo(workspace);
-    cargo.args(["build", "--package", package]).args(target).arg("--message-format=json-render-diagnostics");
+    cargo.args(["build", "--workspace"]).args(target).arg("--message-format=json-render-diagnostics");
     let shown = child::shown(&cargo);
     let output = cargo.stderr(Stdio::inherit()).output().with_context(|| format!("cannot start `{shown}`"))?;
     if !output.status.success() {
         bail!("`{shown}` failed");
     }
-    let name = target.last().copied().unwrap_or(package);
+    let [_, name] = target;
     for line in String::from_utf8_lossy(&output.stdout).lines() {
         let Ok(message) = serde_json::from_str::<serde_json::Value>(line) else { continue };
         if message["target"]["name"] == name

@@ -1,29 +1,31 @@
 //! A stand-in for an OpenTelemetry collector: takes traces, metrics and logs over gRPC and keeps them.
 
 use std::collections::BTreeSet;
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use opentelemetry_proto::tonic::collector::logs::v1::logs_service_server::{LogsService, LogsServiceServer};
-use opentelemetry_proto::tonic::collector::logs::v1::{ExportLogsServiceRequest, ExportLogsServiceResponse};
-use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::{
-    MetricsService, MetricsServiceServer,
-};
-use opentelemetry_proto::tonic::collector::metrics::v1::{ExportMetricsServiceRequest, ExportMetricsServiceResponse};
-use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
-use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderMap, HeaderValue, Response, StatusCode};
+use axum::routing::post;
+use futures::stream;
+use http_body_util::StreamBody;
+use hyper::body::Frame;
+use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use parking_lot::Mutex;
 use prost::Message;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
-use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
-use tonic::{Request, Response, Status};
 
 /// How long the node may take to export something.
 const LIMIT: Duration = Duration::from_secs(30);
+/// What stands before a message of gRPC over HTTP/2: whether it is compressed, and its length in four bytes.
+const MESSAGE_HEAD: usize = 5;
 
 /// A collector on a port of its own; it ends with the test's runtime.
 pub(super) struct Collector {
@@ -57,12 +59,11 @@ impl Collector {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let port = listener.local_addr().expect("an address").port();
         let received = Arc::new(Received::default());
-        let server = Server::builder()
-            .add_service(TraceServiceServer::from_arc(Arc::clone(&received)))
-            .add_service(MetricsServiceServer::from_arc(Arc::clone(&received)))
-            .add_service(LogsServiceServer::from_arc(Arc::clone(&received)))
-            .serve_with_incoming(TcpIncoming::from(listener));
-        tokio::spawn(server);
+        let router = Router::new()
+            .route(&path("trace.v1.TraceService"), taking(&received, Everything::add_spans))
+            .route(&path("metrics.v1.MetricsService"), taking(&received, Everything::add_metrics))
+            .route(&path("logs.v1.LogsService"), taking(&received, Everything::add_logs));
+        tokio::spawn(axum::serve(listener, router).into_future());
         Self { port, received }
     }
 
@@ -94,6 +95,35 @@ impl Collector {
 }
 
 impl Everything {
+    fn add_spans(&mut self, request: &ExportTraceServiceRequest) {
+        for resource in &request.resource_spans {
+            for attribute in resource.resource.iter().flat_map(|resource| &resource.attributes) {
+                if attribute.key == "service.name"
+                    && let Some(Value::StringValue(name)) =
+                        attribute.value.as_ref().and_then(|value| value.value.clone())
+                {
+                    self.services.insert(name);
+                }
+            }
+            for scope in &resource.scope_spans {
+                let tracer = scope.scope.as_ref().map(|scope| scope.name.clone()).unwrap_or_default();
+                self.spans.extend(scope.spans.iter().map(|span| (tracer.clone(), span.clone())));
+            }
+        }
+    }
+
+    fn add_metrics(&mut self, request: &ExportMetricsServiceRequest) {
+        let scopes = request.resource_metrics.iter().flat_map(|resource| &resource.scope_metrics);
+        self.metrics.extend(scopes.flat_map(|scope| &scope.metrics).map(|metric| metric.name.clone()));
+    }
+
+    fn add_logs(&mut self, request: &ExportLogsServiceRequest) {
+        let scopes = request.resource_logs.iter().flat_map(|resource| &resource.scope_logs);
+        for record in scopes.flat_map(|scope| &scope.log_records) {
+            self.logs.push(format!("{:?}", record.body));
+        }
+    }
+
     fn summary(&self) -> String {
         let spans: BTreeSet<&str> = self.spans.iter().map(|(_, span)| span.name.as_str()).collect();
         format!("spans {spans:?}, metrics {:?}, {} log lines", self.metrics, self.logs.len())
@@ -110,71 +140,36 @@ pub(super) fn attribute(span: &Span, key: &str) -> Option<String> {
     })
 }
 
-impl Received {
-    fn take(&self, message: &impl Message, add: impl FnOnce(&mut Everything)) {
-        let mut everything = self.everything.lock();
-        everything.bytes.extend(message.encode_to_vec());
-        add(&mut everything);
+/// Where a service of the collector is called.
+fn path(service: &str) -> String {
+    format!("/opentelemetry.proto.collector.{service}/Export")
+}
+
+/// The method of a service that takes one message and answers with an empty one.
+fn taking<M: Message + Default + 'static>(
+    received: &Arc<Received>,
+    add: fn(&mut Everything, &M),
+) -> axum::routing::MethodRouter {
+    let received = Arc::clone(received);
+    post(async move |body: Bytes| {
+        let Some(message) = body.get(MESSAGE_HEAD..).and_then(|message| M::decode(message).ok()) else {
+            return with_status(StatusCode::BAD_REQUEST);
+        };
+        let mut everything = received.everything.lock();
+        everything.bytes.extend_from_slice(&body);
+        add(&mut everything, &message);
         drop(everything);
-        self.arrived.notify_waiters();
-    }
+        received.arrived.notify_waiters();
+        with_status(StatusCode::OK)
+    })
 }
 
-#[tonic::async_trait]
-impl TraceService for Received {
-    async fn export(
-        &self,
-        request: Request<ExportTraceServiceRequest>,
-    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        let request = request.into_inner();
-        self.take(&request, |everything| {
-            for resource in &request.resource_spans {
-                for attribute in resource.resource.iter().flat_map(|resource| &resource.attributes) {
-                    if attribute.key == "service.name"
-                        && let Some(Value::StringValue(name)) =
-                            attribute.value.as_ref().and_then(|value| value.value.clone())
-                    {
-                        everything.services.insert(name);
-                    }
-                }
-                for scope in &resource.scope_spans {
-                    let tracer = scope.scope.as_ref().map(|scope| scope.name.clone()).unwrap_or_default();
-                    everything.spans.extend(scope.spans.iter().map(|span| (tracer.clone(), span.clone())));
-                }
-            }
-        });
-        Ok(Response::new(ExportTraceServiceResponse::default()))
-    }
-}
-
-#[tonic::async_trait]
-impl MetricsService for Received {
-    async fn export(
-        &self,
-        request: Request<ExportMetricsServiceRequest>,
-    ) -> Result<Response<ExportMetricsServiceResponse>, Status> {
-        let request = request.into_inner();
-        self.take(&request, |everything| {
-            let scopes = request.resource_metrics.iter().flat_map(|resource| &resource.scope_metrics);
-            everything.metrics.extend(scopes.flat_map(|scope| &scope.metrics).map(|metric| metric.name.clone()));
-        });
-        Ok(Response::new(ExportMetricsServiceResponse::default()))
-    }
-}
-
-#[tonic::async_trait]
-impl LogsService for Received {
-    async fn export(
-        &self,
-        request: Request<ExportLogsServiceRequest>,
-    ) -> Result<Response<ExportLogsServiceResponse>, Status> {
-        let request = request.into_inner();
-        self.take(&request, |everything| {
-            let scopes = request.resource_logs.iter().flat_map(|resource| &resource.scope_logs);
-            for record in scopes.flat_map(|scope| &scope.log_records) {
-                everything.logs.push(format!("{:?}", record.body));
-            }
-        });
-        Ok(Response::new(ExportLogsServiceResponse::default()))
-    }
+/// The answer of a gRPC method: an empty message, and how it went in the trailers.
+fn with_status(status: StatusCode) -> Response<Body> {
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", HeaderValue::from_static("0"));
+    let frames = [Frame::data(Bytes::from_static(&[0; MESSAGE_HEAD])), Frame::trailers(trailers)];
+    let body = StreamBody::new(stream::iter(frames.map(Ok::<_, Infallible>)));
+    let answer = Response::builder().status(status).header("content-type", "application/grpc");
+    answer.body(Body::new(body)).expect("headers that are right")
 }

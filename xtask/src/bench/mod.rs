@@ -29,6 +29,9 @@ pub(crate) struct Options {
     /// Measure only these, and print the result instead of writing it.
     #[arg(value_enum, value_name = "PIECE")]
     only: Vec<Piece>,
+    /// Rounds of the training measurements, of about twenty minutes each on two cores; the table has their medians.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -48,7 +51,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     let chosen = |piece: Piece| options.only.is_empty() || options.only.contains(&piece);
     setup::libtorch(workspace)?;
     setup::demo_model(workspace)?;
-    let server = server::build(workspace, "twinkle-server", &["--bin", "twinkle-server"])?;
+    let server = server::build(workspace, ["--bin", "twinkle-server"])?;
     let mut report = String::from(
         "# Measurements\n\nWritten by `cargo xtask bench`. Compare ratios, not numbers, with those of another machine.\n",
     );
@@ -63,7 +66,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
         report += &serving::crowd(workspace, &server)?;
     }
     if chosen(Piece::Train) {
-        report += &training::training(workspace, &server)?;
+        report += &training::training(workspace, &server, options.rounds)?;
     }
     if !options.only.is_empty() {
         eprintln!("\n{report}\n`{REPORT}` is left as it is: only a part was measured");
@@ -76,7 +79,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
 }
 
 fn bench_program(workspace: &Workspace, name: &str) -> Result<PathBuf> {
-    server::build(workspace, "twinkle-benches", &["--bin", name])
+    server::build(workspace, ["--bin", name])
 }
 
 /// Runs a program that prints one JSON object as its last line.

@@ -16,6 +16,8 @@ use crate::workspace::Workspace;
 const REFERENCE_PYTHON: &str = ".venvs/reference/bin/python";
 /// A 0.5B-shaped Qwen2.5 with random weights: its speed is that of the real one.
 const RANDOM_MODEL: &str = ".models/random-qwen2.5-0.5b";
+/// A mixture of experts of that size in the proportions of Qwen3-30B-A3B.
+const RANDOM_MIXTURE: &str = ".models/random-qwen3-moe-0.5b";
 
 const ALONE: &str = "
 ## Training
@@ -38,8 +40,8 @@ Every tenant has a run of its own and submits a step of its own: all at once, or
 | --- | ---: | --- | ---: | ---: | ---: | ---: |
 ";
 
-/// Measures both models; needs a reference Python.
-pub(super) fn training(workspace: &Workspace, server: &Path) -> Result<String> {
+/// Measures the models in so many rounds; needs a reference Python.
+pub(super) fn training(workspace: &Workspace, server: &Path, rounds: u32) -> Result<String> {
     let python = workspace.path(REFERENCE_PYTHON);
     if !python.exists() {
         bail!(
@@ -49,26 +51,27 @@ pub(super) fn training(workspace: &Workspace, server: &Path) -> Result<String> {
         );
     }
     let program = bench_program(workspace, "training")?;
-    let mut make = Command::new(&python);
-    make.current_dir(workspace.root()).args([
-        "benches/reference/make_model.py",
-        "--shape",
-        "qwen2.5-0.5b",
-        "--out",
-        RANDOM_MODEL,
-    ]);
-    if !child::run_to_stderr(&mut make)? {
-        bail!("`{}` failed", child::shown(&make));
+    for (shape, folder) in [("qwen2.5-0.5b", RANDOM_MODEL), ("qwen3-moe-0.5b", RANDOM_MIXTURE)] {
+        let mut make = Command::new(&python);
+        make.current_dir(workspace.root());
+        make.args(["benches/reference/make_model.py", "--shape", shape, "--out", folder]);
+        if !child::run_to_stderr(&mut make)? {
+            bail!("`{}` failed", child::shown(&make));
+        }
     }
     let (mut alone, mut shared) = (ALONE.to_owned(), SHARED.to_owned());
-    for model in [RANDOM_MODEL, setup::DEMO_MODEL] {
+    for model in [RANDOM_MODEL, setup::DEMO_MODEL, RANDOM_MIXTURE] {
         let mut compare = Command::new(&program);
         compare.arg("--server").arg(server).arg("--python").arg(&python).arg("--model-dir").arg(workspace.path(model));
+        compare.args(["--rounds", &rounds.to_string()]);
+        if model == RANDOM_MIXTURE {
+            compare.arg("--one-tenant");
+        }
         let result = json_of(&mut compare, workspace)?;
         add_alone(&mut alone, &result)?;
         add_shared(&mut shared, &result)?;
     }
-    Ok(alone + &shared)
+    Ok(format!("{alone}{shared}\nRounds of all measurements of training: {rounds}.\n"))
 }
 
 fn add_alone(table: &mut String, result: &Value) -> Result<()> {

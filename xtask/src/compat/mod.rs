@@ -55,7 +55,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<ExitCode> 
         program.clone()
     } else {
         setup::libtorch(workspace)?;
-        server::build(workspace, "twinkle-server", &["--bin", "twinkle-server"])?
+        server::build(workspace, ["--bin", "twinkle-server"])?
     };
     let folder = tempfile::tempdir_in(workspace.cache()?)?;
     let (node, base_url) = start(workspace, &program, folder.path())?;

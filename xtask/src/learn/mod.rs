@@ -79,7 +79,7 @@ impl Recipe {
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     setup::libtorch(workspace)?;
     setup::demo_model(workspace)?;
-    let program = server::build(workspace, "twinkle-server", &["--bin", "twinkle-server"])?;
+    let program = server::build(workspace, ["--bin", "twinkle-server"])?;
     let folder = tempfile::tempdir_in(workspace.cache()?)?;
     let address = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
     let config = configuration(workspace, address.port(), folder.path())?;
@@ -91,7 +91,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
             continue;
         }
         let watch = Stopwatch::start();
-        let example = server::build(workspace, "twinkle-client", &["--example", recipe.example()])?;
+        let example = server::build(workspace, ["--example", recipe.example()])?;
         let output = folder.path().join(recipe.example()).with_extension("json");
         run_example(workspace, &example, &format!("http://{address}"), &output)?;
         let curve = Curve::read(&output)?;

@@ -107,7 +107,7 @@ pub(crate) fn unpack(wheel: &Path, folder: &Path, place: impl Fn(&str) -> Option
         if entry.is_dir() {
             continue;
         }
-        if let Some(path) = place(&entry.name().with_context(broken)?) {
+        if let Some(path) = place(entry.name()) {
             bytes += entry.size();
             wanted.push((index, path));
         }
