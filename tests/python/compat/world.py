@@ -129,8 +129,8 @@ class World:
     def plain(self, text):
         """Without what differs from run to run."""
         text = text.replace(self.base_url, "<server>").replace(self.base_url.removeprefix("http://"), "<server>")
-        text = re.sub(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "<id>", text)
-        text = re.sub(r"\b[0-9a-f]{16,64}\b", "<id>", text)
+        text = re.sub(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", "ID", text)
+        text = re.sub(r"\b[0-9a-f]{16,64}\b", "ID", text)
         text = re.sub(r"/tmp/\S+?(?=[`'\"\s,)]|$)", "<file>", text)
         return " ".join(text.split())
 
