@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use uuid::Uuid;
+use uuid::{Builder, Uuid};
 
 use crate::error::{Error, Result};
 
@@ -98,6 +98,16 @@ impl SessionId {
             request.chars().take(48).map(|letter| if is_plain(letter) { letter } else { '_' }).collect();
         let digest = Sha256::digest(format!("{tenant}\n{request}").as_bytes());
         Self(format!("request_{plain}_{}", hex::encode(&digest[..8])))
+    }
+
+    /// The session of a request that its client may send again under the same key: the same for the same tenant, route and
+    /// key, and nobody else's. It looks like a fresh one.
+    #[must_use]
+    pub fn of_key(tenant: &TenantId, route: &str, key: &str) -> Self {
+        let digest = Sha256::digest(format!("{tenant}\0{route}\0{key}").as_bytes());
+        let (halves, _) = digest.as_slice().as_chunks();
+        let bytes = halves.first().copied().unwrap_or_default();
+        Self(Builder::from_random_bytes(bytes).into_uuid().to_string())
     }
 
     /// A session id that a client chose: letters, digits, `.`, `_` and `-`, and none that this server would give.
@@ -332,6 +342,19 @@ mod tests {
         assert_ne!(session(&alice), session(&bob));
         assert!(session(&alice).as_str().starts_with("request_20260101_120000_abcdef01_"), "{}", session(&alice));
         assert!(!SessionId::of_request(&alice, "../x").as_str().contains('/'));
+    }
+
+    #[test]
+    fn a_key_names_one_session_of_one_tenant_and_route() {
+        let of = |tenant, route, key| SessionId::of_key(&TenantId::new(tenant), route, key);
+        let first = of("alice", "create_session", "k");
+        assert_eq!(first, of("alice", "create_session", "k"));
+        for other in
+            [of("bob", "create_session", "k"), of("alice", "copy_weights", "k"), of("alice", "create_session", "k2")]
+        {
+            assert_ne!(first, other);
+        }
+        assert!(Uuid::parse_str(first.as_str()).is_ok(), "{first}");
     }
 
     #[test]

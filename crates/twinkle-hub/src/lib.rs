@@ -5,6 +5,7 @@
 //! back: from a folder to a repository of a hub.
 #![forbid(unsafe_code)]
 
+mod adapters;
 mod data_sets;
 mod download;
 mod environment;
@@ -14,6 +15,7 @@ mod hubs;
 mod library;
 mod upload;
 
+pub use adapters::{AdapterFiles, AdapterLibrary};
 pub use data_sets::{DataSet, DataSetLibrary};
 pub use download::Patience;
 pub use environment::Environment;

@@ -20,6 +20,23 @@ pub struct AdapterRecord {
     pub run: RunId,
     /// What was set.
     pub settings: AdapterSettings,
+    /// What the metrics of this run have counted since its client last asked, in the form of whoever counts; empty: nothing.
+    pub counters: Vec<u8>,
+}
+
+/// What the metrics of an adapter's run have counted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdapterCounters {
+    /// The adapter's session.
+    pub session: SessionId,
+    /// Its name in the session.
+    pub name: String,
+    /// Its owner.
+    pub tenant: TenantId,
+    /// The run that they are of.
+    pub run: RunId,
+    /// The counters, in the form of whoever counts.
+    pub counters: Vec<u8>,
 }
 
 /// What was set for an adapter. The store keeps these: fields may be added, never renamed.

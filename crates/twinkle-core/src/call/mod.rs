@@ -16,16 +16,16 @@ mod serve;
 #[cfg(feature = "node")]
 mod stream;
 
-pub use adapter::{AdapterRecord, AdapterSettings, MetricSetting, NamedClass};
+pub use adapter::{AdapterCounters, AdapterRecord, AdapterSettings, MetricSetting, NamedClass};
 pub use custom_loss::{CustomLossRecord, GraphArgument, GraphInput, GraphNode, LossGraph, NodeKind, SharedGraph};
 pub use lora::{ExpertFactors, LoraSpec, ModuleNames, Targets};
 pub use optimizer::{
-    Adadelta, Adafactor, Adagrad, Adam, AdamW, Adamax, GradientClip, GradientNorm, Muon, MuonRate, NAdam,
+    Adadelta, Adafactor, Adagrad, Adam, AdamParams, AdamW, Adamax, GradientClip, GradientNorm, Muon, MuonRate, NAdam,
     OptimizerOverrides, OptimizerSpec, OptimizerWork, RAdam, RmsProp, Sgd,
 };
 pub use process::{ChatMessage, EncodedText, ProcessOutcome, ProcessRequest};
 pub use run::{
-    AdamParams, CreateRun, Ending, ForwardBackwardOutcome, ForwardOptions, ForwardOutputs, Logprobs, LossSpec,
+    CreateRun, Ending, ForwardBackwardOutcome, ForwardOptions, ForwardOutputs, Logprobs, LossSpec,
     NamedTensor, Position, RunCall, RunOperation, RunOutcome, RunState, SamplerTarget, SavedTraining, StartingPoint,
     Table, TrainingProgress,
 };

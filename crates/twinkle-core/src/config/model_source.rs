@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use super::choices::choices;
 use crate::error::{Error, Result, suggestion};
 
 /// The schemes of a `model_id`, besides none.
@@ -32,13 +33,16 @@ pub enum ModelLocation {
 }
 
 /// A model hub.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum Hub {
     /// `ms://`, and the hub of ids without a scheme.
+    #[serde(rename = "ms")]
     ModelScope,
     /// `hf://`.
+    #[serde(rename = "hf")]
     HuggingFace,
 }
+choices!(Hub { ModelScope = "ms", HuggingFace = "hf" });
 
 /// A model as a hub names it. Its parts are safe to use as names of folders.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,5 +1,7 @@
 //! `args` of an application with `import_path: processor`.
 
+use std::path::PathBuf;
+
 use serde::Serialize;
 
 use super::application::Surroundings;
@@ -19,6 +21,9 @@ pub struct ProcessorArgs {
     pub processor_timeout: f64,
     /// Most processors of one tenant.
     pub per_token_processor_limit: u32,
+    /// Folders whose data sets every tenant may read; `None` is what `TWINKLE_DATA_DIRS` says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_folders: Option<Vec<PathBuf>>,
 }
 
 impl ProcessorArgs {
@@ -31,14 +36,17 @@ impl ProcessorArgs {
         args.inert("device_mesh", "text is worked on by threads of this process");
         let mut processor_timeout = 1800.0;
         let mut per_token_processor_limit = surroundings.processors_per_tenant.filter(|most| *most > 0).unwrap_or(20);
+        let mut data_folders = None;
         if let Some(mut section) = args.section("processor_config") {
             section.set_number("processor_timeout", Limits::SOME_SECONDS, &mut processor_timeout);
             if let Some(limit) = section.integer("per_token_processor_limit", 1..) {
                 per_token_processor_limit = limit.value;
             }
+            let folders = section.text_list("data_folders");
+            data_folders = folders.map(|folders| folders.into_iter().map(|folder| folder.value.into()).collect());
             section.finish();
         }
         args.finish();
-        Self { workers, queue, processor_timeout, per_token_processor_limit }
+        Self { workers, queue, processor_timeout, per_token_processor_limit, data_folders }
     }
 }

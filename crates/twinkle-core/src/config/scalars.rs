@@ -37,6 +37,37 @@ impl Section<'_> {
         self.required(key, Self::filled_text)
     }
 
+    /// A list of texts that are not empty; `None` when it is not there.
+    pub(super) fn text_list(&mut self, key: &'static str) -> Option<Vec<Located<String>>> {
+        self.node(key)?;
+        let mut texts = Vec::new();
+        for node in self.list(key) {
+            match &node.value {
+                Value::Text(text) if !text.trim().is_empty() => {
+                    texts.push(Located { value: text.clone(), place: node.place });
+                }
+                _ => self.wrong_type(key, node, "a list of texts"),
+            }
+        }
+        Some(texts)
+    }
+
+    /// A list of words of a closed list; `None` when it is not there.
+    pub(super) fn choices<T: Choices>(&mut self, key: &'static str) -> Option<Vec<T>> {
+        let mut chosen = Vec::new();
+        for word in self.text_list(key)? {
+            match T::of(&word.value) {
+                Some(value) => chosen.push(value),
+                None => self.report().problem_with_hint(
+                    word.place,
+                    format!("unknown `{}` in `{key}`{}", word.value, self.suffix()),
+                    suggestion(&word.value, "values", T::WORDS),
+                ),
+            }
+        }
+        Some(chosen)
+    }
+
     /// The path of a file or a folder, as written.
     pub(super) fn path(&mut self, key: &'static str) -> Option<PathBuf> {
         self.filled_text(key).map(|path| path.value.into())

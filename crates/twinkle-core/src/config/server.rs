@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::limits::Limits;
+use super::model_source::Hub;
 use super::section::Section;
 use super::tree::{Node, Value};
 
@@ -19,6 +20,9 @@ pub struct ServerArgs {
     pub metrics_update_interval: f64,
     /// Public model names clients may ask for; `None` is every model application's.
     pub supported_models: Option<Vec<String>>,
+    /// Hubs that tenants may upload checkpoints to; `None` is what `TWINKLE_HUB_UPLOADS` says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hub_uploads: Option<Vec<Hub>>,
 }
 
 impl Default for ServerArgs {
@@ -29,6 +33,7 @@ impl Default for ServerArgs {
             per_token_model_limit: 30,
             metrics_update_interval: 15.0,
             supported_models: None,
+            hub_uploads: None,
         }
     }
 }
@@ -50,6 +55,7 @@ impl ServerArgs {
             if let Some(limit) = section.integer("per_token_model_limit", 1..) {
                 server.per_token_model_limit = limit.value;
             }
+            server.hub_uploads = section.choices("hub_uploads");
             let inner = read_supported_models(&mut section);
             if let (Some(outer), Some(inner), Some(node)) = (&listed, &inner, section.node("supported_models"))
                 && outer != inner

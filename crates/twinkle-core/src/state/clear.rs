@@ -9,11 +9,12 @@ use crate::error::Result;
 
 /// One statement for each table, in an order that references allow. Each takes a bounded bite, so that a transaction
 /// stays small.
-const STATEMENTS: [&str; 9] = [
+const STATEMENTS: [&str; 10] = [
     "DELETE FROM snapshots WHERE run IN (SELECT run FROM snapshots LIMIT 1000)",
     "DELETE FROM operations WHERE id IN (SELECT id FROM operations LIMIT 1000)",
     "DELETE FROM runs WHERE id IN (SELECT id FROM runs LIMIT 1000)",
     "DELETE FROM samples WHERE request IN (SELECT request FROM samples LIMIT 1000)",
+    "DELETE FROM uploads WHERE request IN (SELECT request FROM uploads LIMIT 1000)",
     "DELETE FROM sampling_sessions WHERE id IN (SELECT id FROM sampling_sessions LIMIT 1000)",
     "DELETE FROM adapters WHERE (session, name) IN (SELECT session, name FROM adapters LIMIT 1000)",
     "DELETE FROM custom_losses WHERE id IN (SELECT id FROM custom_losses LIMIT 1000)",

@@ -4,15 +4,12 @@ use super::StateStore;
 use super::codec::{from_blob, to_blob};
 use super::connection::Connection;
 use super::failure::Failure;
-use super::sessions::require_open_session;
+use super::session_parts::CUSTOM_LOSSES;
 use super::sql::{Row, query};
 use super::writer::Write;
 use crate::call::CustomLossRecord;
-use crate::error::{Error, ErrorCode, Result};
+use crate::error::{Error, Result};
 use crate::ids::{CustomLossId, SessionId, TenantId};
-
-/// Custom losses of one session.
-const MAX_PER_SESSION: i64 = 256;
 
 impl StateStore {
     /// Keeps a new loss of an open session.
@@ -56,7 +53,7 @@ impl Write for CreateCustomLoss {
 
     async fn apply(&self, connection: &mut Connection) -> Result<(), Failure> {
         let Self(record) = self;
-        require_open_session(connection, &record.tenant, &record.session).await?;
+        CUSTOM_LOSSES.require_room(connection, (&record.tenant, &record.session), record.id.as_str()).await?;
         let graph = to_blob(&record.graph)?;
         let existing: Option<Vec<u8>> = query("SELECT graph FROM custom_losses WHERE id = $1")
             .bind(record.id.as_str())
@@ -70,14 +67,6 @@ impl Write for CreateCustomLoss {
             return Err(Error::invalid(format!("custom loss `{}` exists already with another graph", record.id))
                 .hint("give every custom loss of a session its own number")
                 .into());
-        }
-        let count: i64 = query("SELECT COUNT(*) AS total FROM custom_losses WHERE session = $1")
-            .bind(record.session.as_str())
-            .fetch_value("total", &mut *connection)
-            .await?;
-        if count >= MAX_PER_SESSION {
-            let text = format!("session `{}` has {MAX_PER_SESSION} custom losses, as many as it may", record.session);
-            return Err(Error::new(ErrorCode::LimitReached, text).hint("reuse a loss, or open a new session").into());
         }
         query("INSERT INTO custom_losses (id, tenant, session, graph) VALUES ($1, $2, $3, $4)")
             .bind(record.id.as_str())
@@ -95,23 +84,10 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::super::Retention;
+    use super::super::tests::session;
     use super::*;
-    use crate::call::{GraphArgument, GraphInput, GraphNode, LossGraph, NodeKind, SessionRecord};
-
-    fn session(name: &str) -> SessionRecord {
-        SessionRecord {
-            id: SessionId::new(name),
-            tenant: TenantId::new("alice"),
-            tags: Vec::new(),
-            user_metadata: BTreeMap::new(),
-            sdk_version: None,
-            finished: false,
-            created_at: "2026-01-02T03:04:05Z".parse().unwrap(),
-            project_id: None,
-            display_name: None,
-            client_end: None,
-        }
-    }
+    use crate::call::{GraphArgument, GraphInput, GraphNode, LossGraph, NodeKind};
+    use crate::error::ErrorCode;
 
     fn record(number: u64, constant: f64) -> CustomLossRecord {
         let session = SessionId::new("s");

@@ -29,6 +29,7 @@ mod run_limits;
 mod runs;
 mod samples;
 mod sampling_sessions;
+mod session_parts;
 mod session_search;
 mod sessions;
 mod snapshots;
@@ -36,6 +37,7 @@ mod sql;
 mod sqlite;
 #[cfg(test)]
 mod tests;
+mod uploads;
 mod writer;
 
 pub use api_keys::ApiKeyRecord;
@@ -51,6 +53,7 @@ pub use run_limits::RunLimits;
 pub use runs::NewRun;
 pub use samples::AwaitedSample;
 pub use snapshots::SnapshotRecord;
+pub use uploads::UploadRecord;
 
 pub(crate) use checkpoints::no_checkpoint;
 pub(crate) use codec::{from_blob, to_blob};

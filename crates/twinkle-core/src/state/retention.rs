@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::StateStore;
 use super::codec::now;
 use super::connection::Connection;
 use super::failure::Failure;
 use super::sql::query;
 use super::writer::Write;
+use super::{StateStore, session_parts};
 use crate::error::Result;
 
 /// How long things are kept.
@@ -18,6 +18,8 @@ pub struct Retention {
     pub results: Duration,
     /// A session that was never used, counted from its client's last sign of life.
     pub idle_sessions: Duration,
+    /// An upload, counted from when it was last noted: one that is under way is noted every few seconds.
+    pub uploads: Duration,
     /// Rows of each kind that one sweep removes at most, so that it never holds up other writes for long.
     pub batch: u32,
     /// The time between two sweeps.
@@ -29,6 +31,7 @@ impl Default for Retention {
         Self {
             results: Duration::from_hours(2),
             idle_sessions: Duration::from_hours(30 * 24),
+            uploads: Duration::from_hours(24),
             batch: 1000,
             every: Duration::from_mins(1),
         }
@@ -55,6 +58,7 @@ impl StateStore {
         let write = Sweep {
             finished_before: age(retention.results),
             seen_before: age(retention.idle_sessions),
+            uploaded_before: age(retention.uploads),
             batch: retention.batch,
         };
         self.writer.write(write).await
@@ -79,6 +83,7 @@ impl StateStore {
 struct Sweep {
     finished_before: i64,
     seen_before: i64,
+    uploaded_before: i64,
     batch: u32,
 }
 
@@ -99,6 +104,11 @@ impl Write for Sweep {
         let sessions = self.forget_sessions(connection).await?;
         query("DELETE FROM samples WHERE request IN (SELECT request FROM samples WHERE accepted_at < $1 LIMIT $2)")
             .bind(self.finished_before)
+            .bind(self.batch)
+            .execute(&mut *connection)
+            .await?;
+        query("DELETE FROM uploads WHERE request IN (SELECT request FROM uploads WHERE changed_at < $1 LIMIT $2)")
+            .bind(self.uploaded_before)
             .bind(self.batch)
             .execute(connection)
             .await?;
@@ -169,8 +179,7 @@ impl Sweep {
         .await?;
         for session in &gone {
             query("DELETE FROM sampling_sessions WHERE session = $1").bind(session).execute(&mut *connection).await?;
-            query("DELETE FROM custom_losses WHERE session = $1").bind(session).execute(&mut *connection).await?;
-            query("DELETE FROM adapters WHERE session = $1").bind(session).execute(&mut *connection).await?;
+            session_parts::forget(connection, session).await?;
         }
         Ok(gone.len() as u64)
     }

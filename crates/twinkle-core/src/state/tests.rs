@@ -9,7 +9,7 @@ use crate::call::SessionRecord;
 use crate::error::ErrorCode;
 use crate::ids::{SessionId, TenantId};
 
-fn session(id: &str) -> SessionRecord {
+pub(super) fn session(id: &str) -> SessionRecord {
     SessionRecord {
         id: SessionId::new(id),
         tenant: TenantId::new("alice"),

@@ -70,6 +70,11 @@ impl HuggingFace {
         })
     }
 
+    /// The same hub without this server's credential: for what tenants choose.
+    pub(crate) fn anonymous(self) -> Self {
+        Self { headers: HeaderMap::new(), ..self }
+    }
+
     /// The same hub's data sets. Whoever may use this server chooses them, so its own credential is not sent.
     pub(crate) fn of_data_sets(self) -> Self {
         Self { kind: Kind::DataSet, headers: HeaderMap::new(), ..self }

@@ -104,9 +104,13 @@ impl Progress {
 // === impl Uploader ===
 
 impl Uploader {
+    /// Uploads to the hubs that the operator allows: these, else those of `TWINKLE_HUB_UPLOADS`. `TWINKLE_FORBID_HF` holds
+    /// in either case.
+    ///
     /// Fails if a variable says something impossible.
-    pub fn new(environment: &Environment, patience: Patience) -> Result<Self> {
-        let allowed = allowed(environment)?;
+    pub fn new(environment: &Environment, allowed: Option<&[Hub]>, patience: Patience) -> Result<Self> {
+        let mut allowed = allowed.map_or_else(|| allowed_by(environment), |hubs| Ok(hubs.to_vec()))?;
+        allowed.retain(|hub| *hub != Hub::HuggingFace || !environment.is_on("TWINKLE_FORBID_HF"));
         Ok(Self {
             huggingface: Address::of(&HuggingFace::new(environment)?, &allowed),
             modelscope: Address::of(&ModelScope::new(environment)?, &allowed),
@@ -149,9 +153,8 @@ impl Address {
     }
 }
 
-/// The hubs that the operator lets tenants upload to: `TWINKLE_HUB_UPLOADS`, schemes with commas between them or `none`,
-/// and both unless it is set. `TWINKLE_FORBID_HF` holds for uploads too.
-fn allowed(environment: &Environment) -> Result<Vec<Hub>> {
+/// The hubs of `TWINKLE_HUB_UPLOADS`, schemes with commas between them or `none`; both unless it is set.
+fn allowed_by(environment: &Environment) -> Result<Vec<Hub>> {
     let mut allowed = Vec::new();
     for word in environment.text("TWINKLE_HUB_UPLOADS").unwrap_or("ms,hf").split(',').map(str::trim) {
         match word {
@@ -164,7 +167,6 @@ fn allowed(environment: &Environment) -> Result<Vec<Hub>> {
             }
         }
     }
-    allowed.retain(|hub| *hub != Hub::HuggingFace || !environment.is_on("TWINKLE_FORBID_HF"));
     Ok(allowed)
 }
 

@@ -105,7 +105,7 @@ fn prepared(hub: &FakeHub, which: Hub) -> (tempfile::TempDir, Uploader, Upload) 
         folder: folder.path().to_owned(),
         files: vec!["adapter_config.json".to_owned(), "adapter_model.safetensors".to_owned()],
     };
-    (folder, Uploader::new(&environment, patience).unwrap(), upload)
+    (folder, Uploader::new(&environment, None, patience).unwrap(), upload)
 }
 
 #[tokio::test]
@@ -211,11 +211,20 @@ async fn an_operator_who_forbids_the_network_forbids_uploads() {
         ("TWINKLE_HUB_UPLOADS", "none", Hub::HuggingFace, "Hugging Face: the operator does not allow it"),
     ] {
         let environment = Environment::new([(name.to_owned(), value.to_owned())]);
-        let uploader = Uploader::new(&environment, Patience::default()).unwrap();
+        let uploader = Uploader::new(&environment, None, Patience::default()).unwrap();
         let (_folder, _, upload) = prepared(&hub, which);
         let error = uploader.upload(upload, &Progress::default()).await.unwrap_err();
         assert_eq!(error.message, format!("nothing is uploaded to {why}"));
     }
     let wrong = Environment::new([("TWINKLE_HUB_UPLOADS".to_owned(), "s3".to_owned())]);
-    assert!(Uploader::new(&wrong, Patience::default()).is_err());
+    assert!(Uploader::new(&wrong, None, Patience::default()).is_err());
+    // What the configuration says wins over the variable, but not over what forbids a hub altogether.
+    let variables = [("TWINKLE_HUB_UPLOADS", "ms,hf"), ("TWINKLE_FORBID_HF", "1")];
+    let environment = Environment::new(variables.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    for (allowed, which) in [(&[Hub::HuggingFace][..], Hub::ModelScope), (&[Hub::HuggingFace], Hub::HuggingFace)] {
+        let uploader = Uploader::new(&environment, Some(allowed), Patience::default()).unwrap();
+        let (_folder, _, upload) = prepared(&hub, which);
+        let error = uploader.upload(upload, &Progress::default()).await.unwrap_err();
+        assert!(error.message.ends_with("the operator does not allow it"), "{error}");
+    }
 }

@@ -138,7 +138,7 @@ impl Places {
             (Some(folder), None) => {
                 format!("files are read below `{}`, and saved ones below your own folder", folder.display())
             }
-            (None, _) => "the operator names folders with data sets in `TWINKLE_DATA_DIRS`".to_owned(),
+            (None, _) => "the operator names folders with data sets as `data_folders` of `processor_config`, or in `TWINKLE_DATA_DIRS`".to_owned(),
         }
     }
 }

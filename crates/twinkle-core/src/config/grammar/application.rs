@@ -27,6 +27,17 @@ const MODEL_NAMES: Kind = Kind::Other {
     example: "[Qwen/Qwen3-4B]",
 };
 
+const HUBS: Kind = Kind::Other {
+    told: "list of `ms`, `hf`",
+    schema: r#"{"anyOf": [{"type": "array", "items": {"type": "string", "enum": ["ms", "hf"]}}, {"type": "string", "pattern": "\\$\\{"}]}"#,
+    example: "[ms, hf]",
+};
+const FOLDERS: Kind = Kind::Other {
+    told: "list of texts",
+    schema: r#"{"anyOf": [{"type": "array", "items": {"type": "string", "minLength": 1}}, {"type": "string", "pattern": "\\$\\{"}]}"#,
+    example: "[/srv/datasets]",
+};
+
 pub(super) static APPLICATION: Grammar = Grammar {
     name: "applications[]",
     about: "A component and where it is mounted.",
@@ -236,6 +247,14 @@ static SERVER_CONFIG: Grammar = Grammar {
         .since("G3, G4"),
         key("supported_models", MODEL_NAMES, Optional, MODELS_MEANING).since("G3, G4"),
         key(
+            "hub_uploads",
+            HUBS,
+            Optional,
+            "Hubs that tenants may upload checkpoints to; an empty list is none. `TWINKLE_HUB_UPLOADS` when left out, and \
+             both hubs when that is not set",
+        )
+        .since("ours"),
+        key(
             "actor_name",
             Kind::Anything,
             Default("twinkle_server_state"),
@@ -282,5 +301,13 @@ static PROCESSOR_CONFIG: Grammar = Grammar {
             Default("20"),
             "Most processors of one tenant; `TWINKLE_PER_USER_PROCESSOR_LIMIT` when left out",
         ),
+        key(
+            "data_folders",
+            FOLDERS,
+            Optional,
+            "Folders whose data sets every tenant may read, relative ones below the current directory. \
+             `TWINKLE_DATA_DIRS` when left out, and `datasets` when that is not set",
+        )
+        .since("ours"),
     ],
 };
