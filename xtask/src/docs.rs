@@ -12,8 +12,8 @@ use crate::workspace::Workspace;
 
 /// Check the documentation's links and build it as a book with `mdbook`.
 ///
-/// The book is written to `target/book`. Reference pages are written by tests: `UPDATE_DOCS=1 TWINKLE_WRITE_DOCS=1
-/// cargo nextest run --workspace` brings all of them up to date.
+/// The book is written to `target/book`. Reference pages are written by tests: `UPDATE_DOCS=1 cargo nextest run
+/// --workspace documentation_says` brings all of them up to date.
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// Only check that every page is in the table of contents and every link leads somewhere.

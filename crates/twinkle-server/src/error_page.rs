@@ -1,8 +1,8 @@
 //! The errors as a page: `docs/errors.md`.
 
 use std::fmt::Write as _;
-use std::path::Path;
 
+use twinkle_core::docs::assert_written;
 use twinkle_core::error::ErrorCode;
 
 use crate::error_response::status;
@@ -32,17 +32,7 @@ fn page() -> String {
     page
 }
 
-/// Set `UPDATE_DOCS=1` to write the page instead of comparing it.
 #[test]
 fn the_documentation_says_what_the_codes_say() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/errors.md");
-    if std::env::var_os("UPDATE_DOCS").is_some() {
-        std::fs::write(&path, page()).unwrap();
-    }
-    let written = std::fs::read_to_string(&path).unwrap_or_default();
-    assert_eq!(
-        written,
-        page(),
-        "docs/errors.md is out of date: UPDATE_DOCS=1 cargo nextest run --workspace says_what_the_codes"
-    );
+    assert_written("errors.md", &page());
 }

@@ -4,6 +4,7 @@ use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderName, HeaderValue, StatusCode};
+use schemars::JsonSchema;
 use serde::Serialize;
 use twinkle_core::error::{Error, ErrorCode};
 
@@ -11,8 +12,9 @@ use twinkle_core::error::{Error, ErrorCode};
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 
 /// The JSON body of every failed request.
-#[derive(Serialize)]
-struct ErrorBody<'a> {
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Error")]
+pub(crate) struct ErrorBody<'a> {
     /// Message and hint in one text: the Tinker SDK shows this field to its user.
     detail: String,
     /// The stable code, for programs.

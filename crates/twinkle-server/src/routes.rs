@@ -4,22 +4,24 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::State;
 use axum::response::IntoResponse;
 use axum::routing::get;
-use http::{Method, Uri};
+use http::{Method, StatusCode, Uri};
 use twinkle_core::component::{BoxComponent, ComponentKind};
 use twinkle_core::config::{Application, ServerConfig};
 use twinkle_core::error::Error;
+use twinkle_hub::{Environment, Patience};
 
 use crate::error_response::ErrorResponse;
 use crate::front::FrontContext;
-use crate::native::{self, ApplicationInformation, NodeHealth};
+use crate::listing::{self, RouteEntry};
+use crate::native::{self, ApplicationInformation, ApplicationState, Depth, NodeHealth, Readiness};
 use crate::node::tell_route;
 use crate::openai::{self, OpenAiFront};
+use crate::openapi::{self, Content, SchemaOf};
 use crate::route_table::{Route, router_of};
 use crate::tinker;
-use crate::twinkle::{self, TwinkleFront};
+use crate::twinkle::{self, Replica, Shared, TwinkleFront};
 
 /// An application as the router mounts it.
 #[derive(Clone, Debug)]
@@ -30,21 +32,13 @@ pub(crate) struct Mounted {
     pub(crate) component: BoxComponent,
 }
 
-/// One line of what a node answers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct RouteEntry {
-    /// The method's name.
-    pub(crate) method: &'static str,
-    /// The whole path; `{name}` is one segment, `{*name}` all that follow.
-    pub(crate) path: String,
-    /// The application that answers; empty for the node itself.
-    pub(crate) application: String,
-}
-
 /// One router for the whole node: every application at its `route_prefix`, and the probes.
 pub(crate) fn router(health: &NodeHealth, front: &FrontContext) -> Router {
     let mut router = router_of(node_routes()).with_state(health.clone());
-    let (shared, openai_front) = (Arc::default(), OpenAiFront::new(front));
+    let shared = Arc::new(Shared::new(front, &Environment::of_process(), Patience::default()));
+    let openai_front = OpenAiFront::new(front);
+    // Any sampler of the node may answer this door: it is one replica.
+    let openai_replica = Replica::fresh();
     for application in health.applications() {
         let prefix = application.information.route_prefix.as_str();
         let base_model = application.information.base_model.as_deref();
@@ -54,7 +48,8 @@ pub(crate) fn router(health: &NodeHealth, front: &FrontContext) -> Router {
                 let given = twinkle::first_generation(prefix);
                 let taken: Vec<_> =
                     places(&tinker::routes()).into_iter().filter(|place| !given.contains(place)).collect();
-                let tinker_router = tinker::router(front.clone(), &given).merge(openai::router(&openai_front));
+                let openai_router = openai_replica.clone().sign(openai::router(&openai_front));
+                let tinker_router = tinker::router(front.clone(), &given).merge(openai_router);
                 twinkle::mount(tinker_router, twinkle::server_routes, &taken, &native)
             }
             ComponentKind::Processor => {
@@ -65,50 +60,18 @@ pub(crate) fn router(health: &NodeHealth, front: &FrontContext) -> Router {
             ComponentKind::Model => component(twinkle::model_routes, &native),
             ComponentKind::Sampler => component(twinkle::sampler_routes, &native),
         };
-        router = mount(router.route(prefix, information(application)), prefix, below);
+        let information = get(native::information).with_state(application.clone());
+        router = mount(router.route(prefix, information), prefix, below);
     }
     let mut prefixes = health.applications().iter().map(|application| application.information.route_prefix.as_str());
     if !prefixes.any(|prefix| prefix == openai::ROOT) {
-        router = router.merge(openai::root_router(&openai_front));
+        router = router.merge(openai_replica.sign(openai::root_router(&openai_front)));
     }
     router
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         // Here, because only the router knows the route.
         .layer(axum::middleware::from_fn(tell_route))
-}
-
-/// What a node of this configuration answers: the node's own routes, then each application's in the order of the file.
-pub(crate) fn table(config: &ServerConfig) -> Vec<RouteEntry> {
-    let mut entries = entries("", "", &node_routes());
-    if !config.applications.iter().any(|application| application.route_prefix == openai::ROOT) {
-        entries.extend(self::entries("", "", &openai::root_routes()));
-    }
-    for application in &config.applications {
-        let (prefix, name) = (application.route_prefix.as_str(), application.name.as_str());
-        entries.push(RouteEntry { method: "GET", path: prefix.to_owned(), application: name.to_owned() });
-        let prefix = prefix.trim_end_matches('/');
-        let (below, taken) = match application.args.kind() {
-            ComponentKind::Server => {
-                let given = twinkle::first_generation(&application.route_prefix);
-                let mut routes = tinker::routes();
-                routes.retain(|route| !given.contains(&route.place()));
-                entries.extend(self::entries(prefix, name, &routes));
-                entries.extend(self::entries(prefix, name, &openai::routes()));
-                (twinkle::server_routes(), places(&routes))
-            }
-            ComponentKind::Processor => {
-                let routes = native::processor_routes();
-                entries.extend(self::entries(prefix, name, &routes));
-                (twinkle::processor_routes(), places(&routes))
-            }
-            ComponentKind::Model => (twinkle::model_routes(), Vec::new()),
-            ComponentKind::Sampler => (twinkle::sampler_routes(), Vec::new()),
-        };
-        entries.extend(self::entries(&format!("{prefix}{}", twinkle::BELOW), name, &below));
-        entries.extend(self::entries(prefix, name, &twinkle::direct(below, &taken)));
-    }
-    entries
 }
 
 /// Refuses a configuration in which two applications would answer the same request.
@@ -122,7 +85,7 @@ pub(crate) fn check(config: &ServerConfig) -> Result<(), Error> {
         }
     }
     let mut seen: BTreeMap<(&str, String), String> = BTreeMap::new();
-    for RouteEntry { method, path, application } in table(config) {
+    for RouteEntry { method, path, application, .. } in listing::of_config(config) {
         // Names of segments do not tell requests apart.
         let pattern: Vec<&str> = path.split('/').map(|part| if part.starts_with('{') { "{}" } else { part }).collect();
         if let Some(other) = seen.insert((method, pattern.join("/")), application.clone()) {
@@ -138,42 +101,48 @@ fn two_answers(one: &str, other: &str, path: &str) -> Error {
 }
 
 /// What the node answers beside its applications.
-fn node_routes() -> Vec<Route<NodeHealth>> {
+pub(crate) fn node_routes() -> Vec<Route<NodeHealth>> {
     vec![
-        Route::get("/livez", native::liveness),
-        Route::get("/readyz", native::readiness),
-        Route::get("/metrics", crate::telemetry::metrics),
-        Route::get("/health/{application}", native::health),
+        Route::get("/livez", native::liveness).about("Whether the process answers.").tells(&["status"]),
+        Route::get("/readyz", native::readiness)
+            .about("Whether every application can work and the node is not stopping.")
+            .answers::<Readiness<'_>>()
+            .also(StatusCode::SERVICE_UNAVAILABLE, "not ready", Content::Json(SchemaOf::of::<Readiness<'_>>())),
+        Route::get("/metrics", crate::telemetry::metrics).about("Everything recorded so far, for Prometheus.").also(
+            StatusCode::OK,
+            "metrics",
+            Content::Media("text/plain"),
+        ),
+        Route::get("/openapi.json", openapi::serve).about("What this node answers, as OpenAPI 3.1.").also(
+            StatusCode::OK,
+            "the document",
+            Content::Media("application/json"),
+        ),
+        Route::get("/health/{application}", native::health)
+            .about("One application, and what its component is doing.")
+            .answers::<Depth<'_>>()
+            .also(StatusCode::SERVICE_UNAVAILABLE, "it cannot work", Content::Json(SchemaOf::of::<Depth<'_>>())),
     ]
 }
 
-fn entries<S>(prefix: &str, application: &str, routes: &[Route<S>]) -> Vec<RouteEntry> {
-    let entry = |route: &Route<S>| RouteEntry {
-        method: route.method,
-        path: format!("{prefix}{}", route.path),
-        application: application.to_owned(),
-    };
-    routes.iter().map(entry).collect()
+/// What an application answers at its prefix.
+pub(crate) fn application_routes() -> Vec<Route<Mounted>> {
+    vec![Route::get("", native::information).about("What this application is.").answers::<ApplicationState<'_>>()]
 }
 
 /// Methods and paths that are answered already.
-fn places<S>(routes: &[Route<S>]) -> Vec<(&'static str, &'static str)> {
+pub(crate) fn places<S>(routes: &[Route<S>]) -> Vec<(&'static str, &'static str)> {
     routes.iter().map(Route::place).collect()
 }
 
 /// The native routes of a `model` or a `sampler`, which say which replica they are.
 fn component(routes: fn() -> Vec<Route<TwinkleFront>>, front: &TwinkleFront) -> Router {
-    twinkle::named_replica(twinkle::mount(Router::new(), routes, &[], front))
+    Replica::fresh().sign(twinkle::mount(Router::new(), routes, &[], front))
 }
 
 /// axum nests below a prefix, but not below `/`.
 fn mount(router: Router, prefix: &str, below: Router) -> Router {
     if prefix == "/" { router.merge(below) } else { router.merge(Router::new().nest(prefix, below)) }
-}
-
-fn information(application: &Mounted) -> axum::routing::MethodRouter {
-    let application = application.clone();
-    get(async |State(application): State<Mounted>| native::information(&application)).with_state(application)
 }
 
 async fn unknown_path(method: Method, uri: Uri) -> impl IntoResponse {
@@ -182,7 +151,7 @@ async fn unknown_path(method: Method, uri: Uri) -> impl IntoResponse {
 
 async fn wrong_method(method: Method, uri: Uri) -> impl IntoResponse {
     let error = Error::invalid(format!("the route `{}` does not take `{method}`", uri.path()));
-    (http::StatusCode::METHOD_NOT_ALLOWED, ErrorResponse(error))
+    (StatusCode::METHOD_NOT_ALLOWED, ErrorResponse(error))
 }
 
 #[cfg(test)]
@@ -191,27 +160,6 @@ mod tests {
 
     fn config(applications: &str) -> ServerConfig {
         ServerConfig::parse_with("node.yaml", &format!("applications: [{applications}]"), &|_| None).unwrap()
-    }
-
-    fn paths(applications: &str, ending: &str) -> Vec<String> {
-        let entries = table(&config(applications)).into_iter();
-        entries.filter(|entry| entry.path.ends_with(ending)).map(|entry| entry.path).collect()
-    }
-
-    #[test]
-    fn native_routes_are_there_twice_unless_the_other_protocol_has_them() {
-        let server = "{name: s, route_prefix: /api/v1, import_path: server}";
-        assert_eq!(paths(server, "/capacity_info"), ["/api/v1/twinkle/capacity_info", "/api/v1/capacity_info"]);
-        assert_eq!(paths(server, "/create_session"), ["/api/v1/create_session", "/api/v1/twinkle/create_session"]);
-    }
-
-    #[test]
-    fn a_server_of_the_first_generation_lists_runs_in_the_native_form() {
-        let server = "{name: s, route_prefix: /server, import_path: server}";
-        assert_eq!(paths(server, "/training_runs"), ["/server/twinkle/training_runs", "/server/training_runs"]);
-        let places = twinkle::first_generation("/server");
-        assert!(places.contains(&("POST", "/weights_info")) && !places.contains(&("POST", "/create_session")));
-        assert_eq!(twinkle::first_generation("/proxy/api/v1"), []);
     }
 
     #[test]

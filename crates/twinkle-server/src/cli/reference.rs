@@ -1,9 +1,9 @@
 //! The command line as a page: `docs/cli.md`.
 
 use std::fmt::Write as _;
-use std::path::Path;
 
 use clap::{Arg, Command, CommandFactory as _};
+use twinkle_core::docs::assert_written;
 
 use super::Cli;
 
@@ -86,17 +86,7 @@ fn default(argument: &Arg) -> String {
     values.collect::<Vec<_>>().join(" ")
 }
 
-/// Set `UPDATE_DOCS=1` to write the page instead of comparing it.
 #[test]
 fn the_documentation_says_what_help_says() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/cli.md");
-    if std::env::var_os("UPDATE_DOCS").is_some() {
-        std::fs::write(&path, page()).unwrap();
-    }
-    let written = std::fs::read_to_string(&path).unwrap_or_default();
-    assert_eq!(
-        written,
-        page(),
-        "docs/cli.md is out of date: UPDATE_DOCS=1 cargo nextest run --workspace says_what_help"
-    );
+    assert_written("cli.md", &page());
 }

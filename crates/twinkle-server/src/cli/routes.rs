@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::ConfigArgs;
 use super::report::{Outcome, misuse, print};
-use crate::routes::{self, RouteEntry};
+use crate::listing::{self, RouteEntry};
 
 pub(super) const EXAMPLES: &str = "\
 Example:
@@ -23,7 +23,7 @@ pub(super) struct RoutesArgs {
 pub(super) fn run(arguments: &RoutesArgs) -> Outcome {
     let config = arguments.config.load()?;
     config.check_supported().map_err(|errors| misuse(&errors))?;
-    print(&columns(&routes::table(&config)));
+    print(&columns(&listing::of_config(&config)));
     Ok(())
 }
 
@@ -31,7 +31,7 @@ pub(super) fn run(arguments: &RoutesArgs) -> Outcome {
 fn columns(entries: &[RouteEntry]) -> String {
     let widest = entries.iter().map(|entry| entry.path.len()).max().unwrap_or_default();
     let mut text = String::new();
-    for RouteEntry { method, path, application } in entries {
+    for RouteEntry { method, path, application, .. } in entries {
         let application = if application.is_empty() { "(node)" } else { application };
         // Writing to a string cannot fail.
         let _ = writeln!(text, "{method:<7}{path:<widest$}  {application}");

@@ -7,6 +7,7 @@ use http::request::Parts;
 use http::uri::{Authority, Scheme};
 use http::{HeaderMap, HeaderName};
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use twinkle_core::call::CheckpointRecord;
 use twinkle_core::error::{Error, ErrorCode, Result};
@@ -76,10 +77,13 @@ pub(crate) struct Link {
 }
 
 /// What a link says behind its `?`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 pub(crate) struct LinkQuery {
+    /// When the checkpoint was saved, in nanoseconds since 1970.
     saved: i64,
+    /// When the link ends, in seconds since 1970.
     expires: i64,
+    /// Over all of the link, in hexadecimal digits.
     signature: String,
 }
 

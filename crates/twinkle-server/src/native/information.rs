@@ -1,18 +1,21 @@
 //! What each application is.
 
 use axum::Json;
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
 use serde::Serialize;
 use twinkle_core::component::{ComponentKind, Health};
 
 use crate::routes::Mounted;
 
 /// One application as its `GET {route_prefix}` shows it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(crate) struct ApplicationInformation {
     /// Its name in the YAML.
     pub(crate) name: String,
     /// Its import path.
+    #[schemars(with = "String")]
     pub(crate) import_path: ComponentKind,
     /// Where it is mounted.
     pub(crate) route_prefix: String,
@@ -25,10 +28,12 @@ pub(crate) struct ApplicationInformation {
 }
 
 /// An application and whether it can work.
-#[derive(Serialize)]
-pub(super) struct ApplicationState<'a> {
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct ApplicationState<'a> {
     #[serde(flatten)]
     application: &'a ApplicationInformation,
+    /// Whether it can work.
+    #[schemars(with = "serde_json::Value")]
     pub(super) health: Health,
 }
 
@@ -39,6 +44,6 @@ impl<'a> From<&'a Mounted> for ApplicationState<'a> {
 }
 
 /// `GET {route_prefix}`: what this application is and whether it can work.
-pub(crate) fn information(application: &Mounted) -> Response {
-    Json(ApplicationState::from(application)).into_response()
+pub(crate) async fn information(State(application): State<Mounted>) -> Response {
+    Json(ApplicationState::from(&application)).into_response()
 }

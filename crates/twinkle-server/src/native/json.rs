@@ -2,13 +2,21 @@
 
 use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use twinkle_core::error::{Error, ErrorCode};
 
 use crate::error_response::ErrorResponse;
+use crate::openapi::{Body, Extracted, Operation, SchemaOf};
 
 /// A JSON request body. Unlike axum's own, it does not ask for a content type: `curl -d` works.
 pub(crate) struct Json<T>(pub(crate) T);
+
+impl<T: JsonSchema> Extracted for Json<T> {
+    fn note(operation: &mut Operation) {
+        operation.body = Body::Json { schema: SchemaOf::of::<T>(), or_protobuf: false };
+    }
+}
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Json<T> {
     type Rejection = ErrorResponse;

@@ -5,6 +5,6 @@ mod json;
 mod probes;
 mod processor;
 
-pub(crate) use information::{ApplicationInformation, information};
-pub(crate) use probes::{NodeHealth, health, liveness, readiness};
+pub(crate) use information::{ApplicationInformation, ApplicationState, information};
+pub(crate) use probes::{Depth, NodeHealth, Readiness, health, liveness, readiness};
 pub(crate) use processor::{processor_router, processor_routes};

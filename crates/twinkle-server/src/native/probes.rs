@@ -1,12 +1,14 @@
 //! Whether the node is alive and ready, as a whole and each application in depth.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use http::StatusCode;
+use schemars::JsonSchema;
 use serde::Serialize;
 use twinkle_core::component::Health;
 use twinkle_core::error::{Error, suggestion};
@@ -14,29 +16,35 @@ use twinkle_core::error::{Error, suggestion};
 use super::information::ApplicationState;
 use crate::error_response::ErrorResponse;
 use crate::routes::Mounted;
+use crate::{listing, openapi};
 
 /// The applications of a node and whether it is stopping; a cheap handle.
 #[derive(Clone, Debug)]
 pub(crate) struct NodeHealth {
     applications: Arc<[Mounted]>,
     draining: Arc<AtomicBool>,
+    reference: Arc<OnceLock<Bytes>>,
 }
 
 /// The node's answer to a readiness probe.
-#[derive(Serialize)]
-struct Readiness<'a> {
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct Readiness<'a> {
+    /// Whether the node takes work.
     ready: bool,
+    /// Whether it is stopping.
     draining: bool,
+    /// Every application of the node.
     applications: Vec<ApplicationState<'a>>,
 }
 
 /// An application in depth.
-#[derive(Serialize)]
-struct Depth<'a> {
+#[derive(Serialize, JsonSchema)]
+pub(crate) struct Depth<'a> {
     #[serde(flatten)]
     state: ApplicationState<'a>,
     /// What its component is doing.
     #[serde(skip_serializing_if = "serde_json::Value::is_null")]
+    #[schemars(default)]
     status: serde_json::Value,
 }
 
@@ -45,7 +53,7 @@ struct Depth<'a> {
 impl NodeHealth {
     /// The health of a node with these applications.
     pub(crate) fn new(applications: Vec<Mounted>) -> Self {
-        Self { applications: applications.into(), draining: Arc::default() }
+        Self { applications: applications.into(), draining: Arc::default(), reference: Arc::default() }
     }
 
     /// Every application of the node.
@@ -56,6 +64,12 @@ impl NodeHealth {
     /// From now on the node is not ready, so that load balancers send nothing more.
     pub(crate) fn begin_draining(&self) {
         self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// What this node answers, as OpenAPI. Made when it is first asked for, which takes some milliseconds.
+    pub(crate) fn reference(&self) -> Bytes {
+        let make = || openapi::document(&listing::of_mounted(&self.applications)).to_string().into();
+        self.reference.get_or_init(make).clone()
     }
 
     fn is_draining(&self) -> bool {

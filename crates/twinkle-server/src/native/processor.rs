@@ -14,7 +14,13 @@ use crate::route_table::{Route, router_of};
 
 /// The routes of a processor, relative to its prefix.
 pub(crate) fn processor_routes() -> Vec<Route<BoxComponent>> {
-    vec![Route::post("/encode_chat", encode_chat), Route::post("/encode", encode), Route::post("/decode", decode)]
+    vec![
+        Route::post("/encode_chat", encode_chat)
+            .about("Conversations as tokens, by the model's chat template.")
+            .answers::<EncodedResponse>(),
+        Route::post("/encode", encode).about("Texts as tokens.").answers::<EncodedResponse>(),
+        Route::post("/decode", decode).about("Tokens as texts.").answers::<DecodedResponse>(),
+    ]
 }
 
 /// What answers the routes of this processor.

@@ -59,8 +59,11 @@ impl Authentication {
 
     /// Whether a request may go without a credential.
     fn is_exempt(&self, request: &Request<Body>) -> bool {
-        let path = request.uri().path();
-        is_probe(path) || is_link(path) || (path == "/metrics" && (matches!(self, Self::Open) || is_from_here(request)))
+        match access(request.uri().path()) {
+            Access::Anyone => true,
+            Access::ThisMachine => matches!(self, Self::Open) || is_from_here(request),
+            Access::Key => false,
+        }
     }
 }
 
@@ -131,6 +134,25 @@ where
             }
         }
     }
+}
+
+/// Who may call a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Whoever reaches the node.
+    Anyone,
+    /// Programs on this machine, and whoever has a key.
+    ThisMachine,
+    /// Whoever has a key.
+    Key,
+}
+
+/// Who may call this path, be it a request's or a route's.
+pub(crate) fn access(path: &str) -> Access {
+    if is_probe(path) || is_link(path) {
+        return Access::Anyone;
+    }
+    if path == "/metrics" { Access::ThisMachine } else { Access::Key }
 }
 
 /// Whether this is a health probe: those come from load balancers, which have no key, and tell no tenant's secret.

@@ -22,6 +22,7 @@ mod request_id;
 mod tls;
 mod trace;
 
+pub(crate) use authentication::{Access, access};
 pub use authentication::{Authentication, AuthenticationLayer};
 pub use body_limit::BodyLimitLayer;
 pub use body_progress::BodyProgressLayer;

@@ -5,6 +5,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::HeaderValue;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use schemars::JsonSchema;
 use serde::Serialize;
 use twinkle_core::error::{Error, ErrorCode};
 
@@ -25,12 +26,14 @@ pub(crate) struct OpenAiError {
 }
 
 /// The body of every failed request, and of the last event of a failed stream.
-#[derive(Serialize)]
-struct ErrorBody<'a> {
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "OpenAiError")]
+pub(super) struct ErrorBody<'a> {
     error: ErrorObject<'a>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "OpenAiErrorObject")]
 struct ErrorObject<'a> {
     /// Message and hint in one text.
     message: String,
@@ -114,7 +117,7 @@ fn set_body(response: &mut Response, body: Bytes) {
 }
 
 /// How many tokens a request took.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[expect(clippy::struct_field_names, reason = "the protocol's names")]
 pub(super) struct Usage {
     prompt_tokens: usize,
@@ -130,7 +133,7 @@ impl Usage {
 }
 
 /// The counts of a piece of a stream: `null` in all but the last.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
 #[serde(transparent)]
 pub(super) struct PieceUsage(pub(super) Option<Usage>);
 

@@ -9,6 +9,7 @@ use futures::StreamExt;
 use futures::stream::{BoxStream, unfold};
 use http::HeaderValue;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use twinkle_core::error::{Error, Result};
 
@@ -28,7 +29,7 @@ pub(super) trait Narrator: Send + 'static {
 }
 
 /// `stream_options` of a request.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct StreamOptions {
     /// Whether the last event tells how many tokens there were.

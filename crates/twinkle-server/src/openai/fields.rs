@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 use twinkle_core::error::{Error, Result, suggestion};
 
 use super::answer::OpenAiError;
+use super::settings::Settings;
 
 /// What a route does with each field of its requests. `null` is the same as leaving a field out.
 pub(super) struct Fields {
@@ -43,7 +44,10 @@ impl Fields {
             let error = Error::invalid(format!("unknown field `{unknown}`"));
             return Err(OpenAiError::of(unknown, error.hint(suggestion(unknown, "fields", self.served))));
         }
-        serde_path_to_error::deserialize(Value::Object(fields)).map_err(|error| {
+        // What requests share is read once more as a part of them, where the names of its fields are lost.
+        let shared = |name: &str| Some((name.to_owned(), fields.get(name)?.clone()));
+        let settings: Map<String, Value> = Settings::NAMES.into_iter().filter_map(shared).collect();
+        let misfit = |error: serde_path_to_error::Error<serde_json::Error>| {
             let path = error.path().to_string();
             let path = if matches!(path.as_str(), "." | "?") { "" } else { path.as_str() };
             let reason = error.inner().to_string();
@@ -56,7 +60,9 @@ impl Fields {
                 return Error::invalid(format!("the request body is not right: {reason}")).into();
             }
             OpenAiError::of(path, Error::invalid(format!("`{path}` is not right: {reason}")))
-        })
+        };
+        serde_path_to_error::deserialize::<_, Settings>(Value::Object(settings)).map_err(misfit)?;
+        serde_path_to_error::deserialize(Value::Object(fields)).map_err(misfit)
     }
 
     /// An error of what is behind this front, with the field it names.

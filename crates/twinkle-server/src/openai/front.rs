@@ -11,6 +11,7 @@ use twinkle_core::ids::TenantId;
 use super::answer::OpenAiError;
 use super::fields::Fields;
 use crate::front::FrontContext;
+use crate::openapi::{Body as RequestBody, Extracted, Operation as RouteOperation};
 use crate::tinker::body::{RawBody, off_runtime};
 use crate::tinker::unexpected;
 
@@ -47,6 +48,8 @@ pub(super) fn now() -> i64 {
 /// Who asks, as the node stack found out.
 pub(super) struct Tenant(pub(super) TenantId);
 
+impl Extracted for Tenant {}
+
 impl<S: Sync> FromRequestParts<S> for Tenant {
     type Rejection = OpenAiError;
 
@@ -59,6 +62,13 @@ impl<S: Sync> FromRequestParts<S> for Tenant {
 
 /// A request's body, as bytes.
 pub(super) struct Body(pub(super) Bytes);
+
+/// Of what form it is, the route says.
+impl Extracted for Body {
+    fn note(operation: &mut RouteOperation) {
+        operation.body = RequestBody::Unnamed;
+    }
+}
 
 impl<S: Sync> FromRequest<S> for Body {
     type Rejection = OpenAiError;

@@ -32,10 +32,14 @@ mod writer;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
+use http::StatusCode;
+use schemars::{Schema, SchemaGenerator};
 
+pub(crate) use answer::is_openai_path;
 pub(crate) use error_form::ErrorFormLayer;
 pub(crate) use front::OpenAiFront;
 
+use crate::openapi::Content;
 use crate::route_table::{Route, router_of};
 
 /// Where clients of this protocol look for it unless they are told otherwise.
@@ -44,10 +48,10 @@ pub(crate) const ROOT: &str = "/v1";
 /// The routes at the node's root, all of them below [`ROOT`].
 pub(crate) fn root_routes() -> Vec<Route<OpenAiFront>> {
     vec![
-        Route::get("/v1/models", models::list),
-        Route::get("/v1/models/{*model}", models::describe),
-        Route::post("/v1/chat/completions", chat::create),
-        Route::post("/v1/completions", completions::create),
+        list_of_models(Route::get("/v1/models", models::list)),
+        Route::get("/v1/models/{*model}", models::describe).about("What a `model` names.").answers::<models::Model>(),
+        chat(Route::post("/v1/chat/completions", chat::create)),
+        completion(Route::post("/v1/completions", completions::create)),
     ]
 }
 
@@ -55,10 +59,33 @@ pub(crate) fn root_routes() -> Vec<Route<OpenAiFront>> {
 /// application's.
 pub(crate) fn routes() -> Vec<Route<OpenAiFront>> {
     vec![
-        Route::get("/models", models::list),
-        Route::post("/chat/completions", chat::create),
-        Route::post("/completions", completions::create),
+        list_of_models(Route::get("/models", models::list)),
+        chat(Route::post("/chat/completions", chat::create)),
+        completion(Route::post("/completions", completions::create)),
     ]
+}
+
+fn list_of_models(route: Route<OpenAiFront>) -> Route<OpenAiFront> {
+    route.about("The base models that can be sampled.").answers::<models::List<models::Model>>()
+}
+
+fn chat(route: Route<OpenAiFront>) -> Route<OpenAiFront> {
+    streamed(route.about("Continues a conversation.").takes::<chat::ChatRequest>().answers::<chat::Completion>())
+}
+
+fn completion(route: Route<OpenAiFront>) -> Route<OpenAiFront> {
+    let route = route.about("Continues prompts.").takes::<completions::CompletionRequest>();
+    streamed(route.answers::<completions::Completion>())
+}
+
+/// The same in pieces.
+fn streamed(route: Route<OpenAiFront>) -> Route<OpenAiFront> {
+    route.also(StatusCode::OK, "done", Content::Media("text/event-stream"))
+}
+
+/// How an error of this front is written.
+pub(crate) fn error_schema(generator: &mut SchemaGenerator) -> Schema {
+    generator.subschema_for::<answer::ErrorBody<'_>>()
 }
 
 /// What answers the routes at the node's root.

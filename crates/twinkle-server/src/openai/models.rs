@@ -2,6 +2,7 @@
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
+use schemars::JsonSchema;
 use serde::Serialize;
 use twinkle_core::error::Error;
 
@@ -10,15 +11,19 @@ use super::answer::{OpenAiError, Outcome, ok};
 use super::front::Tenant;
 
 /// A list, as the protocol writes it.
-#[derive(Serialize)]
-struct List<T> {
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ModelList")]
+pub(super) struct List<T> {
+    /// `list`.
     object: &'static str,
+    /// Its entries.
     data: Vec<T>,
 }
 
 /// A model that may be named in a request.
-#[derive(Serialize)]
-struct Model {
+#[derive(Serialize, JsonSchema)]
+pub(super) struct Model {
+    /// What requests name it by.
     id: String,
     object: &'static str,
     /// Seconds since 1970: when this node started.

@@ -1,5 +1,8 @@
 //! How tokens are drawn, from the fields that chats and completions share.
 
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
 use serde::Deserialize;
 use twinkle_core::call::{Penalties, SampleExtras, SampleRequest, SamplingParams, SamplingSource, Stop};
 use twinkle_core::data::TokenIds;
@@ -9,7 +12,7 @@ use twinkle_core::error::{Error, Result};
 const MOST_CHOICES: u32 = 128;
 
 /// The fields of a request that say how tokens are drawn, without defaults.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 pub(super) struct Settings {
     /// How many choices.
     pub(super) n: Option<u32>,
@@ -27,18 +30,22 @@ pub(super) struct Settings {
     pub(super) stop: Option<StopTexts>,
     /// Whether the end of the sequence ends no choice.
     pub(super) ignore_eos: Option<bool>,
-    /// See [`Penalties`].
+    /// Taken from a token's logit for every time it was drawn.
     pub(super) frequency_penalty: Option<f32>,
-    /// See [`Penalties`].
+    /// Taken once from the logit of every token that was drawn.
     pub(super) presence_penalty: Option<f32>,
-    /// See [`Penalties`].
+    /// Logits of tokens that were there before are divided by this, or multiplied where they are below 0.
     pub(super) repetition_penalty: Option<f32>,
-    /// How many of the likeliest tokens are wanted beside each new one.
+    /// Added to the logits of tokens, by their ids as text.
+    #[serde(default)]
+    pub(super) logit_bias: BTreeMap<String, f32>,
+    /// How many of the likeliest tokens are wanted beside each new one: a field of its own in each protocol.
+    #[serde(skip)]
     pub(super) top_logprobs: u32,
 }
 
 /// Texts that end a choice: one or several.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "a text or a list of texts is expected")]
 pub(super) enum StopTexts {
     /// One.
@@ -48,6 +55,22 @@ pub(super) enum StopTexts {
 }
 
 impl Settings {
+    /// The names of the fields that are read from a request.
+    pub(super) const NAMES: [&str; 12] = [
+        "n",
+        "max_tokens",
+        "temperature",
+        "top_p",
+        "top_k",
+        "seed",
+        "stop",
+        "ignore_eos",
+        "frequency_penalty",
+        "presence_penalty",
+        "repetition_penalty",
+        "logit_bias",
+    ];
+
     /// The texts that end a choice; they are no part of it.
     pub(super) fn stop_texts(&self) -> Vec<String> {
         match &self.stop {
@@ -55,6 +78,13 @@ impl Settings {
             Some(StopTexts::One(text)) => vec![text.clone()],
             Some(StopTexts::Several(texts)) => texts.clone(),
         }
+    }
+
+    /// One more text that ends a choice.
+    pub(super) fn stop_also_at(&mut self, text: &str) {
+        let mut texts = self.stop_texts();
+        texts.push(text.to_owned());
+        self.stop = Some(StopTexts::Several(texts));
     }
 
     /// How many choices there are for a prompt.
@@ -84,6 +114,7 @@ impl Settings {
                 frequency: self.frequency_penalty.unwrap_or(none.frequency),
                 presence: self.presence_penalty.unwrap_or(none.presence),
             },
+            logit_bias: self.logit_bias()?,
             ..SampleRequest::new(source, prompt, params)
         })
     }
@@ -96,6 +127,14 @@ impl Settings {
             (false, false) => Ok(Stop::Strings(texts)),
             (false, true) => Err(Error::unsupported("`ignore_eos` together with `stop` is not supported")),
         }
+    }
+
+    fn logit_bias(&self) -> Result<Vec<(u32, f32)>> {
+        let by_token = |(token, bias): (&String, &f32)| match token.parse() {
+            Ok(token) => Ok((token, *bias)),
+            Err(_) => Err(Error::invalid(format!("`logit_bias` has the key `{token}`, which is no token id"))),
+        };
+        self.logit_bias.iter().map(by_token).collect()
     }
 
     fn top_k(&self) -> Result<Option<u32>> {
@@ -114,6 +153,13 @@ mod tests {
 
     fn request(settings: &Settings) -> Result<SampleRequest> {
         settings.request(SamplingSource::Base, vec![1])
+    }
+
+    #[test]
+    fn every_field_that_is_read_is_named() {
+        let schema = schemars::schema_for!(Settings).to_value();
+        let fields: Vec<&str> = schema["properties"].as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(fields, Settings::NAMES);
     }
 
     #[test]
@@ -143,6 +189,22 @@ mod tests {
         }
         assert!(request(&Settings { top_k: Some(-2), ..Settings::default() }).unwrap_err().message.contains("`top_k`"));
         assert_eq!(request(&Settings { top_k: Some(3), ..Settings::default() }).unwrap().params.top_k, Some(3));
+    }
+
+    #[test]
+    fn biases_are_by_token_id() {
+        let bias = |key: &str| {
+            request(&Settings { logit_bias: BTreeMap::from([(key.to_owned(), -100.0)]), ..Settings::default() })
+        };
+        assert_eq!(bias("5").unwrap().logit_bias, [(5, -100.0)]);
+        assert!(bias("the").unwrap_err().message.starts_with("`logit_bias` has the key `the`"));
+    }
+
+    #[test]
+    fn another_text_may_end_a_choice() {
+        let mut settings = Settings { stop: Some(StopTexts::One("a".to_owned())), ..Settings::default() };
+        settings.stop_also_at("b");
+        assert_eq!(request(&settings).unwrap().params.stop, Stop::Strings(vec!["a".to_owned(), "b".to_owned()]));
     }
 
     #[test]

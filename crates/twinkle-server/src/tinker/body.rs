@@ -14,6 +14,7 @@ use twinkle_core::wire::tinker::PROTOBUF;
 
 use crate::error_response::ErrorResponse;
 use crate::node::{MAX_BODY_BYTES, MAX_DECOMPRESSED_BYTES};
+use crate::openapi::{Body as RequestBody, Extracted, Operation};
 
 /// Above this many bytes a body is parsed on a blocking thread: it would hold up the async runtime.
 const HEAVY_BYTES: usize = 256 << 10;
@@ -32,6 +33,13 @@ pub(crate) struct RawBody {
     pub(crate) bytes: Bytes,
     /// Whether they are said to be protobuf, otherwise JSON.
     pub(crate) is_protobuf: bool,
+}
+
+/// Of what form it is, the route says.
+impl Extracted for RawBody {
+    fn note(operation: &mut Operation) {
+        operation.body = RequestBody::Unnamed;
+    }
 }
 
 impl<S: Sync> FromRequest<S> for RawBody {

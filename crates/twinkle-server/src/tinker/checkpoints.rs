@@ -16,13 +16,8 @@ use super::reply::{Answer, done, ok};
 use super::rest::Captured;
 use super::session::path;
 use super::weights::lifetime;
-use super::{Front, Tenant, unexpected};
+use super::{Front, Tenant, idempotency, unexpected};
 use crate::downloads::ARCHIVE;
-
-/// The header by which a request that is sent again is recognised.
-const IDEMPOTENCY_KEY: &str = "x-idempotency-key";
-/// Longest idempotency key, in bytes.
-const LONGEST_KEY: usize = 255;
 
 /// The parts of a path that name a checkpoint: its run, kind and name.
 type Named = Captured<(String, String, String)>;
@@ -141,19 +136,11 @@ pub(super) async fn copy(
         source: CheckpointPath::parse(&wanted.source_path)?,
         destination,
         ttl_seconds: lifetime(wanted.ttl_seconds)?,
-        key: idempotency_key(&headers)?,
+        key: idempotency::key(&headers)?,
     };
     match front.serve(&tenant, ServeRequest::CopyCheckpoint(Box::new(copy))).await? {
         ServeOutcome::Checkpoint(record) => ok(&WeightsCopied { tinker_path: record.path.to_string() }),
         other => Err(unexpected("the server component", &other).into()),
-    }
-}
-
-fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>> {
-    let Some(key) = headers.get(IDEMPOTENCY_KEY) else { return Ok(None) };
-    match key.to_str() {
-        Ok(key) if key.len() <= LONGEST_KEY => Ok(Some(key.to_owned())),
-        _ => Err(Error::invalid(format!("`{IDEMPOTENCY_KEY}` is not a text of at most {LONGEST_KEY} bytes"))),
     }
 }
 

@@ -11,6 +11,7 @@ use super::reply::Answer;
 use super::session::path;
 use crate::downloads::{Base, Link, LinkQuery, answer};
 use crate::error_response::ErrorResponse;
+use crate::openapi::Extracted;
 
 type Named = std::result::Result<Path<(String, String, String, String)>, PathRejection>;
 
@@ -32,6 +33,8 @@ pub(super) async fn download(
 
 /// How the client reaches this server: what links begin with.
 pub(super) struct Reached(pub(super) Base);
+
+impl Extracted for Reached {}
 
 impl FromRequestParts<Front> for Reached {
     type Rejection = ErrorResponse;

@@ -28,11 +28,13 @@ mod checkpoints;
 mod completions;
 mod custom_loss;
 mod downloads;
+mod idempotency;
 mod models;
 mod operations;
 mod reply;
 mod rest;
 mod retrieve;
+mod routes;
 mod sampling;
 mod session;
 mod session_directory;
@@ -58,68 +60,16 @@ use twinkle_core::ids::{CheckpointPath, RequestId, RunId, SamplingSessionId, Ses
 
 use crate::error_response::ErrorResponse;
 use crate::front::FrontContext;
-use crate::route_table::{Route, router_of};
+use crate::openapi::Extracted;
+use crate::route_table::router_of;
+
+pub(crate) use routes::routes;
 
 /// How many sampling requests are remembered, so that one sent twice is executed once.
 const REMEMBERED_SAMPLES: u64 = 100_000;
 
 /// How long they are remembered: longer than any transport retries.
 const SAMPLE_MEMORY: Duration = Duration::from_mins(10);
-
-/// The routes of the Tinker protocol, relative to the prefix they are mounted at.
-pub(crate) fn routes() -> Vec<Route<Front>> {
-    vec![
-        Route::get("/healthz", session::health),
-        Route::post("/client/config", session::client_config),
-        Route::post("/client/dynamic_config", session::dynamic_config),
-        Route::get("/get_server_capabilities", session::capabilities),
-        Route::post("/create_session", session::create),
-        Route::post("/session_heartbeat", session::heartbeat),
-        Route::post("/sessions/{session}/finish", session::finish),
-        Route::get("/sessions", session_directory::list),
-        Route::post("/sessions/search", session_directory::search),
-        Route::get("/sessions/{session}", session_directory::read),
-        Route::put("/sessions/{session}/project", session_directory::assign_project),
-        Route::get("/sessions/{session}/trace_export", session_directory::trace_export),
-        Route::post("/telemetry", session::telemetry),
-        Route::post("/create_model", models::create),
-        Route::post("/get_info", models::info),
-        Route::post("/unload_model", models::unload),
-        Route::post("/forward_backward", training::forward_backward),
-        Route::post("/forward", training::forward),
-        Route::post("/optim_step", training::optim_step),
-        Route::post("/create_custom_loss", custom_loss::create),
-        Route::post("/save_weights", weights::save),
-        Route::post("/save_weights_for_sampler", weights::save_for_sampler),
-        Route::post("/save_weights_external", weights::save_external),
-        Route::post("/load_weights", weights::load),
-        Route::post("/weights_info", weights::info),
-        Route::post("/create_sampling_session", sampling::create_session),
-        Route::get("/samplers/{sampler}", sampling::describe),
-        Route::post("/asample", sampling::sample),
-        Route::post("/retrieve_future", retrieve::retrieve),
-        Route::post("/retrieve_futures", completions::retrieve),
-        Route::post("/cancel_future", completions::cancel),
-        Route::post("/join_sampling_session", completions::join),
-        Route::get("/training_runs", rest::runs),
-        Route::get("/training_runs/{run}", rest::run),
-        Route::get("/training_runs/{run}/checkpoints", rest::run_checkpoints),
-        // A checkpoint's id has a slash in it: `weights/<name>`.
-        Route::delete("/training_runs/{run}/checkpoints/{name}", checkpoints::delete_by_id),
-        Route::delete("/training_runs/{run}/checkpoints/{kind}/{name}", checkpoints::delete),
-        Route::put("/training_runs/{run}/checkpoints/{kind}/{name}/ttl", checkpoints::keep),
-        Route::post("/training_runs/{run}/checkpoints/{kind}/{name}/publish", checkpoints::publish),
-        Route::delete("/training_runs/{run}/checkpoints/{kind}/{name}/publish", checkpoints::unpublish),
-        Route::get("/training_runs/{run}/checkpoints/{kind}/{name}/archive", checkpoints::archive),
-        Route::get(
-            "/training_runs/{run}/checkpoints/{kind}/{name}/external_weights_urls",
-            checkpoints::external_weights_urls,
-        ),
-        Route::post("/copy_weights", checkpoints::copy),
-        Route::get("/downloads/{run}/{kind}/{name}/{file}", downloads::download),
-        Route::get("/checkpoints", rest::checkpoints),
-    ]
-}
 
 /// What answers them, but for those whose method and path are given to another front.
 pub(crate) fn router(context: FrontContext, given: &[(&'static str, &'static str)]) -> Router {
@@ -212,6 +162,8 @@ pub(crate) fn unexpected(who: &str, answer: &impl std::fmt::Debug) -> Error {
 
 /// Who asks, as the node stack found out.
 struct Tenant(TenantId);
+
+impl Extracted for Tenant {}
 
 impl<S: Sync> FromRequestParts<S> for Tenant {
     type Rejection = ErrorResponse;

@@ -2,6 +2,7 @@
 
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use twinkle_core::call::{CheckpointRecord, RunRecord, ServeOutcome, ServeRequest};
 use twinkle_core::error::{Error, Result};
@@ -23,10 +24,13 @@ pub(super) type Captured<T> = std::result::Result<Path<T>, PathRejection>;
 pub(super) type Asked = std::result::Result<Query<Page>, QueryRejection>;
 
 /// Which part of a list. `access_scope` may come along: there is only one scope here.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 pub(super) struct Page {
+    /// Most entries of the answer.
     limit: Option<u32>,
+    /// How many entries come before it.
     offset: Option<u32>,
+    /// Of this project alone; only runs have one.
     project_id: Option<String>,
 }
 

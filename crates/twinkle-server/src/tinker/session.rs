@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
+use http::HeaderMap;
 use serde_json::{Value, json};
 use twinkle_core::call::{ClientEnd, RunOperation, ServeOutcome, ServeRequest};
 use twinkle_core::error::{Error, Result};
@@ -16,7 +17,7 @@ use twinkle_core::wire::tinker::json::{
 use super::body::RawBody;
 use super::operations::Place;
 use super::reply::{Answer, done, ok};
-use super::{Front, Tenant, unexpected};
+use super::{Front, Tenant, idempotency, unexpected};
 
 /// How many runs are looked at in one go when a session ends.
 const PAGE: u32 = 100;
@@ -51,11 +52,18 @@ pub(super) async fn capabilities(State(front): State<Front>) -> Answer {
     ok(&ServerCapabilities { supported_models: front.context.directory.models().iter().map(supported).collect() })
 }
 
-/// `POST create_session`
-pub(super) async fn create(State(front): State<Front>, Tenant(tenant): Tenant, body: RawBody) -> Answer {
+/// `POST create_session`. Sent again under the same key, the session that the first one opened is answered.
+pub(super) async fn create(
+    State(front): State<Front>,
+    Tenant(tenant): Tenant,
+    headers: HeaderMap,
+    body: RawBody,
+) -> Answer {
     let wanted: CreateSession = body.json().await?;
+    let chosen = wanted.session_id.as_deref().map(SessionId::chosen).transpose()?;
+    let key = idempotency::key(&headers)?;
     let request = ServeRequest::CreateSession {
-        id: wanted.session_id.as_deref().map(SessionId::chosen).transpose()?,
+        id: chosen.or_else(|| key.map(|key| SessionId::of_key(&tenant, "create_session", &key))),
         tags: wanted.tags,
         user_metadata: notes(wanted.user_metadata),
         sdk_version: wanted.sdk_version,

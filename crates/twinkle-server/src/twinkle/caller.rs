@@ -3,16 +3,18 @@
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use http::HeaderMap;
 use http::request::Parts;
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use twinkle_core::call::ServeRequest;
 use twinkle_core::error::{Error, ErrorCode, Result};
 use twinkle_core::ids::{SessionId, TenantId};
 
 use super::{TwinkleError, TwinkleFront};
+use crate::openapi::{Body, Extracted, Header, Operation, SchemaOf};
 use crate::tinker::body::RawBody;
 
 /// The session of a client, once it has opened one.
-const SESSION: &str = "x-twinkle-session-id";
+pub(crate) const SESSION: &str = "x-twinkle-session-id";
 
 /// Names of the client's process. Clients of the first generation open no session: their process is one.
 const PROCESS: [&str; 2] = ["x-request-id", "x-ray-serve-request-id"];
@@ -35,6 +37,21 @@ pub(crate) struct Caller {
 
 /// A JSON body; none at all is an empty object.
 pub(crate) struct Json<T>(pub(crate) T);
+
+impl Extracted for Tenant {}
+
+impl Extracted for Caller {
+    fn note(operation: &mut Operation) {
+        let meaning = "The session that the request belongs to, from `create_session`.";
+        operation.headers.push(Header { name: SESSION, meaning });
+    }
+}
+
+impl<T: JsonSchema> Extracted for Json<T> {
+    fn note(operation: &mut Operation) {
+        operation.body = Body::Json { schema: SchemaOf::of::<T>(), or_protobuf: false };
+    }
+}
 
 impl<S: Sync> FromRequestParts<S> for Tenant {
     type Rejection = TwinkleError;

@@ -8,6 +8,7 @@ use twinkle_core::call::{CheckpointRecord, RunRecord};
 use twinkle_core::component::BoxComponent;
 use twinkle_core::error::{Error, ErrorCode, Result};
 use twinkle_core::ids::{CheckpointPath, RunId, SessionId, TenantId};
+use twinkle_hub::{AdapterLibrary, Environment, Patience, Uploader};
 
 use super::{hub, model};
 use crate::directory::ServedModel;
@@ -30,13 +31,32 @@ pub(crate) struct TwinkleFront {
     model: Option<Arc<ServedModel>>,
 }
 
-/// State of the native routes that is kept in memory, by the folder that owns it.
-#[derive(Default)]
+/// What the native routes of a node share, by the folder that owns it.
 pub(crate) struct Shared {
     /// Of `model`.
     pub(crate) model: model::State,
-    /// Of `hub`.
-    pub(crate) hub: hub::Uploads,
+    /// Of `hub`: checkpoints on their way to one.
+    pub(crate) uploads: hub::Uploads,
+    /// Of `hub`: adapters that come from one.
+    pub(crate) adapters: hub::Adapters,
+}
+
+impl Shared {
+    /// What the node of this context shares, with the hubs as this environment describes them.
+    pub(crate) fn new(context: &FrontContext, environment: &Environment, patience: Patience) -> Self {
+        let uploader = Uploader::new(environment, context.settings.hub_uploads.as_deref(), patience);
+        // A client waits for an adapter, and gives up after ten minutes.
+        let brief = Patience {
+            attempts: patience.attempts.min(3),
+            longest_wait: patience.longest_wait.min(Duration::from_secs(30)),
+            ..patience
+        };
+        Self {
+            model: model::State::default(),
+            uploads: hub::Uploads::new(uploader, context.store.clone()),
+            adapters: hub::Adapters::new(AdapterLibrary::new(environment, brief)),
+        }
+    }
 }
 
 impl TwinkleFront {

@@ -31,8 +31,10 @@ pub(crate) mod sampler;
 mod tests;
 
 pub(crate) use answer::{Answer, TwinkleError, null, ok};
+#[cfg(test)]
+pub(crate) use caller::SESSION;
 pub(crate) use caller::{Caller, Json, Tenant};
-pub(crate) use front::{TwinkleFront, patiently};
+pub(crate) use front::{Shared, TwinkleFront, patiently};
 
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, OriginalUri};
@@ -103,14 +105,24 @@ pub(crate) fn mount(
     below.merge(direct).nest(BELOW, nested.with_state(front.clone()))
 }
 
-/// The same answers, with the name of this replica.
-pub(crate) fn named_replica(router: Router) -> Router {
-    let name = HeaderValue::try_from(format!("replica-{}", Uuid::new_v4().simple()));
-    let Ok(name) = name else { return router };
-    router.layer(axum::middleware::map_response(move |mut response: Response| {
-        response.headers_mut().insert(REPLICA, name.clone());
-        std::future::ready(response)
-    }))
+/// The name of what answers, opaque to clients: another one with each start.
+#[derive(Clone, Debug)]
+pub(crate) struct Replica(HeaderValue);
+
+impl Replica {
+    /// A name that nothing else has.
+    pub(crate) fn fresh() -> Self {
+        let name = HeaderValue::try_from(format!("replica-{}", Uuid::new_v4().simple()));
+        Self(name.unwrap_or(HeaderValue::from_static("replica")))
+    }
+
+    /// The same answers, with this name.
+    pub(crate) fn sign(self, router: Router) -> Router {
+        router.layer(axum::middleware::map_response(move |mut response: Response| {
+            response.headers_mut().insert(REPLICA, self.0.clone());
+            std::future::ready(response)
+        }))
+    }
 }
 
 /// Answers what is not served: the client's user should read which route it was.

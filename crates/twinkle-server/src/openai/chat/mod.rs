@@ -4,6 +4,7 @@ mod reader;
 mod reply;
 mod request;
 mod told;
+mod tool_choice;
 
 use std::sync::Arc;
 
@@ -14,12 +15,15 @@ use twinkle_core::component::BoxComponent;
 use twinkle_core::error::{Error, Result};
 use twinkle_core::ids::TenantId;
 use twinkle_core::wire::twinkle::{InputFeature, Trajectory};
-use twinkle_processor::{ModelTokenizer, Template, TemplateSpec};
+use twinkle_processor::{Calling, ModelTokenizer, Template, TemplateSpec};
 
 use self::reader::Reader;
-use self::reply::{Choice, Completion};
-use self::request::{ChatRequest, FIELDS};
+use self::reply::Choice;
+pub(super) use self::reply::Completion;
+pub(super) use self::request::ChatRequest;
+use self::request::FIELDS;
 use self::told::Told;
+use self::tool_choice::FORCE_HINT;
 use super::answer::{OpenAiError, Outcome, fresh_id, ok};
 use super::choice::Choice as Weights;
 use super::events;
@@ -67,11 +71,11 @@ struct Chat {
 
 impl Chat {
     async fn prepare(front: &OpenAiFront, wanted: ChatRequest, weights: &Weights) -> Result<Self, OpenAiError> {
-        let settings = wanted.settings()?;
-        let calls = wanted.calls_tools()?;
+        let mut settings = wanted.settings()?;
+        let tool_use = wanted.tool_use()?;
         let spec = TemplateSpec {
             max_length: None,
-            enable_thinking: wanted.template_settings().enable_thinking.unwrap_or(true),
+            enable_thinking: wanted.may_think(&tool_use)?,
             ..TemplateSpec::for_model(&weights.model.name)
         };
         let templates = &front.context.templates;
@@ -80,10 +84,24 @@ impl Chat {
         let logprobs = wanted.logprobs.unwrap_or(false);
         let thoughts = wanted.separate_reasoning.unwrap_or(true);
         let model = wanted.model.clone();
-        let trajectory = wanted.into_trajectory(calls)?;
-        let prompt = templates.off_runtime(move || prompt(&template, &trajectory)).await??;
+        let format = tokenizer.call_format();
+        if let Some(end) = wanted.end_of_only_call(&tool_use, format)? {
+            settings.stop_also_at(end);
+        }
+        let calls = tool_use.may_call().then(|| Calling { format, tools: Arc::new(wanted.offered()) });
+        let trajectory = wanted.into_trajectory(calls.is_some())?;
+        let mut prompt = templates.off_runtime(move || prompt(&template, &trajectory)).await??;
         let opening = prompt.get(prompt.len().saturating_sub(OPENING)..).unwrap_or_default();
         let begins_thinking = tokenizer.decode(opening, false)?.trim_end().ends_with("<think>");
+        let forced = tool_use.forced();
+        if let Some(name) = &forced {
+            if begins_thinking {
+                let text =
+                    "`tool_choice` cannot force a call: the model's chat template begins every answer with a thought";
+                return Err(OpenAiError::of("tool_choice", Error::unsupported(text).hint(FORCE_HINT)));
+            }
+            prompt.extend(tokenizer.encode(&format.beginning_of_call(name))?);
+        }
         let stops = settings.stop_texts();
         let request = settings.request(weights.source.clone(), prompt).map_err(|error| FIELDS.tell(error))?;
         Ok(Self {
@@ -92,7 +110,7 @@ impl Chat {
             model,
             tokenizer,
             stops,
-            listening: Listening { thoughts, begins_thinking, calls },
+            listening: Listening { thoughts, begins_thinking, calls, forced },
             logprobs,
             request,
         })
@@ -117,7 +135,7 @@ impl Chat {
 
     /// A reader of a choice without tokens.
     fn reader(&self) -> Reader {
-        Reader::new(&self.tokenizer, self.stops.clone(), self.listening, self.logprobs)
+        Reader::new(&self.tokenizer, self.stops.clone(), &self.listening, self.logprobs)
     }
 }
 

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use twinkle_core::call::{DrawnToken, SampledSequence, StopReason};
-use twinkle_core::wire::twinkle::ToolCall;
 use twinkle_processor::ModelTokenizer;
 
 use super::super::answer::fresh_id;
@@ -21,6 +20,8 @@ pub(super) struct Reader {
     logprobs: bool,
     /// How many tools were called.
     calls: usize,
+    /// How many letters and digits the id of a call has, where the model's template insists on it.
+    id_length: Option<usize>,
 }
 
 /// What a token adds to a choice.
@@ -28,6 +29,7 @@ pub(super) struct Reader {
 pub(super) struct Addition {
     pub(super) content: String,
     pub(super) reasoning: String,
+    /// New calls, and what is added to the last one.
     pub(super) calls: Vec<CalledTool>,
     pub(super) logprob: Option<TokenLogprob>,
 }
@@ -36,11 +38,16 @@ impl Reader {
     pub(super) fn new(
         tokenizer: &Arc<ModelTokenizer>,
         stops: Vec<String>,
-        listening: Listening,
+        listening: &Listening,
         logprobs: bool,
     ) -> Self {
-        let writer = Writer::new(tokenizer, stops);
-        Self { tokenizer: Arc::clone(tokenizer), writer, speech: Speech::new(listening), logprobs, calls: 0 }
+        let writer = match &listening.calls {
+            Some(_) => Writer::with_calls(tokenizer, stops),
+            None => Writer::new(tokenizer, stops),
+        };
+        let id_length = listening.calls.as_ref().and_then(|calling| calling.format.id_length());
+        let speech = Speech::new(listening);
+        Self { tokenizer: Arc::clone(tokenizer), writer, speech, logprobs, calls: 0, id_length }
     }
 
     /// Takes the next token; the last one, which says why the choice ends, also brings what was held back.
@@ -69,20 +76,20 @@ impl Reader {
 
     /// Reads a whole choice.
     pub(super) fn read(mut self, index: u32, sequence: &SampledSequence) -> Choice {
-        let mut whole = Addition::default();
+        let mut all = Addition::default();
         let mut entries = Vec::new();
         for drawn in sequence.drawn(index) {
             let addition = self.push(&drawn);
-            whole.content.push_str(&addition.content);
-            whole.reasoning.push_str(&addition.reasoning);
-            whole.calls.extend(addition.calls);
+            all.content.push_str(&addition.content);
+            all.reasoning.push_str(&addition.reasoning);
+            all.calls.extend(addition.calls);
             entries.extend(addition.logprob);
         }
         Choice {
             index,
             finish_reason: self.finish_reason(sequence.stop_reason),
             logprobs: self.logprobs.then_some(Logprobs { content: entries, refusal: () }),
-            message: Message::new(whole.content, whole.reasoning, whole.calls),
+            message: Message::new(all.content, all.reasoning, whole(all.calls)),
         }
     }
 
@@ -92,22 +99,41 @@ impl Reader {
             match part {
                 Part::Said(text) => addition.content.push_str(&text),
                 Part::Thought(text) => addition.reasoning.push_str(&text),
-                Part::Called(call) => {
-                    addition.calls.push(called(self.calls, *call));
+                Part::Called(name) => {
+                    let function = CalledFunction { name: Some(name), arguments: String::new() };
+                    let (id, kind) = (Some(self.call_id()), Some("function"));
+                    addition.calls.push(CalledTool { index: Some(self.calls), id, kind, function });
                     self.calls += 1;
                 }
+                Part::Arguments(json) => match addition.calls.last_mut() {
+                    Some(call) => call.function.arguments.push_str(&json),
+                    None => {
+                        let function = CalledFunction { name: None, arguments: json };
+                        let index = self.calls.checked_sub(1);
+                        addition.calls.push(CalledTool { index, id: None, kind: None, function });
+                    }
+                },
             }
         }
         addition
     }
+
+    fn call_id(&self) -> String {
+        match self.id_length {
+            Some(length) => fresh_id("").chars().take(length).collect(),
+            None => fresh_id("call_"),
+        }
+    }
 }
 
-/// A call as the protocol writes it: arguments are JSON text.
-fn called(index: usize, call: ToolCall) -> CalledTool {
-    let arguments = match call.function.arguments {
-        serde_json::Value::String(text) => text,
-        other => other.to_string(),
-    };
-    let function = CalledFunction { name: call.function.name, arguments };
-    CalledTool { index: None, place: index, id: fresh_id("call_"), kind: "function", function }
+/// Calls without what only a stream says, from their pieces.
+fn whole(pieces: Vec<CalledTool>) -> Vec<CalledTool> {
+    let mut calls: Vec<CalledTool> = Vec::new();
+    for piece in pieces {
+        match calls.last_mut().filter(|_| piece.id.is_none()) {
+            Some(call) => call.function.arguments.push_str(&piece.function.arguments),
+            None => calls.push(CalledTool { index: None, ..piece }),
+        }
+    }
+    calls
 }

@@ -1,5 +1,6 @@
 //! What `POST chat/completions` answers, whole or in pieces.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use twinkle_core::call::DrawnToken;
 use twinkle_processor::ModelTokenizer;
@@ -9,8 +10,9 @@ use super::super::token_text::token_text;
 use super::Chat;
 
 /// The whole answer.
-#[derive(Debug, Serialize)]
-pub(super) struct Completion {
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "ChatCompletion")]
+pub(crate) struct Completion {
     id: String,
     object: &'static str,
     created: i64,
@@ -20,7 +22,8 @@ pub(super) struct Completion {
 }
 
 /// One choice.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "ChatChoice")]
 pub(super) struct Choice {
     pub(super) index: u32,
     pub(super) message: Message,
@@ -29,7 +32,8 @@ pub(super) struct Choice {
 }
 
 /// What the assistant says.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "ChatReply")]
 pub(super) struct Message {
     role: &'static str,
     /// `null` when it only calls tools.
@@ -38,40 +42,42 @@ pub(super) struct Message {
     reasoning_content: Option<String>,
     refusal: (),
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default)]
     tool_calls: Vec<CalledTool>,
 }
 
-/// A call of a tool.
-#[derive(Clone, Debug, Serialize)]
+/// A call of a tool, or what a piece adds to one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub(super) struct CalledTool {
     /// In a stream, which of the calls it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) index: Option<usize>,
-    /// Which of the calls it is.
-    #[serde(skip)]
-    pub(super) place: usize,
-    pub(super) id: String,
-    #[serde(rename = "type")]
-    pub(super) kind: &'static str,
+    /// Said once for each call, as the kind and the function's name are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) id: Option<String>,
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub(super) kind: Option<&'static str>,
     pub(super) function: CalledFunction,
 }
 
 /// Which function, and its arguments as JSON text.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub(super) struct CalledFunction {
-    pub(super) name: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) name: Option<String>,
     pub(super) arguments: String,
 }
 
 /// Logprobs of the tokens of a choice: one entry for each that was drawn, also for the one that ended it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "ChatLogprobs")]
 pub(super) struct Logprobs {
     pub(super) content: Vec<TokenLogprob>,
     pub(super) refusal: (),
 }
 
 /// A token with its logprob and its likeliest neighbours.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 pub(super) struct TokenLogprob {
     #[serde(flatten)]
     own: Scored,
@@ -79,7 +85,7 @@ pub(super) struct TokenLogprob {
 }
 
 /// A token with its logprob.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, JsonSchema)]
 struct Scored {
     token: String,
     logprob: f32,

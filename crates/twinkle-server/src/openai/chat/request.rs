@@ -1,14 +1,17 @@
 //! The body of `POST chat/completions`.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 use twinkle_core::error::{Error, Result};
 use twinkle_core::wire::twinkle::{Message, Trajectory};
+use twinkle_processor::{CallFormat, OfferedTools};
 
 use super::super::answer::OpenAiError;
 use super::super::events::StreamOptions;
 use super::super::fields::{Fields, Refused, is_nothing};
-use super::super::settings::{Settings, StopTexts};
+use super::super::settings::Settings;
+use super::tool_choice::ToolUse;
 
 /// What becomes of each field.
 pub(super) const FIELDS: Fields = Fields {
@@ -17,6 +20,7 @@ pub(super) const FIELDS: Fields = Fields {
         "messages",
         "tools",
         "tool_choice",
+        "parallel_tool_calls",
         "n",
         "max_tokens",
         "max_completion_tokens",
@@ -29,6 +33,7 @@ pub(super) const FIELDS: Fields = Fields {
         "frequency_penalty",
         "presence_penalty",
         "repetition_penalty",
+        "logit_bias",
         "logprobs",
         "top_logprobs",
         "stream",
@@ -48,8 +53,6 @@ pub(super) const FIELDS: Fields = Fields {
     ],
     refused: &[
         Refused { name: "response_format", is_neutral: is_text, hint: "say in the conversation what form is wanted" },
-        Refused { name: "logit_bias", is_neutral: is_nothing, hint: "leave it out" },
-        Refused { name: "parallel_tool_calls", is_neutral: is_true, hint: "take the first call of each answer" },
         Refused { name: "functions", is_neutral: is_nothing, hint: "send `tools`" },
         Refused { name: "function_call", is_neutral: is_nothing, hint: "send `tools`" },
         Refused { name: "modalities", is_neutral: is_text_only, hint: "this server answers with text" },
@@ -66,41 +69,45 @@ pub(super) const FIELDS: Fields = Fields {
 };
 
 /// A chat to be continued.
-#[derive(Debug, Deserialize)]
-pub(super) struct ChatRequest {
+#[derive(Debug, Deserialize, JsonSchema)]
+pub(crate) struct ChatRequest {
+    /// A base model, a checkpoint, a run or a sampling session.
     pub(super) model: String,
+    /// The conversation, the oldest turn first.
     messages: Vec<Message>,
+    /// What the assistant may call.
     #[serde(default)]
     tools: Vec<Value>,
+    /// Whether it calls something.
     tool_choice: Option<Value>,
-    n: Option<u32>,
-    max_tokens: Option<u32>,
+    parallel_tool_calls: Option<bool>,
+    #[serde(flatten)]
+    settings: Settings,
+    /// The newer name of `max_tokens`.
     max_completion_tokens: Option<u32>,
-    temperature: Option<f32>,
-    top_p: Option<f32>,
-    top_k: Option<i64>,
-    seed: Option<i64>,
-    stop: Option<StopTexts>,
-    ignore_eos: Option<bool>,
-    frequency_penalty: Option<f32>,
-    presence_penalty: Option<f32>,
-    repetition_penalty: Option<f32>,
+    /// Whether the logprob of every new token is wanted.
     pub(super) logprobs: Option<bool>,
+    /// How many of the likeliest tokens are wanted beside each.
     top_logprobs: Option<u32>,
+    /// Whether the answer comes in pieces.
     pub(super) stream: Option<bool>,
+    /// How a stream ends.
     stream_options: Option<StreamOptions>,
+    /// Weights to use in place of the model's.
     pub(super) adapter_uri: Option<String>,
+    /// Settings of the model's chat template.
     #[serde(default)]
     chat_template_kwargs: TemplateSettings,
+    /// Whether thoughts are told apart from what is said: yes, if nothing is said.
     pub(super) separate_reasoning: Option<bool>,
 }
 
 /// Settings of the model's chat template.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct TemplateSettings {
     /// Whether the model may think before it answers, for templates that know this.
-    pub(super) enable_thinking: Option<bool>,
+    enable_thinking: Option<bool>,
 }
 
 impl ChatRequest {
@@ -112,18 +119,9 @@ impl ChatRequest {
             return Err(OpenAiError::of("top_logprobs", error));
         }
         Ok(Settings {
-            n: self.n,
-            max_tokens: self.max_completion_tokens.or(self.max_tokens),
-            temperature: self.temperature,
-            top_p: self.top_p,
-            top_k: self.top_k,
-            seed: self.seed,
-            stop: self.stop.clone(),
-            ignore_eos: self.ignore_eos,
-            frequency_penalty: self.frequency_penalty,
-            presence_penalty: self.presence_penalty,
-            repetition_penalty: self.repetition_penalty,
+            max_tokens: self.max_completion_tokens.or(self.settings.max_tokens),
             top_logprobs: self.top_logprobs.unwrap_or(0),
+            ..self.settings.clone()
         })
     }
 
@@ -132,30 +130,28 @@ impl ChatRequest {
         StreamOptions::includes_usage(self.stream_options, self.stream)
     }
 
-    /// Settings of the model's chat template.
-    pub(super) fn template_settings(&self) -> TemplateSettings {
-        self.chat_template_kwargs
+    /// Whether and how the assistant calls tools.
+    pub(super) fn tool_use(&self) -> Result<ToolUse, OpenAiError> {
+        ToolUse::read(&self.tools, self.tool_choice.as_ref())
     }
 
-    /// Whether the assistant may call tools.
-    pub(super) fn calls_tools(&self) -> Result<bool, OpenAiError> {
-        for (index, tool) in self.tools.iter().enumerate() {
-            let is_function = tool.get("type").and_then(Value::as_str) == Some("function");
-            let is_named = tool.pointer("/function/name").and_then(Value::as_str).is_some();
-            if !is_function || !is_named {
-                let text = format!("`tools[{index}]` is not a function with a name");
-                let hint = "a tool is `{\"type\": \"function\", \"function\": {\"name\": …}}`";
-                return Err(OpenAiError::of("tools", Error::invalid(text).hint(hint)));
-            }
-        }
-        match self.tool_choice.as_ref().map(|choice| choice.as_str().unwrap_or_default()) {
-            None | Some("auto") => Ok(!self.tools.is_empty()),
-            Some("none") => Ok(false),
-            Some(_) => {
-                let error = Error::unsupported("`tool_choice` may be `auto` or `none`: a call cannot be forced");
-                Err(OpenAiError::of("tool_choice", error.hint("say in the conversation which tool is wanted")))
-            }
-        }
+    /// Whether the model may think before it answers.
+    pub(super) fn may_think(&self, tool_use: &ToolUse) -> Result<bool, OpenAiError> {
+        tool_use.may_think(self.chat_template_kwargs.enable_thinking)
+    }
+
+    /// The text that ends a choice whose first call is its only one.
+    pub(super) fn end_of_only_call(
+        &self,
+        tool_use: &ToolUse,
+        format: CallFormat,
+    ) -> Result<Option<&'static str>, OpenAiError> {
+        tool_use.end_of_only_call(self.parallel_tool_calls, format)
+    }
+
+    /// What is known of the tools' parameters.
+    pub(super) fn offered(&self) -> OfferedTools {
+        OfferedTools::new(&self.tools)
     }
 
     /// The conversation, with its tools if they may be called.
@@ -182,12 +178,10 @@ fn is_text_only(modalities: &Value) -> bool {
     modalities.as_array().is_some_and(|kinds| kinds.iter().all(|kind| kind == "text"))
 }
 
-fn is_true(value: &Value) -> bool {
-    value == &Value::Bool(true)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use serde_json::json;
 
     use super::*;
@@ -201,6 +195,13 @@ mod tests {
 
     fn text(error: &OpenAiError) -> String {
         String::from_utf8(error.body().to_vec()).unwrap()
+    }
+
+    #[test]
+    fn what_the_reference_says_is_what_is_served() {
+        let schema = schemars::schema_for!(ChatRequest).to_value();
+        let said: BTreeSet<&str> = schema["properties"].as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(said, FIELDS.served.iter().copied().collect());
     }
 
     #[test]
@@ -219,8 +220,6 @@ mod tests {
         assert!(read(neutral).is_ok());
         for refused in [
             json!({"response_format": {"type": "json_object"}}),
-            json!({"logit_bias": {"5": 1}}),
-            json!({"parallel_tool_calls": false}),
             json!({"functions": [{"name": "f"}]}),
             json!({"reasoning_effort": "low"}),
         ] {
@@ -235,18 +234,13 @@ mod tests {
         let tool = json!({"type": "function", "function": {"name": "f", "parameters": {}}});
         let offered = |changes| {
             let request = read(changes).unwrap();
-            let calls = request.calls_tools().map_err(|error| text(&error))?;
-            Ok::<_, String>(
-                request.into_trajectory(calls).map_err(|error| text(&error))?.tools.map(|tools| tools.len()),
-            )
+            let may_call = request.tool_use().map_err(|error| text(&error))?.may_call();
+            let trajectory = request.into_trajectory(may_call).map_err(|error| text(&error))?;
+            Ok::<_, String>(trajectory.tools.map(|tools| tools.len()))
         };
         assert_eq!(offered(json!({})), Ok(None));
         assert_eq!(offered(json!({"tools": [tool]})), Ok(Some(1)));
-        assert_eq!(offered(json!({"tools": [tool], "tool_choice": "auto"})), Ok(Some(1)));
         assert_eq!(offered(json!({"tools": [tool], "tool_choice": "none"})), Ok(None));
-        for forced in [json!("required"), json!({"type": "function", "function": {"name": "f"}})] {
-            assert!(offered(json!({"tools": [tool], "tool_choice": forced})).unwrap_err().contains("forced"));
-        }
         assert!(offered(json!({"tools": [{"type": "function"}]})).unwrap_err().contains("tools[0]"));
     }
 

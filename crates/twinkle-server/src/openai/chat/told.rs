@@ -6,7 +6,7 @@ use super::super::answer::{PieceUsage, Usage};
 use super::super::events::{Events, Narrator};
 use super::Chat;
 use super::reader::{Addition, Reader};
-use super::reply::{CalledTool, Chunk, ChunkChoice, Delta, Logprobs};
+use super::reply::{Chunk, ChunkChoice, Delta, Logprobs};
 use crate::streaming::Sampled;
 
 /// Tells a chat's choices as they are written.
@@ -43,15 +43,14 @@ impl Narrator for Told {
         self.generated += 1;
         let Addition { content, reasoning, calls, logprob } = reader.push(&drawn);
         let finish_reason = drawn.ends.map(|ends| reader.finish_reason(ends));
-        let tool_calls: Vec<_> = calls.into_iter().map(|call| CalledTool { index: Some(call.place), ..call }).collect();
         let logprobs = logprob.map(|entry| Logprobs { content: vec![entry], refusal: () });
-        let is_something = !content.is_empty() || !reasoning.is_empty() || !tool_calls.is_empty() || logprobs.is_some();
+        let is_something = !content.is_empty() || !reasoning.is_empty() || !calls.is_empty() || logprobs.is_some();
         if is_something {
             let delta = Delta {
                 role: None,
                 content: (!content.is_empty()).then_some(content),
                 reasoning_content: (!reasoning.is_empty()).then_some(reasoning),
-                tool_calls,
+                tool_calls: calls,
             };
             self.push(vec![ChunkChoice { index, delta, logprobs, finish_reason: None }], None, events);
         }

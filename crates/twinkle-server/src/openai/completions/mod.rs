@@ -17,8 +17,10 @@ use twinkle_core::error::{Error, Result};
 use twinkle_core::ids::TenantId;
 use twinkle_processor::ModelTokenizer;
 
-use self::reply::{Choice, Completion};
-use self::request::{CompletionRequest, FIELDS, Prompt, Wishes};
+use self::reply::Choice;
+pub(super) use self::reply::Completion;
+pub(super) use self::request::CompletionRequest;
+use self::request::{FIELDS, Prompt, Wishes};
 use self::scores::Scores;
 use self::told::Told;
 use super::answer::{OpenAiError, Outcome, Usage, fresh_id, ok};

@@ -1,5 +1,6 @@
 //! What `POST completions` answers, whole or in pieces, which have the same form.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use twinkle_core::call::StopReason;
 
@@ -7,8 +8,8 @@ use super::super::answer::{PieceUsage, Usage};
 use super::scores::Lists;
 
 /// An answer, or a piece of one.
-#[derive(Debug, Serialize)]
-pub(super) struct Completion {
+#[derive(Debug, Serialize, JsonSchema)]
+pub(crate) struct Completion {
     id: String,
     object: &'static str,
     created: i64,
@@ -20,7 +21,8 @@ pub(super) struct Completion {
 }
 
 /// One choice, or a piece of one.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "CompletionChoice")]
 pub(super) struct Choice {
     text: String,
     index: usize,

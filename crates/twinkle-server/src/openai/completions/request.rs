@@ -1,12 +1,13 @@
 //! The body of `POST completions`.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use twinkle_core::error::Error;
 
 use super::super::answer::OpenAiError;
 use super::super::events::StreamOptions;
 use super::super::fields::{Fields, Refused, is_nothing};
-use super::super::settings::{Settings, StopTexts};
+use super::super::settings::Settings;
 
 /// Most prompts of one request.
 const MOST_PROMPTS: usize = 256;
@@ -30,6 +31,7 @@ pub(super) const FIELDS: Fields = Fields {
         "frequency_penalty",
         "presence_penalty",
         "repetition_penalty",
+        "logit_bias",
         "logprobs",
         "echo",
         "stream",
@@ -38,39 +40,40 @@ pub(super) const FIELDS: Fields = Fields {
         "add_special_tokens",
     ],
     harmless: &["user"],
-    refused: &[
-        Refused { name: "suffix", is_neutral: is_nothing, hint: "write the gap into the prompt as the model knows it" },
-        Refused { name: "logit_bias", is_neutral: is_nothing, hint: "leave it out" },
-    ],
+    refused: &[Refused {
+        name: "suffix",
+        is_neutral: is_nothing,
+        hint: "write the gap into the prompt as the model knows it",
+    }],
 };
 
 /// Prompts to be continued.
-#[derive(Debug, Deserialize)]
-pub(super) struct CompletionRequest {
+#[derive(Debug, Deserialize, JsonSchema)]
+pub(crate) struct CompletionRequest {
+    /// A base model, a checkpoint, a run or a sampling session.
     pub(super) model: String,
+    /// What is to be continued.
     prompt: Prompts,
-    n: Option<u32>,
+    #[serde(flatten)]
+    settings: Settings,
+    /// As many as `n`.
     best_of: Option<u32>,
-    max_tokens: Option<u32>,
-    temperature: Option<f32>,
-    top_p: Option<f32>,
-    top_k: Option<i64>,
-    seed: Option<i64>,
-    stop: Option<StopTexts>,
-    ignore_eos: Option<bool>,
-    frequency_penalty: Option<f32>,
-    presence_penalty: Option<f32>,
-    repetition_penalty: Option<f32>,
+    /// How many of the likeliest tokens are wanted beside each; the logprobs of the tokens themselves come with any number.
     logprobs: Option<u32>,
+    /// Whether the prompt is repeated before its continuation.
     echo: Option<bool>,
+    /// Whether the answer comes in pieces.
     pub(super) stream: Option<bool>,
+    /// How a stream ends.
     stream_options: Option<StreamOptions>,
+    /// Weights to use in place of the model's.
     pub(super) adapter_uri: Option<String>,
+    /// Whether the tokenizer's special tokens are put around texts: yes, if nothing is said.
     pub(super) add_special_tokens: Option<bool>,
 }
 
 /// One prompt or several, as texts or as tokens.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(untagged, expecting = "a text, a list of texts, a list of tokens or a list of lists of tokens is expected")]
 enum Prompts {
     Text(String),
@@ -112,24 +115,15 @@ impl Wishes {
 impl CompletionRequest {
     /// How tokens are drawn.
     pub(super) fn settings(&self) -> Result<Settings, OpenAiError> {
-        let n = self.n.unwrap_or(1);
+        let n = self.settings.n.unwrap_or(1);
         if self.best_of.is_some_and(|best| best != n) {
             let error = Error::unsupported("`best_of` other than `n` is not supported");
             return Err(OpenAiError::of("best_of", error.hint("ask for `n` choices with logprobs and take the best")));
         }
         Ok(Settings {
-            n: self.n,
-            max_tokens: Some(self.max_tokens.unwrap_or(DEFAULT_TOKENS)),
-            temperature: self.temperature,
-            top_p: self.top_p,
-            top_k: self.top_k,
-            seed: self.seed,
-            stop: self.stop.clone(),
-            ignore_eos: self.ignore_eos,
-            frequency_penalty: self.frequency_penalty,
-            presence_penalty: self.presence_penalty,
-            repetition_penalty: self.repetition_penalty,
+            max_tokens: Some(self.settings.max_tokens.unwrap_or(DEFAULT_TOKENS)),
             top_logprobs: self.logprobs.unwrap_or(0),
+            ..self.settings.clone()
         })
     }
 
@@ -141,7 +135,7 @@ impl CompletionRequest {
             let error = Error::unsupported("`echo` with `logprobs` cannot be streamed");
             return Err(OpenAiError::of("echo", error.hint("leave out `stream`")));
         }
-        if self.max_tokens == Some(0) && !wishes.echo {
+        if self.settings.max_tokens == Some(0) && !wishes.echo {
             let error = Error::invalid("`max_tokens` is 0").hint("ask for at least one token, or for `echo`");
             return Err(OpenAiError::of("max_tokens", error));
         }
@@ -178,6 +172,8 @@ impl CompletionRequest {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use serde_json::{Value, json};
 
     use super::*;
@@ -191,6 +187,13 @@ mod tests {
 
     fn text(error: &OpenAiError) -> String {
         String::from_utf8(error.body().to_vec()).unwrap()
+    }
+
+    #[test]
+    fn what_the_reference_says_is_what_is_served() {
+        let schema = schemars::schema_for!(CompletionRequest).to_value();
+        let said: BTreeSet<&str> = schema["properties"].as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(said, FIELDS.served.iter().copied().collect());
     }
 
     #[test]

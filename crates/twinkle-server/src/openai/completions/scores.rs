@@ -1,5 +1,6 @@
 //! Logprobs as completions have them: four lists, one entry per token.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use twinkle_core::call::{DrawnToken, SampleOutcome};
@@ -16,7 +17,8 @@ pub(super) struct Scores {
 }
 
 /// As the protocol writes them.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, JsonSchema)]
+#[schemars(rename = "CompletionLogprobs")]
 pub(super) struct Lists {
     tokens: Vec<String>,
     /// `null` for a prompt's first token, of which nothing is known.

@@ -2,6 +2,7 @@
 
 mod order;
 mod polls;
+mod reference;
 mod refusals;
 mod requests;
 mod results;

@@ -99,6 +99,26 @@ async fn sessions_open_live_and_end() {
 }
 
 #[tokio::test]
+async fn a_session_that_is_asked_for_again_under_its_key_is_one_session() {
+    let fixture = Fixture::new().await;
+    for (key, body) in [("k", "{}"), ("k", "{}"), ("other", "{}"), ("", "{}"), ("k", r#"{"session_id":"mine"}"#)] {
+        let request = Request::post("/create_session").header("x-idempotency-key", key);
+        fixture.send(request.body(body.to_owned().into()).unwrap()).await.ok();
+    }
+    let name = |request: &ServeRequest| match request {
+        ServeRequest::CreateSession { id, .. } => id.clone(),
+        other => panic!("{other:?}"),
+    };
+    let asked: Vec<_> = asked(&fixture.server).iter().map(name).collect();
+    let [Some(first), Some(again), Some(other), None, Some(chosen)] = &asked[..] else { panic!("{asked:?}") };
+    assert_eq!(first, again);
+    assert_ne!(first, other);
+    assert_eq!(chosen.as_str(), "mine");
+    let long = Request::post("/create_session").header("x-idempotency-key", "k".repeat(256));
+    fixture.send(long.body("{}".to_owned().into()).unwrap()).await.refused(StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test]
 async fn a_model_is_made_with_the_protocols_defaults() {
     let fixture = Fixture::new().await;
     let body = r#"{"session_id":"s","model_seq_id":4,"base_model":"tiny/model","lora_config":{"rank":8}}"#;

@@ -1,6 +1,7 @@
 //! The directory of checkpoints.
 
 use axum::extract::{Path, State};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use twinkle_core::call::{CheckpointRecord, ServeOutcome, ServeRequest};
@@ -17,8 +18,10 @@ const MOST_OF_RUN: u32 = 1_000;
 type Named = Path<(String, String, String)>;
 
 /// The body of `POST weights_info`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "TwinkleWeightsInfo")]
 pub(super) struct Wanted {
+    /// `twinkle://…`, `tinker://…`, or the folder that `checkpoint_path` told.
     twinkle_path: String,
 }
 
@@ -75,6 +78,9 @@ pub(super) async fn info(
     Json(wanted): Json<Wanted>,
 ) -> Answer {
     let named = wanted.twinkle_path;
+    if front.is_on_hub(&tenant, &named) {
+        return ok(&front.described_on_hub(&named).await?);
+    }
     let record = front.named_checkpoint(&tenant, &named).await.map_err(|error| match error.code {
         ErrorCode::NotFound => Error::not_found(format!("Weights at {named} not found or access denied")),
         _ => error,

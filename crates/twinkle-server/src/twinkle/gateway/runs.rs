@@ -2,6 +2,7 @@
 
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use twinkle_core::call::{RunRecord, ServeOutcome, ServeRequest};
@@ -18,9 +19,12 @@ const USUAL_PAGE: u32 = 20;
 const LARGEST_PAGE: u32 = 100;
 
 /// Which part of the list. Clients may also send `all_users`: nobody but the operator sees other tenants' runs.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "TwinklePage")]
 pub(super) struct Page {
+    /// Most runs of the answer.
     limit: Option<u32>,
+    /// How many runs come before it.
     offset: Option<u32>,
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use axum::extract::State;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use twinkle_core::call::{ServeOutcome, ServeRequest};
@@ -16,15 +17,20 @@ use crate::twinkle::{Answer, Caller, Json, Tenant, TwinkleFront, ok};
 const MOST_NOTES: usize = 64 << 10;
 
 /// The body of `POST create_session`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "TwinkleCreateSession")]
 pub(super) struct Opening {
+    /// The user's notes.
     metadata: Option<BTreeMap<String, Value>>,
+    /// The session's name, of a client that chooses one itself.
     session_id: Option<String>,
 }
 
 /// The body of `POST session_heartbeat`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "TwinkleHeartbeat")]
 pub(super) struct Heartbeat {
+    /// The session.
     session_id: String,
 }
 

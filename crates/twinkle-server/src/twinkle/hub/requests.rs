@@ -1,6 +1,7 @@
 //! `upload_to_hub` and `upload_status`.
 
 use axum::extract::{Path, State};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::json;
 use twinkle_core::config::{Hub, HubModel, ModelLocation, ModelSource};
@@ -11,16 +12,21 @@ use twinkle_hub::Upload;
 use crate::twinkle::{Answer, Json, Tenant, TwinkleFront, ok};
 
 /// The body of `POST upload_to_hub`. `async_upload` may come along: every upload is one.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "UploadToHub")]
 pub(super) struct Wanted {
+    /// Which checkpoint.
     checkpoint_dir: Checkpoint,
+    /// The repository: `ms://org/name`, `hf://org/name`, or `org/name` of ModelScope.
     hub_model_id: String,
+    /// The hub's token, which may write.
     hub_token: Option<String>,
 }
 
 /// A path, or the answer of `save`, which has it.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(untagged)]
+#[schemars(rename = "CheckpointOrSaved")]
 enum Checkpoint {
     Path(String),
     Saved { twinkle_path: String },
@@ -43,7 +49,7 @@ pub(super) async fn upload(
     };
     let (folder, files) = front.files_of(&tenant, &name).await?;
     let upload = Upload { hub, repository, token, folder, files };
-    let request = front.shared.hub.begin(&tenant, upload, front.context.stopping.clone())?;
+    let request = front.shared.uploads.begin(&tenant, upload, front.context.stopping.clone()).await?;
     ok(&json!({ "request_id": request }))
 }
 
@@ -53,17 +59,18 @@ pub(super) async fn status(
     Tenant(tenant): Tenant,
     Path(request): Path<String>,
 ) -> Answer {
-    let state = front.shared.hub.state(&tenant, &request)?;
+    let state = front.shared.uploads.state(&tenant, &request).await?;
     let (status, error) = match &state.end {
         None => ("running", None),
         Some(Ok(())) => ("completed", None),
-        Some(Err(error)) => ("failed", Some(error.to_string())),
+        Some(Err(error)) => ("failed", Some(error)),
     };
     ok(&json!({
         "request_id": request,
         "status": status,
-        "error": error,
-        "progress": { "sent_bytes": state.progress.sent(), "total_bytes": state.progress.total() },
+        "error": error.map(ToString::to_string),
+        "code": error.map(|error| error.code),
+        "progress": { "sent_bytes": state.sent_bytes, "total_bytes": state.total_bytes },
     }))
 }
 

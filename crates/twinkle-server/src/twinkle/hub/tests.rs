@@ -1,14 +1,13 @@
 //! Uploads as a client sees them, to a hub that answers as the real one does.
 
-use std::time::Duration;
-
 use axum::Router;
 use axum::response::Json;
 use http::StatusCode;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
-use twinkle_core::ids::TenantId;
-use twinkle_hub::{Environment, Patience};
+use twinkle_core::error::{Error, ErrorCode};
+use twinkle_core::ids::{RequestId, TenantId};
+use twinkle_core::state::UploadRecord;
 
 use super::Uploads;
 use crate::twinkle::tests::{Gateway, Said};
@@ -29,10 +28,9 @@ async fn hub() -> String {
     address
 }
 
-fn uploads(address: &str) -> Uploads {
-    let variables = ["HF_ENDPOINT", "MODELSCOPE_ENDPOINT"].map(|name| (name.to_owned(), address.to_owned()));
-    let patience = Patience { first_wait: Duration::from_millis(1), ..Patience::default() };
-    Uploads::new(&Environment::new(variables), patience)
+/// A node whose hubs are at this address.
+async fn node(address: &str) -> Gateway {
+    Gateway::with_hubs(&[("HF_ENDPOINT", address), ("MODELSCOPE_ENDPOINT", address)]).await
 }
 
 async fn upload(gateway: &Gateway, tenant: &str, body: Value) -> Said {
@@ -51,7 +49,7 @@ async fn ended(gateway: &Gateway, tenant: &str, request: &str) -> Value {
 
 #[tokio::test]
 async fn a_checkpoint_reaches_either_hub_and_its_owner_can_follow_it() {
-    let gateway = Gateway::with_uploads(uploads(&hub().await)).await;
+    let gateway = node(&hub().await).await;
     let session = gateway.session("alice").await;
     let path = gateway.trained("alice", &session, "math", "step-1").await;
     for (id, dir) in [
@@ -72,7 +70,7 @@ async fn a_checkpoint_reaches_either_hub_and_its_owner_can_follow_it() {
 
 #[tokio::test]
 async fn only_the_tenants_own_checkpoints_are_uploaded_and_only_with_a_token_of_the_hub() {
-    let gateway = Gateway::with_uploads(uploads("http://127.0.0.1:1")).await;
+    let gateway = node("http://127.0.0.1:1").await;
     let session = gateway.session("alice").await;
     let path = gateway.trained("alice", &session, "math", "step-1").await.to_twinkle();
     let wanted = |dir: &str, id: &str, token: Option<&str>| json!({ "checkpoint_dir": dir, "hub_model_id": id, "hub_token": token });
@@ -92,7 +90,7 @@ async fn only_the_tenants_own_checkpoints_are_uploaded_and_only_with_a_token_of_
 
 #[tokio::test]
 async fn an_upload_that_fails_says_why_and_never_what_the_token_was() {
-    let gateway = Gateway::with_uploads(uploads("http://127.0.0.1:1")).await;
+    let gateway = node("http://127.0.0.1:1").await;
     let session = gateway.session("alice").await;
     let path = gateway.trained("alice", &session, "math", "step-1").await.to_twinkle();
     let body = json!({ "checkpoint_dir": path, "hub_model_id": "hf://me/a", "hub_token": "very-secret" });
@@ -107,7 +105,7 @@ async fn an_upload_that_fails_says_why_and_never_what_the_token_was() {
 async fn a_tenant_has_a_few_uploads_at_a_time() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     // It takes connections and never answers.
-    let gateway = Gateway::with_uploads(uploads(&format!("http://{}", listener.local_addr().unwrap()))).await;
+    let gateway = node(&format!("http://{}", listener.local_addr().unwrap())).await;
     let session = gateway.session("alice").await;
     let path = gateway.trained("alice", &session, "math", "step-1").await.to_twinkle();
     let body = json!({ "checkpoint_dir": path, "hub_model_id": "hf://me/a", "hub_token": "t" });
@@ -116,6 +114,37 @@ async fn a_tenant_has_a_few_uploads_at_a_time() {
     }
     let refused = upload(&gateway, "alice", body).await;
     assert_eq!(refused.body["code"], json!("limit_reached"), "{}", refused.body);
-    let other = gateway.front.shared.hub.state(&TenantId::new("bob"), "req_x");
+    let other = gateway.front.shared.uploads.state(&TenantId::new("bob"), "req_x").await;
     assert!(other.is_err());
+}
+
+#[tokio::test]
+async fn how_an_upload_ended_is_told_after_a_restart_and_one_that_was_under_way_is_called_interrupted() {
+    let gateway = node(&hub().await).await;
+    let session = gateway.session("alice").await;
+    let path = gateway.trained("alice", &session, "math", "step-1").await.to_twinkle();
+    let body = json!({ "checkpoint_dir": path, "hub_model_id": "hf://me/a", "hub_token": "t" });
+    let request = upload(&gateway, "alice", body).await.body["request_id"].as_str().unwrap().to_owned();
+    let end = ended(&gateway, "alice", &request).await;
+    let store = gateway.front.context.store.clone();
+    let under_way = UploadRecord {
+        request: RequestId::new("req_1"),
+        tenant: TenantId::new("alice"),
+        sent_bytes: 3,
+        total_bytes: 7,
+        end: None,
+    };
+    store.keep_upload(&under_way).await.unwrap();
+
+    // Another process with the same store.
+    let restarted = Uploads::new(Err(Error::internal("it is not asked to upload")), store);
+    let known = restarted.state(&TenantId::new("alice"), &request).await.unwrap();
+    assert_eq!(known.end, Some(Ok(())));
+    assert_eq!(json!(known.sent_bytes), end["progress"]["sent_bytes"]);
+    let lost = restarted.state(&TenantId::new("alice"), "req_1").await.unwrap();
+    assert_eq!((lost.sent_bytes, lost.total_bytes), (3, 7));
+    assert_eq!(lost.end.unwrap().unwrap_err().code, ErrorCode::Interrupted);
+    assert!(restarted.state(&TenantId::new("bob"), "req_1").await.is_err());
+    let told = gateway.ask("alice", "GET", "/twinkle/upload_status/req_1", None).await.body;
+    assert_eq!((&told["status"], &told["code"]), (&json!("failed"), &json!("interrupted")), "{told}");
 }

@@ -1,8 +1,8 @@
 //! A client's adapters: names in its session for runs, with what was set for them.
 //!
 //! What was set is a record in the store, written before the answer. Requests about one adapter have turns, in the order of
-//! their arrival: a client that sends two at once finds them done one after the other, as in the original. In memory is only
-//! what a restart may cost: the counters of metrics and the inputs of the last `forward`.
+//! their arrival: a client that sends two at once finds them done one after the other, as in the original. In memory alone are
+//! the inputs of the last `forward`, which a restart may cost; the counters of metrics are also in the record.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use std::time::Duration;
 use axum::extract;
 use moka::sync::Cache;
 use parking_lot::Mutex;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -23,9 +24,9 @@ use twinkle_core::error::{Error, ErrorCode, Result};
 use twinkle_core::ids::{RunId, SessionId, TenantId};
 
 use super::arguments::{Arguments, accumulation_steps};
+use super::counters::Counters;
 use super::kept::Kept;
 use super::lora;
-use super::metrics::Metrics;
 use super::work::to_the_end;
 use crate::tinker::unexpected;
 use crate::twinkle::{Answer, Caller, Json, TwinkleFront, ok};
@@ -61,7 +62,7 @@ impl Default for State {
     }
 }
 
-/// What a restart of the server costs an adapter.
+/// What is in memory of an adapter.
 #[derive(Default)]
 struct Memory {
     turns: Turns,
@@ -79,16 +80,6 @@ impl Default for Turns {
     }
 }
 
-/// The metrics of an adapter's run.
-pub(super) struct Counters {
-    /// The run they are of.
-    run: RunId,
-    pub(super) training: Metrics,
-    pub(super) evaluation: Metrics,
-    /// The last gradient norm that clipping told.
-    pub(super) grad_norm: Option<f64>,
-}
-
 /// An adapter that has its turn: nothing else happens to it meanwhile.
 pub(super) struct Adapter {
     pub(super) tenant: TenantId,
@@ -99,7 +90,7 @@ pub(super) struct Adapter {
 }
 
 /// `POST add_adapter_to_model`
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 pub(super) struct AddAdapter {
     adapter_name: String,
     #[serde(default)]
@@ -160,6 +151,7 @@ impl TwinkleFront {
             tenant: caller.tenant.clone(),
             run: run.clone(),
             settings: AdapterSettings { made_with, ..AdapterSettings::default() },
+            counters: Vec::new(),
         };
         self.keep(record).await?;
         *memory.counters.lock() = None;
@@ -271,22 +263,14 @@ impl Adapter {
         &self.record.run
     }
 
-    /// Works with its counters, which begin with the run.
+    /// Works with its counters, which begin with the run. What changed is to be kept: [`TwinkleFront::keep_counters`].
     pub(super) fn counters<T>(&self, work: impl FnOnce(&mut Counters) -> T) -> T {
         let mut counters = self.memory.counters.lock();
         let is_of_this_run = counters.as_ref().is_some_and(|counters| counters.run == self.record.run);
         if !is_of_this_run {
             *counters = None;
         }
-        let counters = counters.get_or_insert_with(|| {
-            let now = Instant::now();
-            Counters {
-                run: self.record.run.clone(),
-                training: Metrics::of(&self.record.settings, true, now),
-                evaluation: Metrics::of(&self.record.settings, false, now),
-                grad_norm: None,
-            }
-        });
+        let counters = counters.get_or_insert_with(|| Counters::of(&self.record, Instant::now()));
         work(counters)
     }
 }

@@ -1,6 +1,7 @@
 //! Saving and loading an adapter.
 
 use axum::extract::State;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use twinkle_core::call::{
@@ -14,6 +15,7 @@ use super::adapters::Adapter;
 use super::arguments::Arguments;
 use super::work::to_the_end;
 use crate::tinker::unexpected;
+use crate::twinkle::hub::Brought;
 use crate::twinkle::{Answer, Caller, Json, TwinkleFront, null, ok};
 
 /// Checkpoints for sampling that a run keeps: the newest, and the one before, from which somebody may still sample.
@@ -22,7 +24,7 @@ const KEPT_FOR_SAMPLING: usize = 2;
 const MOST_OF_RUN: u32 = 1_000;
 
 /// The body of `save`.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 pub(super) struct Save {
     #[serde(default)]
     name: Option<String>,
@@ -38,8 +40,9 @@ pub(super) struct Save {
 }
 
 /// The body of `load`.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 pub(super) struct Load {
+    /// The checkpoint.
     name: String,
     #[serde(default)]
     adapter_name: Option<String>,
@@ -49,8 +52,9 @@ pub(super) struct Load {
 }
 
 /// The body of `resume_from_checkpoint`.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 pub(super) struct Resume {
+    /// The checkpoint.
     name: String,
     #[serde(default)]
     adapter_name: Option<String>,
@@ -182,7 +186,29 @@ impl TwinkleFront {
     }
 
     async fn load(&self, adapter: &mut Adapter, name: &str, with_optimizer: bool) -> Result<TrainingProgress> {
-        let checkpoint = self.checkpoint_named(&adapter.tenant, name).await?;
+        if !self.is_on_hub(&adapter.tenant, name) {
+            let checkpoint = self.checkpoint_named(&adapter.tenant, name).await?;
+            return self.load_checkpoint(adapter, checkpoint, with_optimizer).await;
+        }
+        let Brought { checkpoint, is_new } = self.bring(&adapter.tenant, adapter.run(), name).await?;
+        let path = checkpoint.path.clone();
+        let loaded = self.load_checkpoint(adapter, checkpoint, with_optimizer).await;
+        if loaded.is_err() && is_new {
+            // Nothing refers to it.
+            let deleted = self.serve(&adapter.tenant, ServeRequest::DeleteCheckpoint(path)).await;
+            if let Err(reason) = deleted {
+                tracing::warn!(run = %adapter.run(), %reason, "an adapter of a hub was not loaded and not removed");
+            }
+        }
+        loaded
+    }
+
+    async fn load_checkpoint(
+        &self,
+        adapter: &mut Adapter,
+        checkpoint: CheckpointRecord,
+        with_optimizer: bool,
+    ) -> Result<TrainingProgress> {
         let model = &self.model()?.name;
         if checkpoint.base_model != *model {
             return Err(Error::invalid(format!(
@@ -217,7 +243,7 @@ impl TwinkleFront {
     async fn checkpoint_named(&self, tenant: &TenantId, name: &str) -> Result<CheckpointRecord> {
         let checkpoint = self.named_checkpoint(tenant, name).await.map_err(|error| match error.code {
             ErrorCode::NotFound => Error::not_found(format!("Checkpoint not found or access denied: {name}"))
-                .hint("name it as `save` returned it, `twinkle://<run>/weights/<name>`; other files are not read"),
+                .hint("name it as `save` returned it, `twinkle://<run>/weights/<name>`, or as an adapter of a hub, `ms://org/name` or `hf://org/name`; other files are not read"),
             _ => error,
         })?;
         if checkpoint.path.kind != CheckpointKind::Weights {

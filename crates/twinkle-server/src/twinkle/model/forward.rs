@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use axum::extract::State;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use twinkle_core::call::{ForwardBackwardOutcome, ForwardOptions, ForwardOutputs, LossSpec, RunOperation};
@@ -36,8 +37,9 @@ const MOST_KEPT: usize = 64 << 20;
 const TASKS: [&str; 3] = ["causal_lm", "embedding", "fused_lm_ce"];
 
 /// A request with inputs.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 pub(super) struct WithInputs {
+    /// What goes through the network.
     inputs: Inputs,
     #[serde(default)]
     adapter_name: Option<String>,
@@ -46,7 +48,7 @@ pub(super) struct WithInputs {
 }
 
 /// A request about an adapter.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 pub(super) struct AboutAdapter {
     #[serde(default)]
     pub(super) adapter_name: Option<String>,
@@ -74,8 +76,10 @@ struct Computation {
 }
 
 /// The body of an answer.
-#[derive(Serialize)]
-struct Answered {
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "ForwardResult")]
+pub(super) struct Answered {
+    /// What came out.
     result: ModelOutput,
 }
 
@@ -160,11 +164,13 @@ impl TwinkleFront {
             Way::Backward => {
                 self.forget_forward(&adapter);
                 observe(&adapter, true, &computation, outcome, &logprobs, loss, false);
+                self.keep_counters(&adapter).await;
             }
             Way::Forward | Way::ForwardOnly => {
                 let is_training = way == Way::Forward;
                 if !is_training {
                     observe(&adapter, false, &computation, outcome, &logprobs, None, false);
+                    self.keep_counters(&adapter).await;
                 }
                 let kept = Kept {
                     rows: Arc::clone(&rows),
@@ -209,6 +215,7 @@ impl TwinkleFront {
         if !kept.is_seen.swap(true, Ordering::Relaxed) {
             let logprobs = label_logprobs(outcome);
             observe(&adapter, kept.is_training, &computation, outcome, &logprobs, Some(value), !kept.is_training);
+            self.keep_counters(&adapter).await;
         }
         self.keep_forward(&adapter, Kept { computed: Some((loss, inputs)), ..Kept::clone(&kept) });
         Ok(value)

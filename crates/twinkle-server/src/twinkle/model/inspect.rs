@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use axum::extract::State;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
@@ -21,7 +22,7 @@ use crate::twinkle::{Answer, Caller, Json, TwinkleFront, ok};
 const EXAMPLES: usize = 5;
 
 /// The body of `calculate_metric`.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 pub(super) struct WhichMetrics {
     #[serde(default)]
     adapter_name: Option<String>,
@@ -40,7 +41,7 @@ pub(super) async fn calculate_metric(
         let adapter = front.adapter(&caller, wanted.adapter_name.as_deref()).await?;
         let state = front.state_of(&adapter.tenant, adapter.run(), false).await?;
         let has_optimizer = adapter.record.settings.optimizer.is_some();
-        Ok(adapter.counters(|counters| {
+        let found = adapter.counters(|counters| {
             let at = Moment {
                 cur_step: state.cur_step,
                 accumulation_steps: state.accumulation_steps,
@@ -50,7 +51,9 @@ pub(super) async fn calculate_metric(
             };
             let metrics = if is_training { &mut counters.training } else { &mut counters.evaluation };
             metrics.take(&at)
-        }))
+        });
+        front.keep_counters(&adapter).await;
+        Ok(found)
     })
     .await?;
     ok(&json!({ "result": found.shown, "values": found.numbers }))
@@ -74,8 +77,10 @@ pub(super) async fn get_train_configs(
 }
 
 /// The body of an answer with tensors: nested lists under the names that a checkpoint has.
-#[derive(Serialize)]
-struct Tensors {
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "StateDict")]
+pub(super) struct Tensors {
+    /// Each tensor's name and its numbers, as lists in lists.
     result: Map<String, Value>,
 }
 

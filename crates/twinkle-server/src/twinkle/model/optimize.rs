@@ -103,6 +103,7 @@ async fn work(front: TwinkleFront, caller: Caller, request: AboutAdapter, what: 
         let norm = metrics.get("grad_norm").copied().filter(|_| what.clips());
         if norm.is_some() {
             adapter.counters(|counters| counters.grad_norm = norm);
+            front.keep_counters(&adapter).await;
         }
         Ok(norm)
     })

@@ -1,5 +1,6 @@
 //! What a forward answers: the original's `ModelOutput`, batch by padded length.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
 use twinkle_core::call::{ForwardBackwardOutcome, Table};
@@ -10,7 +11,7 @@ use super::rows::Rows;
 type PerPosition = Vec<Vec<f32>>;
 
 /// The result of a forward. What was not asked for is null, or not there.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
 pub(super) struct ModelOutput {
     logits: Option<Vec<Vec<Vec<f32>>>>,
     /// `log p` of each label; of token 0 where nothing is learned.

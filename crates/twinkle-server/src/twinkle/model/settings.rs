@@ -1,6 +1,7 @@
 //! What is set for an adapter: loss, template, optimizer and the rest, each by the name of its class.
 
 use axum::extract::State;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use tokio::time::Instant;
@@ -22,8 +23,9 @@ const USUAL_DECAY: f64 = 0.01;
 const MEGATRONS: [&str; 2] = ["default", "MegatronOptimizer"];
 
 /// The body of every `set_…`: each of them names a class under a key of its own.
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 pub(super) struct Setting {
+    /// The class: `loss_cls`, `optimizer_cls`, `scheduler_cls`, `template_cls`, `processor_cls` or `metric_cls` say the same.
     #[serde(alias = "loss_cls", alias = "optimizer_cls", alias = "scheduler_cls", alias = "template_cls")]
     #[serde(alias = "processor_cls", alias = "metric_cls", alias = "patch_cls")]
     class: String,

@@ -5,6 +5,8 @@
 
 use axum::extract::State as Front;
 use axum::response::Response;
+use http::StatusCode;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
@@ -13,37 +15,62 @@ use twinkle_core::error::{Error, Result};
 use twinkle_core::ids::TenantId;
 
 use super::{Answer, Caller, Json, TwinkleError, TwinkleFront, ok, patiently};
+use crate::openapi::Content;
 use crate::route_table::Route;
 
 /// The routes, relative to the prefix.
 pub(crate) fn routes() -> Vec<Route<TwinkleFront>> {
-    vec![Route::post("/create", create), Route::post("/call", call), Route::post("/heartbeat", heartbeat)]
+    vec![
+        Route::post("/create", create)
+            .about("Makes a data set, a loader, or what else the processor knows.")
+            .tells(&["processor_id"]),
+        Route::post("/call", call).about("Calls a function of such an object.").answers::<CallResponse>().also(
+            StatusCode::GONE,
+            "an iterator has no further element",
+            Content::Fields(&["detail"]),
+        ),
+        Route::post("/heartbeat", heartbeat).about("Keeps objects and the session.").tells(&["status"]),
+    ]
 }
 
-#[derive(Deserialize)]
+/// The body of `POST create`; further fields are the constructor's arguments.
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "CreateObject")]
 struct CreateRequest {
+    /// What kind of object.
     processor_type: String,
+    /// Its class.
     class_type: String,
     #[serde(flatten)]
     arguments: Map<String, Value>,
 }
 
-#[derive(Deserialize)]
+/// The body of `POST call`; further fields are the function's arguments.
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "CallObject")]
 struct CallRequest {
+    /// The object, from `create`.
     processor_id: String,
+    /// Which of its functions.
     function: String,
     #[serde(flatten)]
     arguments: Map<String, Value>,
 }
 
-#[derive(Deserialize)]
+/// The body of `POST heartbeat`.
+#[derive(Deserialize, JsonSchema)]
+#[schemars(rename = "KeepObjects")]
 struct HeartbeatRequest {
     /// One name, or several between commas.
     processor_id: String,
 }
 
-#[derive(Serialize)]
+/// What the function gave back.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "CallResult")]
 struct CallResponse {
+    /// Whatever it is.
+    #[schemars(with = "Value")]
     result: Box<RawValue>,
 }
 

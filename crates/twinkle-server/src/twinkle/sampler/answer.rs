@@ -4,6 +4,7 @@ use axum::body::Body;
 use axum::response::Response;
 use http::HeaderValue;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use schemars::JsonSchema;
 use serde::Serialize;
 use twinkle_core::call::{SampleOutcome, SampledSequence, StopReason, TopLogprobs};
 use twinkle_core::error::{Error, Result};
@@ -16,16 +17,16 @@ use super::prompts::Asked;
 type Likeliest = Vec<(u32, f32)>;
 
 /// What one prompt was continued with.
-#[derive(Debug, Serialize)]
-struct Sampled {
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Sampled {
     sequences: Vec<Sequence>,
     prompt_logprobs: Option<Vec<Option<f32>>>,
     topk_prompt_logprobs: Option<Vec<Option<Likeliest>>>,
 }
 
 /// One continuation.
-#[derive(Debug, Serialize)]
-struct Sequence {
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Sequence {
     stop_reason: &'static str,
     tokens: Vec<u32>,
     logprobs: Option<Vec<Likeliest>>,
@@ -34,8 +35,9 @@ struct Sequence {
 }
 
 /// One answer for each prompt.
-#[derive(Debug, Serialize)]
-struct Samples {
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Samples {
+    /// In the order of the prompts.
     samples: Vec<Sampled>,
 }
 

@@ -1,5 +1,6 @@
 //! From what a client sends to what a sampler is asked.
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 use twinkle_core::call::{SampleExtras, SampleRequest, SamplingSource};
@@ -13,8 +14,10 @@ use super::settings;
 use crate::twinkle::{Caller, TwinkleFront};
 
 /// The body of `POST sample` and `POST sample_stream`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "TwinkleSample")]
 pub(super) struct Body {
+    /// What is to be continued.
     inputs: Inputs,
     #[serde(default)]
     sampling_params: Option<Map<String, Value>>,

@@ -4,6 +4,7 @@
 //! tenant, sees it. It is kept with the adapters of the session, so it survives a restart as they do.
 
 use axum::extract::State;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use twinkle_core::call::{AdapterRecord, AdapterSettings, NamedClass, ServeRequest};
@@ -20,8 +21,9 @@ pub(super) async fn create(State(front): State<TwinkleFront>, Tenant(_): Tenant)
 }
 
 /// The body of `POST set_template`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 pub(super) struct SetTemplate {
+    /// The template's class.
     template_cls: String,
     /// The template is that of the session, whatever its adapters are called.
     #[serde(default, rename = "adapter_name")]
@@ -45,13 +47,15 @@ pub(super) async fn set_template(
         name,
         tenant: caller.tenant.clone(),
         settings: AdapterSettings { template: Some(template), ..AdapterSettings::default() },
+        counters: Vec::new(),
     };
     front.serve(&caller.tenant, ServeRequest::KeepAdapter(Box::new(record))).await?;
     done()
 }
 
 /// The body of `POST add_adapter_to_sampler`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
+#[schemars(rename = "AddAdapterToSampler")]
 pub(super) struct AddAdapter {
     adapter_name: String,
     config: Value,

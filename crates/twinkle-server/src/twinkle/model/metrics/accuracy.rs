@@ -1,12 +1,15 @@
 //! `Accuracy`: how often the likeliest token was the label. Only forwards that were asked for logits tell.
 
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use twinkle_core::error::Result;
 use twinkle_core::wire::twinkle::IGNORED_LABEL;
 
-use super::{Found, Metric, Moment, Observation};
+use super::{Found, Metric, Moment, Observation, from_bytes, to_bytes};
 
 /// How many labels there were, and how many were the likeliest token.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct Accuracy {
     correct: u64,
     total: u64,
@@ -37,5 +40,14 @@ impl Metric for Accuracy {
                 found.numbers.insert(name.to_owned(), count.into());
             }
         }
+    }
+
+    fn saved(&self, _: Instant) -> Result<Vec<u8>> {
+        to_bytes(self)
+    }
+
+    fn take_up(&mut self, saved: &[u8], _: Instant) -> Result<()> {
+        *self = from_bytes(saved)?;
+        Ok(())
     }
 }

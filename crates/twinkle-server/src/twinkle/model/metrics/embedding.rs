@@ -1,11 +1,14 @@
 //! `EmbeddingMetric`: how near an anchor is to its own positive, and to the others'.
 
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use twinkle_core::error::Result;
 
-use super::{Found, Metric, Moment, Observation};
+use super::{Found, Metric, Moment, Observation, from_bytes, to_bytes};
 
 /// What came together.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct Embedding {
     positives: u64,
     positive: f64,
@@ -80,6 +83,15 @@ impl Metric for Embedding {
                 found.text("grad_norm", norm, format!("{norm:.6}"));
             }
         }
+    }
+
+    fn saved(&self, _: Instant) -> Result<Vec<u8>> {
+        to_bytes(self)
+    }
+
+    fn take_up(&mut self, saved: &[u8], _: Instant) -> Result<()> {
+        *self = from_bytes(saved)?;
+        Ok(())
     }
 }
 

@@ -1,11 +1,14 @@
 //! `LossMetric`: the mean loss since it was last asked, and the last gradient norm.
 
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use twinkle_core::error::Result;
 
-use super::{Found, Metric, Moment, Observation};
+use super::{Found, Metric, Moment, Observation, from_bytes, to_bytes};
 
 /// Per token where the loss is a sum over tokens, else per forward.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub(super) struct Loss {
     total: f64,
     tokens: f64,
@@ -33,5 +36,14 @@ impl Metric for Loss {
         if let Some(norm) = at.grad_norm.filter(|norm| *norm > 0.0 && forwards > 0) {
             found.text("grad_norm", norm, format!("{norm:.6}"));
         }
+    }
+
+    fn saved(&self, _: Instant) -> Result<Vec<u8>> {
+        to_bytes(self)
+    }
+
+    fn take_up(&mut self, saved: &[u8], _: Instant) -> Result<()> {
+        *self = from_bytes(saved)?;
+        Ok(())
     }
 }

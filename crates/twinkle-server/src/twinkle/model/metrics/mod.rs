@@ -1,8 +1,8 @@
 //! What `calculate_metric` tells about the forwards since it was last asked.
 //!
 //! Values are texts where the original has texts, so that its clients print what they are used to; the same as numbers is
-//! offered beside them. The counters live in memory: after a restart of the server they begin anew. Every metric keeps a few
-//! sums and nothing that grows.
+//! offered beside them. Every metric keeps a few sums and nothing that grows. They can be saved and taken up again, so that
+//! a restart of the server costs none (`counters`).
 
 mod accuracy;
 mod embedding;
@@ -12,6 +12,8 @@ mod preference;
 mod progress;
 mod tokens;
 
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokio::time::Instant;
 use twinkle_core::call::{AdapterSettings, ForwardBackwardOutcome, MetricSetting, NamedClass};
@@ -82,6 +84,22 @@ trait Metric: Send {
 
     /// What came together, as the original shows it; begins anew.
     fn take(&mut self, at: &Moment, found: &mut Found);
+
+    /// What came together, to be taken up again later.
+    fn saved(&self, now: Instant) -> Result<Vec<u8>>;
+
+    /// Takes up what was saved.
+    fn take_up(&mut self, saved: &[u8], now: Instant) -> Result<()>;
+}
+
+/// Sums as bytes, bit for bit.
+fn to_bytes(sums: &impl Serialize) -> Result<Vec<u8>> {
+    rmp_serde::to_vec_named(sums).map_err(|error| Error::internal(format!("counters could not be encoded: {error}")))
+}
+
+/// The inverse of [`to_bytes`].
+fn from_bytes<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
+    rmp_serde::from_slice(bytes).map_err(|error| Error::internal(format!("saved counters cannot be read: {error}")))
 }
 
 /// Values as the original shows them, and as numbers.
@@ -109,7 +127,20 @@ impl Found {
 
 /// The metrics of an adapter, for training or for evaluation.
 pub(super) struct Metrics {
-    list: Vec<Box<dyn Metric>>,
+    list: Vec<Named>,
+}
+
+/// A metric and the name of its class.
+struct Named {
+    class: String,
+    metric: Box<dyn Metric>,
+}
+
+/// What one metric has counted.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct SavedMetric {
+    class: String,
+    sums: Vec<u8>,
 }
 
 impl Metrics {
@@ -119,7 +150,25 @@ impl Metrics {
         let added = settings.metrics.iter().filter(|setting| setting.training.is_none_or(|wanted| wanted == training));
         let all = usual.iter().chain(added.map(|setting| &setting.metric));
         // What was kept has been checked; one that a later version does not know is left out.
-        Self { list: all.filter_map(|metric| build(metric, now).ok()).collect() }
+        Self { list: all.filter_map(|metric| named(metric, now).ok()).collect() }
+    }
+
+    /// What all of them have counted.
+    pub(super) fn saved(&self, now: Instant) -> Result<Vec<SavedMetric>> {
+        let saved = |Named { class, metric }: &Named| Ok(SavedMetric { class: class.clone(), sums: metric.saved(now)? });
+        self.list.iter().map(saved).collect()
+    }
+
+    /// Takes up what was saved, in the same order. A metric that is another one by now begins anew.
+    pub(super) fn take_up(&mut self, saved: &[SavedMetric], now: Instant) {
+        for (Named { class, metric }, saved) in self.list.iter_mut().zip(saved) {
+            if *class != saved.class {
+                continue;
+            }
+            if let Err(reason) = metric.take_up(&saved.sums, now) {
+                tracing::warn!(metric = class.as_str(), %reason, "a metric begins anew");
+            }
+        }
     }
 
     /// Adds the metric that was set last, unless these were made after it was.
@@ -132,7 +181,7 @@ impl Metrics {
     ) -> Result<()> {
         let is_for_these = |setting: &&MetricSetting| setting.training.is_none_or(|wanted| wanted == training);
         if self.list.len() < USUAL.len() + settings.metrics.iter().filter(is_for_these).count() {
-            self.list.push(build(metric, now)?);
+            self.list.push(named(metric, now)?);
         }
         Ok(())
     }
@@ -140,7 +189,8 @@ impl Metrics {
     /// Lets all of them see a forward. One that cannot use it says why, and the others have seen it.
     pub(super) fn observe(&mut self, seen: &Observation<'_>) -> Result<()> {
         let mut first = Ok(());
-        for metric in self.list.iter_mut().filter(|metric| !seen.again || metric.is_about_losses()) {
+        let metrics = self.list.iter_mut().map(|Named { metric, .. }| metric);
+        for metric in metrics.filter(|metric| !seen.again || metric.is_about_losses()) {
             let observed = metric.observe(seen);
             first = first.and(observed);
         }
@@ -150,7 +200,7 @@ impl Metrics {
     /// What came together since the last time.
     pub(super) fn take(&mut self, at: &Moment) -> Found {
         let mut found = Found::default();
-        for metric in &mut self.list {
+        for Named { metric, .. } in &mut self.list {
             metric.take(at, &mut found);
         }
         found
@@ -160,6 +210,10 @@ impl Metrics {
 /// Checks a metric that is to be added.
 pub(super) fn check(setting: &MetricSetting) -> Result<()> {
     build(&setting.metric, Instant::now()).map(|_| ())
+}
+
+fn named(metric: &NamedClass, now: Instant) -> Result<Named> {
+    Ok(Named { class: metric.class.clone(), metric: build(metric, now)? })
 }
 
 fn build(metric: &NamedClass, now: Instant) -> Result<Box<dyn Metric>> {

@@ -2,14 +2,19 @@
 //!
 //! The divergence is Schulman's estimator k3, `exp(d) − d − 1` with `d = new − old`.
 
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use twinkle_core::error::Result;
 use twinkle_core::wire::twinkle::IGNORED_LABEL;
 
-use super::{Found, Metric, Moment, Observation};
+use super::{Found, Metric, Moment, Observation, from_bytes, to_bytes};
 
 /// Most positions with a large divergence that are kept between two questions.
 const MOST_KEPT: usize = 10_000;
+
+/// How many of them survive a restart.
+const MOST_SAVED: usize = 256;
 
 /// When a ratio counts as clipped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +38,8 @@ pub(super) struct Policy {
     sums: Sums,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 struct Sums {
     tokens: u64,
     new: f64,
@@ -49,6 +55,7 @@ struct Sums {
     clipped_high: u64,
     clippable: u64,
     texts: usize,
+    #[serde(serialize_with = "the_first")]
     kept: Vec<Value>,
 }
 
@@ -164,9 +171,23 @@ impl Metric for Policy {
             found.shown.insert("_high_kl_records".to_owned(), sums.kept.into());
         }
     }
+
+    fn saved(&self, _: Instant) -> Result<Vec<u8>> {
+        to_bytes(&self.sums)
+    }
+
+    fn take_up(&mut self, saved: &[u8], _: Instant) -> Result<()> {
+        self.sums = from_bytes(saved)?;
+        Ok(())
+    }
 }
 
 fn keep_largest(records: &mut Vec<(f64, Value)>, count: usize) {
     records.sort_by(|(one, _), (other, _)| other.total_cmp(one));
     records.truncate(count);
+}
+
+/// The first of the positions: what is saved after every forward has a bound of its own.
+fn the_first<S: Serializer>(kept: &[Value], serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_seq(kept.iter().take(MOST_SAVED))
 }

@@ -1,9 +1,11 @@
 //! `DPOMetric`: how much the policy prefers the chosen texts (Rafailov et al. 2023), chosen and rejected in turn.
 
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use twinkle_core::error::{Error, Result};
 use twinkle_core::wire::twinkle::IGNORED_LABEL;
 
-use super::{Found, Metric, Moment, Observation};
+use super::{Found, Metric, Moment, Observation, from_bytes, to_bytes};
 
 /// The scale of rewards, and what came together.
 #[derive(Debug)]
@@ -12,7 +14,8 @@ pub(super) struct Preference {
     sums: Sums,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 struct Sums {
     pairs: u64,
     chosen: f64,
@@ -86,5 +89,14 @@ impl Metric for Preference {
             let share = sums.preferred as f64 / sums.compared as f64;
             found.text("rewards/accuracies", share, format!("{:.1}%", 100.0 * share));
         }
+    }
+
+    fn saved(&self, _: Instant) -> Result<Vec<u8>> {
+        to_bytes(&self.sums)
+    }
+
+    fn take_up(&mut self, saved: &[u8], _: Instant) -> Result<()> {
+        self.sums = from_bytes(saved)?;
+        Ok(())
     }
 }

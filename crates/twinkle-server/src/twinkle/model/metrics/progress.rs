@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use twinkle_core::error::Result;
 
-use super::{Found, Metric, Moment, Observation};
+use super::{Found, Metric, Moment, Observation, from_bytes, to_bytes};
 
 /// Above this the elapsed time is told in minutes.
 const LONG: Duration = Duration::from_mins(1);
@@ -54,6 +55,31 @@ impl Metric for Progress {
         found.text("speed", speed, format!("{speed:.2} iters/s"));
         (self.asked, self.step) = (at.now, step);
     }
+
+    fn saved(&self, now: Instant) -> Result<Vec<u8>> {
+        let Self { began, asked, step, has_seen } = *self;
+        to_bytes(&Saved { began_ago: (now - began).as_secs_f64(), asked_ago: (now - asked).as_secs_f64(), step, has_seen })
+    }
+
+    fn take_up(&mut self, saved: &[u8], now: Instant) -> Result<()> {
+        let Saved { began_ago, asked_ago, step, has_seen } = from_bytes(saved)?;
+        *self = Self { began: before(now, began_ago), asked: before(now, asked_ago), step, has_seen };
+        Ok(())
+    }
+}
+
+/// The same with times as seconds: those in which the server did not run are not counted.
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    began_ago: f64,
+    asked_ago: f64,
+    step: u64,
+    has_seen: bool,
+}
+
+/// So many seconds ago, or as long ago as this machine's clock goes.
+fn before(now: Instant, seconds: f64) -> Instant {
+    Duration::try_from_secs_f64(seconds).ok().and_then(|ago| now.checked_sub(ago)).unwrap_or(now)
 }
 
 /// As Python writes `%.6e`: the exponent has a sign and at least two digits.
