@@ -1,7 +1,9 @@
 //! The native protocol's training over plain requests: what a client of Python cannot see.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
-use twinkle_tests::Node;
+use twinkle_tests::{Node, NodeOptions};
 
 use crate::fixture_node;
 
@@ -120,7 +122,7 @@ async fn an_adapter_goes_on_after_a_power_cut_with_all_that_was_set() {
     client.ask("set_lr_scheduler", json!({ "scheduler_cls": "ExponentialLR", "gamma": 0.5 })).await;
     client.ask("set_template", json!({ "template_cls": "Template", "max_length": 5 })).await;
     client.ask("add_metric", json!({ "metric_cls": "GRPOMetric", "is_training": true })).await;
-    client.ask("forward_backward", json!({ "inputs": batch(), "gradient_accumulation_steps": 2 })).await;
+    let first = client.ask("forward_backward", json!({ "inputs": batch(), "gradient_accumulation_steps": 2 })).await;
     let before = client.logps().await;
     node.kill().expect("a power cut");
     node.start_again().await.expect("the server starts again");
@@ -138,7 +140,69 @@ async fn an_adapter_goes_on_after_a_power_cut_with_all_that_was_set() {
     let metrics = client.ask("calculate_metric", json!({})).await["values"].clone();
     assert_eq!(metrics["learning rate(param group 1)"], 0.005, "{metrics}");
     assert!(metrics["train/mean_new_logp"].is_number(), "{metrics}");
+    let number = |value: &Value| value.as_f64().expect("a number");
+    let both = f64::midpoint(number(&first["result"]["loss"]), number(&mean));
+    assert!((number(&metrics["loss"]) - both).abs() < 1e-9, "the pass before the power cut counts: {metrics}");
     assert_ne!(client.logps().await, before);
+}
+
+/// Puts files of a checkpoint where Hugging Face's own tool would have put them.
+fn publish(cache: &Path, repository: &str, folder: &str, names: &[&str]) {
+    let snapshot = cache.join(format!("models--{}/snapshots/main", repository.replace('/', "--")));
+    std::fs::create_dir_all(&snapshot).expect("a folder of the cache");
+    for name in names {
+        std::fs::copy(Path::new(folder).join(name), snapshot.join(name)).expect("a file of the checkpoint");
+    }
+}
+
+#[tokio::test]
+async fn an_adapter_in_a_hubs_cache_is_loaded_described_and_needed_only_once() {
+    let cache = tempfile::tempdir().expect("a folder");
+    let mut options = NodeOptions::fixture(env!("CARGO_BIN_EXE_node"), "qwen3");
+    options.environment.push(("TWINKLE_OFFLINE".to_owned(), "1".to_owned()));
+    options.environment.push(("HF_HUB_CACHE".to_owned(), cache.path().to_string_lossy().into_owned()));
+    let mut node = Node::start(options).await.expect("the server starts");
+    let trained = Client::new(&node).await;
+    trained.adapter().await;
+    trained.ask("forward_backward", json!({ "inputs": batch() })).await;
+    trained.ask("clip_grad_and_step", json!({})).await;
+    let saved = json!({ "name": "x", "save_optimizer": true, "consumed_train_samples": 2 });
+    let folder = trained.ask("save", saved).await["checkpoint_dir"].as_str().expect("a folder").to_owned();
+    let adapter = ["adapter_config.json", "adapter_model.safetensors"];
+    publish(cache.path(), "me/plain", &folder, &adapter);
+    publish(cache.path(), "me/whole", &folder, &[&adapter[..], &["run.json", "optimizer.safetensors"]].concat());
+    let expected = trained.logps().await;
+
+    let client = Client::new(&node).await;
+    let run = client.adapter().await;
+    client.ask("load", json!({ "name": "hf://me/plain" })).await;
+    assert_eq!(client.logps().await, expected);
+    let (status, text) = client.refused("resume_from_checkpoint", json!({ "name": "hf://me/plain" })).await;
+    assert!(status == 400 && text.contains("no optimizer"), "{status}: {text}");
+    let (status, text) = client.refused("load", json!({ "name": "ms://me/absent" })).await;
+    assert!(status == 404 && text.contains("may be put into"), "{status}: {text}");
+    let progress = client.ask("resume_from_checkpoint", json!({ "name": "me/whole" })).await["result"].clone();
+    assert_eq!((&progress["cur_step"], &progress["consumed_train_samples"]), (&json!(1), &json!(2)));
+    let door = client.http.get(format!("{}/v1/models", node.base_url())).bearer_auth("tml-native").send().await;
+    assert!(door.expect("an answer").headers().contains_key("x-twinkle-replica-id"));
+    let (_, info) = client.post("twinkle/weights_info", json!({ "twinkle_path": "hf://me/whole" })).await;
+    assert_eq!((&info["base_model"], &info["lora_rank"]), (&json!(node.model()), &json!(4)), "{info}");
+
+    // A copy is the run's own: neither the hub nor its cache is asked again.
+    std::fs::remove_dir_all(cache.path()).expect("the cache is emptied");
+    node.kill().expect("a power cut");
+    node.start_again().await.expect("the server starts again");
+    assert_eq!(client.logps().await, expected);
+    let listed = client.http.get(format!("{}/twinkle/training_runs/{run}/checkpoints", client.api));
+    let listed: Value = listed.bearer_auth("tml-native").send().await.expect("an answer").json().await.expect("JSON");
+    let ids: Vec<&str> = listed["checkpoints"]
+        .as_array()
+        .expect("a list")
+        .iter()
+        .filter_map(|one| one["checkpoint_id"].as_str())
+        .collect();
+    assert_eq!(ids.len(), 2, "one for each, whatever failed: {ids:?}");
+    assert!(ids[0].starts_with("weights/hub_plain_") && ids[1].starts_with("weights/hub_whole_"), "{ids:?}");
 }
 
 impl Client {

@@ -120,7 +120,8 @@ impl AdapterLibrary {
             Err(failure) => failure.in_words(),
         };
         let endpoint = hub.endpoint().as_str().trim_end_matches('/').to_owned();
-        let error = Error::not_found(format!("the adapter `{id}` is in no cache, and `{endpoint}` does not give it: {why}"));
+        let error =
+            Error::not_found(format!("the adapter `{id}` is in no cache, and `{endpoint}` does not give it: {why}"));
         let (asked, of) = (Arc::clone(hub), model.clone());
         let candidates = blocking(move || Ok(asked.candidates(&of))).await?;
         Err(match candidates.first() {
@@ -131,12 +132,7 @@ impl AdapterLibrary {
         })
     }
 
-    async fn fetch<H: Remote>(
-        &self,
-        hub: &Arc<H>,
-        model: &HubModel,
-        wanted: AdapterFiles,
-    ) -> Result<PathBuf, Failure> {
+    async fn fetch<H: Remote>(&self, hub: &Arc<H>, model: &HubModel, wanted: AdapterFiles) -> Result<PathBuf, Failure> {
         let listing = hub.list(&self.client, model).await?;
         check_names(model, &listing)?;
         let files: Vec<&RemoteFile> = listing.files.iter().filter(|file| wanted.wants(&file.path)).collect();

@@ -26,6 +26,8 @@ pub struct SampleRequest {
     pub extras: SampleExtras,
     /// How tokens that are already there are held back.
     pub penalties: Penalties,
+    /// What is added to the logits of these tokens before anything else, each named once.
+    pub logit_bias: Vec<(u32, f32)>,
     /// Which numbers stand beside new tokens; `None`: what the sampler's `logprobs_mode` says.
     pub logprobs: Option<LogprobsMode>,
     /// Is told every new token as it is drawn.
@@ -45,6 +47,7 @@ impl SampleRequest {
             prompt_logprobs: false,
             extras: SampleExtras::default(),
             penalties: Penalties::default(),
+            logit_bias: Vec::new(),
             logprobs: None,
             #[cfg(feature = "node")]
             stream: None,
@@ -305,6 +308,7 @@ pub struct AltTokens {
 
 /// Which weights produced a token; the default is the base model.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 pub struct WeightVersion {
     /// The first 16 hex digits of the SHA-256 of the adapter's fp32 parameters; `None` for the base model.
     pub adapter: Option<String>,

@@ -117,7 +117,14 @@ mod tests {
         let metrics = vec![MetricSetting { metric: loss.clone(), training: Some(false) }];
         let settings =
             AdapterSettings { made_with: "r=8".into(), loss: Some(loss), metrics, ..AdapterSettings::default() };
-        AdapterRecord { session, name: name.to_owned(), tenant: TenantId::new("alice"), run, settings, counters: vec![] }
+        AdapterRecord {
+            session,
+            name: name.to_owned(),
+            tenant: TenantId::new("alice"),
+            run,
+            settings,
+            counters: vec![],
+        }
     }
 
     #[tokio::test]

@@ -47,11 +47,8 @@ impl SessionPart {
     ) -> Result<(), Failure> {
         // A session is one tenant's, and so is everything in it.
         require_open_session(connection, tenant, session).await?;
-        let others: i64 = query(self.count_others)
-            .bind(session.as_str())
-            .bind(name)
-            .fetch_value("total", &mut *connection)
-            .await?;
+        let others: i64 =
+            query(self.count_others).bind(session.as_str()).bind(name).fetch_value("total", &mut *connection).await?;
         if others < self.most {
             return Ok(());
         }

@@ -133,9 +133,8 @@ mod tests {
         store.close().await;
 
         let store = StateStore::open(&place).await.unwrap();
-        let of = async |tenant: &str, name: &str| {
-            store.upload(&TenantId::new(tenant), &RequestId::new(name)).await.unwrap()
-        };
+        let of =
+            async |tenant: &str, name: &str| store.upload(&TenantId::new(tenant), &RequestId::new(name)).await.unwrap();
         assert_eq!(of("alice", "under way").await, Some(record("under way", None)));
         assert_eq!(of("alice", "done").await, Some(record("done", Some(Ok(())))));
         let failed = of("alice", "failed").await.unwrap().end.unwrap().unwrap_err();
@@ -151,9 +150,8 @@ mod tests {
         for number in 0..=MOST_OF_TENANT {
             store.keep_upload(&record(&number.to_string(), Some(Ok(())))).await.unwrap();
         }
-        let is_known = async |name: &str| {
-            store.upload(&TenantId::new("alice"), &RequestId::new(name)).await.unwrap().is_some()
-        };
+        let is_known =
+            async |name: &str| store.upload(&TenantId::new("alice"), &RequestId::new(name)).await.unwrap().is_some();
         assert!(!is_known("0").await && is_known("1").await && is_known("under way").await);
         let retention = Retention { uploads: std::time::Duration::ZERO, batch: 10_000, ..Retention::default() };
         store.sweep(&retention).await.unwrap();

@@ -2,7 +2,7 @@
 
 use std::env;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,15 +24,25 @@ pub(super) fn places(own: PathBuf) -> Result<Places> {
     let current = env::current_dir()
         .map_err(|error| Error::internal(format!("the current directory cannot be found: {error}")))?;
     let given = env::var_os(FOLDERS_VARIABLE).filter(|value| !value.is_empty());
-    let folders = match &given {
+    let folders: Vec<PathBuf> = match &given {
         Some(folders) => env::split_paths(folders).filter(|folder| !folder.as_os_str().is_empty()).collect(),
         None => vec![PathBuf::from(STANDARD_FOLDER)],
     };
-    let shared = folders.into_iter().map(|folder| current.join(folder)).collect();
+    let shared = below(&current, &folders);
     // A client waits meanwhile, and gives up after ten minutes.
     let patience = Patience { attempts: 3, longest_wait: Duration::from_secs(30), ..Patience::default() };
     let hubs = Hubs(Arc::new(DataSetLibrary::new(&Environment::of_process(), patience)?));
     Ok(Places { shared, own, current, hub: Some(Arc::new(hubs)) })
+}
+
+/// The same places with the folders that a configuration names in place of the environment's.
+pub(super) fn with_folders(places: &Places, folders: Option<&[PathBuf]>) -> Places {
+    let shared = folders.map_or_else(|| places.shared.clone(), |folders| below(&places.current, folders));
+    Places { shared, ..places.clone() }
+}
+
+fn below(current: &Path, folders: &[PathBuf]) -> Vec<PathBuf> {
+    folders.iter().map(|folder| current.join(folder)).collect()
 }
 
 /// Both hubs, as the processor asks them.
@@ -84,4 +94,24 @@ pub(super) fn seed() -> Result<Option<u32>> {
     seed.map_err(|_| {
         Error::invalid(format!("`{SEED_VARIABLE}` is `{text}`, which is not a number from 0 to {}", u32::MAX))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_of_the_configuration_take_the_place_of_the_environments() {
+        let places = Places {
+            shared: vec![PathBuf::from("/srv/env")],
+            own: PathBuf::from("/state/own"),
+            current: PathBuf::from("/srv"),
+            hub: None,
+        };
+        assert_eq!(with_folders(&places, None).shared, places.shared);
+        let named = with_folders(&places, Some(&[PathBuf::from("data"), PathBuf::from("/other")]));
+        assert_eq!(named.shared, [PathBuf::from("/srv/data"), PathBuf::from("/other")]);
+        assert_eq!(named.own, places.own);
+        assert!(with_folders(&places, Some(&[])).shared.is_empty());
+    }
 }

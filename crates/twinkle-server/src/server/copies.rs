@@ -2,13 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use sha2::{Digest, Sha256};
 use twinkle_core::call::{CheckpointCopy, CheckpointRecord, CopyDestination, RunRecord, ServeOutcome, SessionRecord};
 use twinkle_core::checkpoint::CheckpointStore;
 use twinkle_core::error::{Error, ErrorCode, Result};
 use twinkle_core::ids::{CheckpointPath, RunId, SessionId, TenantId};
 use twinkle_core::state::{NewCopy, StateStore};
-use uuid::Builder;
 
 use super::checkpoints::expiry;
 use super::sessions;
@@ -69,7 +67,7 @@ fn place(
         CopyDestination::Project(project) => {
             sessions::check_name("destination_project_id", &project)?;
             let session = SessionRecord {
-                id: key.map_or_else(SessionId::fresh, |key| session_of_key(tenant, key)),
+                id: key.map_or_else(SessionId::fresh, |key| SessionId::of_key(tenant, "copy_weights", key)),
                 tenant: tenant.clone(),
                 tags: Vec::new(),
                 user_metadata: origin(source),
@@ -84,17 +82,6 @@ fn place(
             Ok((Some(session), run))
         }
     }
-}
-
-/// The same key of the same tenant names the same session.
-fn session_of_key(tenant: &TenantId, key: &str) -> SessionId {
-    let mut hasher = Sha256::new();
-    hasher.update(tenant.as_str().as_bytes());
-    hasher.update([0]);
-    hasher.update(key.as_bytes());
-    let digest = hasher.finalize();
-    let (halves, _) = digest.as_slice().as_chunks();
-    SessionId::new(Builder::from_random_bytes(halves.first().copied().unwrap_or_default()).into_uuid().to_string())
 }
 
 /// The copy that the same request made before. A run of that name that is something else is an error.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -18,10 +19,11 @@ use twinkle_core::config::{ServerArgs, TrainMode};
 use twinkle_core::futures::{Futures, FuturesOptions};
 use twinkle_core::ids::{CheckpointPath, RequestId, RunId, SessionId, TenantId};
 use twinkle_core::state::{NewOperation, NewRun, StateStore};
+use twinkle_hub::{Environment, Patience};
 
 use super::front::Shared;
-use super::hub::{self, Uploads};
-use super::{Answer, Caller, TwinkleFront, mount, ok, patiently, server_routes};
+use super::hub;
+use super::{Answer, Caller, Replica, TwinkleFront, mount, ok, patiently, server_routes};
 use crate::directory::{Directory, ServedModel};
 use crate::downloads::{Downloads, SigningKey};
 use crate::front::FrontContext;
@@ -43,10 +45,11 @@ pub(super) struct Said {
 
 impl Gateway {
     pub(super) async fn new() -> Self {
-        Self::with_uploads(Uploads::default()).await
+        Self::with_hubs(&[("TWINKLE_OFFLINE", "1")]).await
     }
 
-    pub(super) async fn with_uploads(hub: Uploads) -> Self {
+    /// One that finds hubs and their caches by these variables.
+    pub(super) async fn with_hubs(variables: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store = StateStore::open_in_memory().await.unwrap();
         let checkpoints = CheckpointStore::new(folder.path().join("checkpoints"));
@@ -66,7 +69,9 @@ impl Gateway {
             templates: twinkle_processor::Templates::default(),
             stopping: CancellationToken::new(),
         };
-        let shared = Shared { hub, ..Shared::default() };
+        let variables = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let patience = Patience { first_wait: Duration::from_millis(1), ..Patience::default() };
+        let shared = Shared::new(&context, &Environment::new(variables), patience);
         let front = TwinkleFront::new(&context, server, None, Arc::new(shared));
         let routes = || server_routes().into_iter().chain(hub::routes()).collect();
         let mounted = mount(Router::new(), routes, &[], &front);
@@ -279,6 +284,21 @@ async fn no_path_leads_out_of_a_tenants_folder() {
         let refused = gateway.ask("alice", "POST", "/twinkle/weights_info", Some(wanted)).await;
         assert!(refused.status.is_client_error(), "{name}: {}", refused.status);
     }
+}
+
+#[tokio::test]
+async fn every_answer_of_a_replica_has_its_name() {
+    let router = || Router::new().route("/there", axum::routing::get(|| async { "yes" }));
+    let of = async |router: &Router, path: &str| {
+        let response = router.clone().oneshot(Request::get(path).body(Body::empty()).unwrap()).await.unwrap();
+        response.headers()["x-twinkle-replica-id"].clone()
+    };
+    let replica = Replica::fresh();
+    let (one, other, stranger) =
+        (replica.clone().sign(router()), replica.sign(router()), Replica::fresh().sign(router()));
+    assert_eq!(of(&one, "/there").await, of(&other, "/there").await);
+    assert_eq!(of(&one, "/there").await, of(&one, "/absent").await);
+    assert_ne!(of(&one, "/there").await, of(&stranger, "/there").await);
 }
 
 #[tokio::test]

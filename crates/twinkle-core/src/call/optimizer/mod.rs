@@ -6,9 +6,7 @@ mod work;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-pub use settings::{
-    Adadelta, Adafactor, Adagrad, Adam, AdamW, Adamax, Muon, MuonRate, NAdam, RAdam, RmsProp, Sgd,
-};
+pub use settings::{Adadelta, Adafactor, Adagrad, Adam, AdamW, Adamax, Muon, MuonRate, NAdam, RAdam, RmsProp, Sgd};
 pub use work::{AdamParams, GradientClip, GradientNorm, OptimizerOverrides, OptimizerWork};
 
 use super::named;

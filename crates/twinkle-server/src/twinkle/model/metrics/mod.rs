@@ -155,7 +155,8 @@ impl Metrics {
 
     /// What all of them have counted.
     pub(super) fn saved(&self, now: Instant) -> Result<Vec<SavedMetric>> {
-        let saved = |Named { class, metric }: &Named| Ok(SavedMetric { class: class.clone(), sums: metric.saved(now)? });
+        let saved =
+            |Named { class, metric }: &Named| Ok(SavedMetric { class: class.clone(), sums: metric.saved(now)? });
         self.list.iter().map(saved).collect()
     }
 

@@ -58,7 +58,12 @@ impl Metric for Progress {
 
     fn saved(&self, now: Instant) -> Result<Vec<u8>> {
         let Self { began, asked, step, has_seen } = *self;
-        to_bytes(&Saved { began_ago: (now - began).as_secs_f64(), asked_ago: (now - asked).as_secs_f64(), step, has_seen })
+        to_bytes(&Saved {
+            began_ago: (now - began).as_secs_f64(),
+            asked_ago: (now - asked).as_secs_f64(),
+            step,
+            has_seen,
+        })
     }
 
     fn take_up(&mut self, saved: &[u8], now: Instant) -> Result<()> {
