@@ -32,6 +32,9 @@ from tinker import types  # noqa: E402
 SDK = tuple(int(part) for part in tinker.__version__.split("."))
 # Long enough for a debug build on a busy machine; a hang ends the script in `watchdog`.
 TIMEOUT = 120.0
+# A permanent mistake is refused within so many seconds: the SDK retries what it takes for a passing one for minutes.
+AT_ONCE = 2.0
+ALICE, MALLORY = "tml-test-alice", "tml-test-mallory"
 ADAM = {"beta1": 0.9, "beta2": 0.95, "eps": 1e-12, "weight_decay": 0.0, "grad_clip_norm": 0.0}
 # Ids that every tokenizer and every test model has.
 SMALLEST_TOKEN, LARGEST_TOKEN = 3, 250
@@ -131,6 +134,37 @@ def train(run_client, data, learning_rate, **changes):
     result = result.result(timeout=TIMEOUT)
     step.result(timeout=TIMEOUT)
     return loss_of(result), logprobs_of(result)
+
+
+class Twins:
+    """Two runs that are the same, half-way between a forward_backward and its optim_step. What is done to `run` and refused
+    must leave it what the other is, which nobody touches."""
+
+    def __init__(self, client, model, learning_rate):
+        self.learning_rate = learning_rate
+        self.undisturbed, self.run = (create_run(client, model, seed=31) for _ in range(2))
+        first, self.second = ([datum(tokens) for tokens in sequences(seed=seed)] for seed in (31, 32))
+        for each in (self.undisturbed, self.run):
+            each.forward_backward(first, "cross_entropy").result(timeout=TIMEOUT)
+
+    def expect_equal(self, after):
+        """Logprobs now and after some more training are equal, bit for bit."""
+        wanted, seen = forward(self.undisturbed, self.second), forward(self.run, self.second)
+        expect(seen == wanted, f"{after} moved the run's weights")
+        for each in (self.undisturbed, self.run):
+            each.optim_step(adam(self.learning_rate)).result(timeout=TIMEOUT)
+        for _ in range(2):
+            wanted = train(self.undisturbed, self.second, self.learning_rate)
+            seen = train(self.run, self.second, self.learning_rate)
+            expect(seen == wanted, f"after {after} the run trains otherwise: loss {seen[0]!r}, not {wanted[0]!r}")
+
+
+def faults(text, words=()):
+    """What is wrong with the text of a refusal: it must hold one of `words`, and be for users."""
+    if words and not any(word in text.lower() for word in words):
+        yield f"the text says none of {words}: {text}"
+    if any(ugly in text for ugly in ("panicked", "Traceback", "unwrap", "RecvError")):
+        yield f"the text is not for users: {text}"
 
 
 def loss_of(result):

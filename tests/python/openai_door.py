@@ -37,6 +37,7 @@ def main():
     logprobs(client, model)
     stops(client, arguments.checkpoint)
     penalties(client, model)
+    biases(client, model)
     completions(client, model)
     scored_prompts(client, model)
     tools(client, arguments)
@@ -226,7 +227,25 @@ def tools(client, arguments):
 
     content, reasoning, calls, reasons, _, _ = pieces(chat(arguments.checkpoint, tools=TOOLS, stream=True))
     expect((content[0], reasoning[0], reasons[0]) == ("ok", "hm", "tool_calls"), (content, reasoning, reasons))
-    expect([(call.index, call.function.name) for call in calls[0]] == [(0, "f")], calls)
+    begun, *rest = calls[0]
+    expect((begun.index, begun.function.name, begun.type) == (0, "f", "function") and begun.id, calls)
+    expect(rest and all((piece.index, piece.id, piece.function.name) == (0, None, None) for piece in rest), calls)
+    arguments_told = "".join(piece.function.arguments for piece in calls[0])
+    expect(arguments_told == message.tool_calls[0].function.arguments, (arguments_told, message))
+    with chat_stream(client, arguments.checkpoint) as stream:
+        joined = stream.get_final_completion().choices[0].message
+    expect(joined.tool_calls[0].function.arguments == arguments_told, joined)
+
+    alone = chat(arguments.checkpoint, tools=TOOLS, parallel_tool_calls=False).choices[0]
+    expect(alone.finish_reason == "tool_calls" and len(alone.message.tool_calls) == 1, alone)
+    for forced in ("required", {"type": "function", "function": {"name": "f"}}):
+        choice = chat(arguments.model, tools=TOOLS, tool_choice=forced, max_tokens=8).choices[0]
+        expect([call.function.name for call in choice.message.tool_calls] == ["f"], choice)
+        asked = {"tools": TOOLS, "tool_choice": forced, "max_tokens": 8, "stream": True}
+        streamed = pieces(chat(arguments.model, **asked))[2][0]
+        expect(streamed[0].function.name == "f", streamed)
+        told = "".join(piece.function.arguments for piece in streamed)
+        expect(told == choice.message.tool_calls[0].function.arguments, (told, choice))
 
     unoffered = chat(arguments.checkpoint, tools=TOOLS, tool_choice="none").choices[0]
     expect((unoffered.message.content, unoffered.finish_reason) == ("ok" + CALL_TEXT, "stop"), unoffered)
@@ -237,6 +256,33 @@ def tools(client, arguments):
     turns = MESSAGES + [message.model_dump(), {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "7"}]
     turns[1]["content"] = turns[1]["content"] or ""
     expect(chat(arguments.model, messages=turns, tools=TOOLS, max_tokens=3).usage.completion_tokens <= 3, "a tool's turn")
+
+
+def chat_stream(client, model):
+    """The stream helper of the client, which joins the pieces itself. It takes tools that say `strict` only."""
+    parameters = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    strict = [{"type": "function", "function": {"name": "f", "strict": True, "parameters": parameters}}]
+    asked = {"model": model, "messages": MESSAGES, "max_tokens": 200, "temperature": 0, "tools": strict}
+    return client.chat.completions.stream(**asked)
+
+
+def biases(client, model):
+    """A token that is favoured is drawn, one that is held back is not, and nobody else notices."""
+
+    def tokens(**changes):
+        asked = {"model": model, "prompt": "abc", "max_tokens": 8, "temperature": 0, "logprobs": 1}
+        extra = {"ignore_eos": True}
+        return client.completions.create(**asked, extra_body=extra, **changes).choices[0].logprobs.tokens
+
+    plain = tokens()
+    favoured = tokens(logit_bias={"70": 100})
+    expect(len(set(favoured)) == 1 and favoured != plain, (favoured, plain))
+    expect(favoured[0] not in tokens(logit_bias={"70": -100}), "a token that is held back")
+    expect(tokens(logit_bias={"70": 0}) == plain == tokens(logit_bias={}), "a bias of nothing changes nothing")
+    chat = client.chat.completions.create(
+        model=model, messages=MESSAGES, max_tokens=4, logit_bias={"70": 100}, logprobs=True,
+        extra_body={"ignore_eos": True})
+    expect({entry.token for entry in chat.choices[0].logprobs.content} == set(favoured), chat)
 
 
 def refused(kind, field, call, *positional, **named):
@@ -268,7 +314,10 @@ def mistakes(client, arguments):
         refused(bad, "n", call, n=100_000)
         refused(bad, "stop", call, stop=[""])
         refused(bad, "frequency_penalty", call, frequency_penalty=1e9)
-        refused(bad, "logit_bias", call, logit_bias={"5": 1})
+        refused(bad, "logit_bias", call, logit_bias={"5": 101})
+        refused(bad, "logit_bias", call, logit_bias={"10000000": 1})
+        refused(bad, "logit_bias", call, logit_bias={"the": 1})
+        refused(bad, "logit_bias", call, extra_body={"logit_bias": [5]})
         refused(bad, "temprature", call, extra_body={"temprature": 1})
         refused(bad, "max_tokens", call, max_tokens=100_000)
         refused(bad, "stream_options", call, stream_options={"include_usage": True})
@@ -280,7 +329,12 @@ def mistakes(client, arguments):
     refused(bad, "messages[0].role", chat, messages=[{"content": "no role"}])
     refused(bad, "messages", chat, messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}])
     refused(bad, "response_format", chat, response_format={"type": "json_object"})
-    refused(bad, "tool_choice", chat, tools=TOOLS, tool_choice="required")
+    refused(bad, "tool_choice", chat, tools=TOOLS * 2, tool_choice="required")
+    refused(bad, "tool_choice", chat, tools=TOOLS, tool_choice={"type": "function", "function": {"name": "g"}})
+    refused(bad, "tool_choice", chat, tools=TOOLS, tool_choice="any")
+    refused(bad, "tool_choice", chat, tool_choice="required")
+    thinking = {"chat_template_kwargs": {"enable_thinking": True}}
+    refused(bad, "tool_choice", chat, tools=TOOLS, tool_choice="required", extra_body=thinking)
     refused(bad, "tools", chat, tools=[{"type": "code_interpreter"}])
     refused(bad, "prompt", complete, prompt="")
     refused(bad, "best_of", complete, best_of=3)

@@ -9,9 +9,8 @@ import time
 
 import blackbox
 import numpy
-from blackbox import SDK, TIMEOUT, expect, types
+from blackbox import AT_ONCE, SDK, TIMEOUT, expect, types
 
-AT_ONCE = 2.0
 LEARNING_RATE = 1e-2
 # Of logprobs, trainer against sampler.
 TOLERANCE = 1e-5

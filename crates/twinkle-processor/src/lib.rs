@@ -1,7 +1,7 @@
 //! Import path `processor`: chat templates and tokenization.
 //!
 //! Read in this order: [`template`] renders a conversation as the model's authors meant it, [`ModelTokenizer`] turns
-//! text into tokens and back, `assistant_mask` finds which of those tokens an assistant wrote, and [`Processor`] is
+//! text into tokens and back, `rounds` finds which of those tokens an assistant wrote, and [`Processor`] is
 //! the component that does all of it for many clients without blocking the runtime. [`Template`] makes tokenized examples
 //! of conversations as Twinkle's clients know them, [`Templates`] lends them to the protocol fronts, and [`Assistant`]
 //! takes what a model wrote apart.
@@ -11,7 +11,6 @@
 
 pub mod advantage;
 mod assistant;
-mod assistant_mask;
 mod component;
 pub mod data;
 pub mod dataset;
@@ -23,10 +22,12 @@ pub mod objects;
 pub mod preprocess;
 mod python_json;
 pub mod reward;
+mod rounds;
 pub mod template;
 mod templates;
 mod tokenizer;
 mod tool_calls;
+mod unfinished;
 
 pub use assistant::{Assistant, parse_assistant};
 pub use component::{Processor, ProcessorContext};
@@ -34,4 +35,5 @@ pub use encode::{Template, TemplateClass, TemplateSpec, Truncation, extend_featu
 pub use template::ChatTemplate;
 pub use templates::Templates;
 pub use tokenizer::ModelTokenizer;
-pub use tool_calls::{parse_tool_calls, without_tool_calls};
+pub use tool_calls::{CallFormat, CallPart, CallReader, Calling, OfferedTools, split_tool_calls};
+pub use unfinished::unfinished;

@@ -9,10 +9,12 @@ use tracing::warn;
 use twinkle_core::call::{ChatMessage, EncodedText};
 use twinkle_core::data::TokenIds;
 use twinkle_core::error::{Error, Result};
+use twinkle_core::wire::twinkle::{IGNORED_LABEL, Message};
 
-use crate::assistant_mask::{assistant_turns, mask};
 use crate::files::read_if_present;
+use crate::rounds::{Rounds, inside, to_end_of_turn};
 use crate::template::ChatTemplate;
+use crate::tool_calls::CallFormat;
 
 /// A model's tokenizer together with its chat template. Immutable: share it behind an `Arc`.
 pub struct ModelTokenizer {
@@ -20,6 +22,8 @@ pub struct ModelTokenizer {
     special: HashSet<u32>,
     /// The error is kept for those who ask for it: plain text needs no template.
     template: Result<Option<ChatTemplate>>,
+    /// Special tokens that are text all the same, because a call is not seen without them.
+    marks: Vec<(u32, &'static str)>,
 }
 
 impl ModelTokenizer {
@@ -42,7 +46,11 @@ impl ModelTokenizer {
         if let Err(error) = &template {
             warn!(folder = %folder.display(), %error, "conversations cannot be encoded");
         }
-        Ok(Self { tokenizer, special, template })
+        let mut loaded = Self { tokenizer, special, template, marks: Vec::new() };
+        let mark = |mark: &'static str| Some((loaded.tokenizer.token_to_id(mark)?, mark));
+        let marks = loaded.call_format().marks().iter().copied().filter_map(mark);
+        loaded.marks = marks.filter(|(token, _)| loaded.is_special(*token)).collect();
+        Ok(loaded)
     }
 
     /// Number of token ids it knows, with added tokens.
@@ -82,6 +90,28 @@ impl ModelTokenizer {
             .map_err(|error| Error::invalid(format!("the tokens cannot be decoded: {error}")))
     }
 
+    /// The text of tokens without special ones, but with those that open and close calls of tools.
+    pub fn decode_spoken(&self, tokens: &[u32]) -> Result<String> {
+        let mut text = String::new();
+        for part in tokens.split_inclusive(|token| self.call_mark(*token).is_some()) {
+            text.push_str(&self.decode(part, true)?);
+            text.push_str(part.last().and_then(|token| self.call_mark(*token)).unwrap_or_default());
+        }
+        Ok(text)
+    }
+
+    /// The text of a special token that opens or closes a call of a tool.
+    #[must_use]
+    pub fn call_mark(&self, token: u32) -> Option<&'static str> {
+        self.marks.iter().find(|(mark, _)| *mark == token).map(|(_, text)| *text)
+    }
+
+    /// How the model writes calls of tools, as its chat template has it.
+    #[must_use]
+    pub fn call_format(&self) -> CallFormat {
+        self.template.as_ref().ok().and_then(Option::as_ref).map(ChatTemplate::call_format).unwrap_or_default()
+    }
+
     /// A conversation as text, through the model's chat template.
     pub fn render(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String> {
         self.chat_template()?.render(messages, add_generation_prompt)
@@ -98,9 +128,20 @@ impl ModelTokenizer {
         if add_generation_prompt {
             return Ok(EncodedText { assistant_mask: vec![0; tokens.len()], tokens });
         }
-        let turns = assistant_turns(template, messages, &rendered)?;
-        let assistant_mask = mask(&turns, &rendered, &encoding, |token| self.is_special(token))?;
-        Ok(EncodedText { tokens, assistant_mask })
+        let turns: Vec<Message> =
+            messages.iter().map(|message| Message::new(message.role.as_str(), message.content.as_str())).collect();
+        let render = |count: usize, prompt: bool| template.render(messages.get(..count).unwrap_or(messages), prompt);
+        let token_ends = |text: &str| self.token_ends(text);
+        let rounds = Rounds { messages: &turns, full: &rendered, render: &render, token_ends: &token_ends };
+        let to_end = |span| to_end_of_turn(&rendered, &span, &encoding, |token| self.is_special(token));
+        let written: Vec<_> = rounds.written(|_| true)?.into_iter().map(to_end).collect();
+        let mask = inside(&encoding, &written).into_iter().map(|label| u8::from(label != IGNORED_LABEL)).collect();
+        Ok(EncodedText { tokens, assistant_mask: mask })
+    }
+
+    /// Where in bytes the tokens of a text end, ascending.
+    pub(crate) fn token_ends(&self, text: &str) -> Result<Vec<usize>> {
+        Ok(self.encoding(text)?.get_offsets().iter().map(|(_, end)| *end).collect())
     }
 
     pub(crate) fn chat_template(&self) -> Result<&ChatTemplate> {

@@ -76,6 +76,7 @@ fn request(stream: u32, vocabulary: u32) -> ValidRequest {
         stop: StopRule::default(),
         wants: PromptWants::default(),
         top: 0,
+        bias: None,
         seen: None,
         numbers: LogprobsMode::Processed,
         stream: None,

@@ -206,6 +206,7 @@ pub(crate) fn request(prompt: &[u32]) -> ValidRequest {
         stop: StopRule::default(),
         wants: PromptWants::default(),
         top: 0,
+        bias: None,
         seen: None,
         numbers: LogprobsMode::Processed,
         stream: None,

@@ -1,8 +1,8 @@
 //! Import path `sampler`: several requests at once, continuous batching, token sampling.
 //!
 //! Read in this order: [`params`] turns a request into one the engine can trust, [`scheduler`] decides what a step
-//! computes (pure), [`runner`] is the model's side of a step, [`logits`] turns a row of logits into a token and
-//! [`penalties`] holds back tokens that are already there (both pure),
+//! computes (pure), [`runner`] is the model's side of a step, [`logits`] turns a row of logits into a token,
+//! [`bias`] adds to the logits that a request names and [`penalties`] holds back tokens that are already there (all pure),
 //! [`stop`] says when a sequence ends (pure), [`prompt`] is what a request wants to know of its prompt and [`likeliest`]
 //! how it is read from a row (both pure), [`sequence`] is what the engine keeps per request, [`engine`] is the one
 //! thread that owns the sequences and their KV caches, [`line`] asks it, and the engine that follows a lost one,
@@ -14,6 +14,7 @@
 
 pub mod adapters;
 mod batch;
+pub mod bias;
 pub mod component;
 pub mod engine;
 mod failure;

@@ -1,6 +1,6 @@
 //! From a row of logits to a token and its logprob. Pure: a row, settings and a noise source in, a draw out.
 //!
-//! The order is vLLM's: penalties, temperature, then top-k, then top-p, then the draw. The draw is the Gumbel-max trick (Gumbel 1954;
+//! The order is vLLM's: biases, penalties, temperature, then top-k, then top-p, then the draw. The draw is the Gumbel-max trick (Gumbel 1954;
 //! Maddison et al. 2014): `argmax (x + g)` with independent Gumbel noise `g` is distributed as `softmax(x)`. The noise is
 //! counter-based, keyed by the request and counted by position and token, so a draw does not depend on the batch, on
 //! what was drawn before, or on how the row was cut into blocks.
@@ -12,6 +12,7 @@ use std::thread;
 use twinkle_core::call::LogprobsMode;
 use twinkle_nn::philox::Philox;
 
+use crate::bias::Bias;
 use crate::likeliest::likeliest;
 use crate::penalties::Seen;
 
@@ -95,6 +96,8 @@ pub struct RowTask {
     pub noise: Noise,
     /// How many of the row's likeliest tokens are wanted beside the drawn one.
     pub top: usize,
+    /// What is added to the logits of tokens, if anything is.
+    pub bias: Option<Bias>,
     /// The tokens that are held back, if any are.
     pub seen: Option<Arc<Seen>>,
     /// Which numbers are wanted beside tokens.
@@ -106,14 +109,21 @@ pub struct RowTask {
 /// # Errors
 /// [`NonFinite`] when a logit is NaN or infinite, or the row is empty.
 pub fn draw(logits: &[f32], task: &RowTask) -> Result<Draw, NonFinite> {
-    let Some(seen) = &task.seen else { return draw_from(logits, logits, task) };
+    if task.bias.is_none() && task.seen.is_none() {
+        return draw_from(logits, logits, task);
+    }
     largest(logits)?;
-    let mut held_back = logits.to_vec();
-    seen.hold_back(&mut held_back);
-    draw_from(&held_back, logits, task)
+    let mut changed = logits.to_vec();
+    if let Some(bias) = &task.bias {
+        bias.add(&mut changed);
+    }
+    if let Some(seen) = &task.seen {
+        seen.hold_back(&mut changed);
+    }
+    draw_from(&changed, logits, task)
 }
 
-/// Draws from `logits`; `raw` are those before penalties.
+/// Draws from `logits`; `raw` are those before biases and penalties.
 fn draw_from(logits: &[f32], raw: &[f32], task: &RowTask) -> Result<Draw, NonFinite> {
     let RowTask { params, noise, top, numbers, .. } = task;
     let (best, largest) = largest(logits)?;

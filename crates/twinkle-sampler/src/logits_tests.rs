@@ -37,7 +37,7 @@ fn plain(logits: &[f32], params: &DrawParams, noise: Noise) -> Result<Draw, NonF
 
 /// No penalties, and logprobs as they are drawn from.
 fn task(params: DrawParams, noise: Noise, top: usize) -> RowTask {
-    RowTask { params, noise, top, seen: None, numbers: LogprobsMode::Processed }
+    RowTask { params, noise, top, bias: None, seen: None, numbers: LogprobsMode::Processed }
 }
 
 fn random_row(seed: u64, length: usize) -> Vec<f32> {
@@ -259,4 +259,38 @@ fn penalties_that_hold_nothing_back_leave_every_bit_as_it_was() {
         let held_back = RowTask { seen: seen.map(Arc::new), ..plain.clone() };
         assert_eq!(draw(&row, &plain), draw(&row, &held_back));
     }
+}
+
+#[test]
+fn a_bias_moves_its_tokens_and_no_other_row() {
+    let rows = random_row(22, 2 * 50_000);
+    let plain = task(params(0.7, 40, 0.9), Noise::new(9, 2), 5);
+    let forced = Bias::new(vec![(77, 100.0)], 50_000).unwrap();
+    let biased = RowTask { bias: forced, ..plain.clone() };
+    let together = draw_rows(&rows, 50_000, &[plain.clone(), biased.clone()]);
+    assert_eq!(together[0], draw(&rows[..50_000], &plain), "a neighbour's bias changed a row");
+    assert_eq!(together[1].as_ref().unwrap().token, 77);
+    let banned = Bias::new(vec![(77, -100.0)], 50_000).unwrap();
+    let greedy = RowTask { bias: banned, ..task(params(0.0, 0, 1.0), Noise::new(1, 1), 0) };
+    let mut row = random_row(23, 50_000);
+    row[77] = 50.0;
+    assert_ne!(draw(&row, &greedy).unwrap().token, 77);
+}
+
+#[test]
+fn a_bias_comes_before_penalties() {
+    let seen = Seen::new(twinkle_core::call::Penalties { repetition: 2.0, ..Default::default() }, &[0]);
+    let bias = Bias::new(vec![(0, -3.0)], 2).unwrap();
+    let task = task(params(0.0, 0, 1.0), Noise::new(1, 1), 2);
+    let task = RowTask { bias, seen: seen.map(Arc::new), numbers: LogprobsMode::ProcessedLogits, ..task };
+    // (1 - 3) * 2, not 1 / 2 - 3.
+    assert_eq!(draw(&[1.0, -9.0], &task).unwrap().likeliest, [(0, -4.0), (1, -9.0)]);
+}
+
+#[test]
+fn a_bias_of_nothing_leaves_every_bit_as_it_was() {
+    let row = random_row(24, 3000);
+    let plain = task(params(0.7, 40, 0.9), Noise::new(9, 2), 5);
+    let biased = RowTask { bias: Bias::new(vec![(5, 0.0)], 3000).unwrap(), ..plain.clone() };
+    assert_eq!(draw(&row, &plain), draw(&row, &biased));
 }

@@ -7,6 +7,7 @@ use twinkle_core::call::{LogprobsMode, SampleRequest, SamplingParams, TargetToke
 use twinkle_core::data::TokenIds;
 use twinkle_core::{Error, Result};
 
+use crate::bias::Bias;
 use crate::logits::DrawParams;
 use crate::penalties::{Seen, check_penalties};
 use crate::prompt::PromptWants;
@@ -50,6 +51,8 @@ pub struct ValidRequest {
     pub wants: PromptWants,
     /// How many of the likeliest tokens of each new token are wanted.
     pub top: usize,
+    /// What is added to the logits of tokens, if anything is.
+    pub bias: Option<Bias>,
     /// What a sample has seen before its first token, if anything is held back.
     pub seen: Option<Arc<Seen>>,
     /// Which numbers stand beside new tokens.
@@ -80,8 +83,8 @@ impl ValidRequest {
 /// # Errors
 /// `InvalidArgument`, naming the field and its limit.
 pub fn validate(request: SampleRequest, stop: StopRule, limits: &ModelLimits, seeds: &Seeds) -> Result<ValidRequest> {
-    let SampleRequest { prompt, num_samples, params, prompt_logprobs, extras, penalties, logprobs, stream, .. } =
-        request;
+    let SampleRequest { prompt, num_samples, params, prompt_logprobs, extras, .. } = request;
+    let SampleRequest { penalties, logit_bias, logprobs, stream, .. } = request;
     check_prompt(&prompt, limits)?;
     if num_samples == 0 || num_samples > limits.max_samples {
         return Err(Error::invalid(format!(
@@ -119,6 +122,7 @@ pub fn validate(request: SampleRequest, stop: StopRule, limits: &ModelLimits, se
         stop,
         wants,
         top,
+        bias: Bias::new(logit_bias, limits.vocabulary)?,
         seen: Seen::new(penalties, &prompt).map(Arc::new),
         numbers,
         stream,
@@ -354,6 +358,13 @@ mod tests {
         assert_eq!(numbers(Some(LogprobsMode::Raw), |request| request.prompt_logprobs = true), Ok(LogprobsMode::Raw));
         let error = numbers(None, |request| request.prompt_logprobs = true).unwrap_err();
         assert_eq!(error.code, twinkle_core::ErrorCode::Unsupported);
+    }
+
+    #[test]
+    fn a_bias_is_checked_against_the_vocabulary() {
+        assert!(check(|_| {}).unwrap().bias.is_none());
+        assert!(check(|request| request.logit_bias = vec![(9, 1.0)]).unwrap().bias.is_some());
+        assert!(refusal(|request| request.logit_bias = vec![(10, 1.0)]).contains("`logit_bias`"));
     }
 
     #[test]

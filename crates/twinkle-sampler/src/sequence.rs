@@ -81,7 +81,8 @@ impl<Cache> Request<Cache> {
     pub(crate) fn row_task(&self, sample: u32, generated: usize, seen: Option<Arc<Seen>>) -> RowTask {
         let position = (self.valid.prompt.len() + generated) as u64;
         let noise = Noise::new(self.valid.sample_key(sample), position);
-        RowTask { params: self.valid.draw, noise, top: self.valid.top, seen, numbers: self.valid.numbers }
+        let ValidRequest { draw, top, numbers, .. } = self.valid;
+        RowTask { params: draw, noise, top, bias: self.valid.bias.clone(), seen, numbers }
     }
 
     /// A sample begins.

@@ -1,11 +1,10 @@
 //! From conversations to tokenized examples and back: what `twinkle.template.Template` does.
 //!
-//! In this order: [`prepare`] puts a conversation into a standard form, the model's chat template renders it, [`labels`]
+//! In this order: [`prepare`] puts a conversation into a standard form, the model's chat template renders it, `rounds`
 //! finds what an assistant wrote, [`length`] cuts what is too long, and the labels are shifted by one, so that each
 //! position has the token that it predicts.
 
 mod extend;
-mod labels;
 mod length;
 mod prepare;
 mod rows;
@@ -20,17 +19,20 @@ use twinkle_core::data::TokenIds;
 use twinkle_core::error::{Error, Result};
 use twinkle_core::wire::twinkle::{Content, IGNORED_LABEL, Input, InputFeature, Message, Trajectory};
 
-use self::labels::{Rounds, inside, touching};
 use self::length::{Labelled, fit};
 use self::prepare::{Prepared, prepare};
 use crate::limits::check_trajectory;
+use crate::rounds::{Rounds, inside, touching};
 use crate::template::{GENERATION_MARKS, Prompt};
 use crate::tokenizer::ModelTokenizer;
-use crate::tool_calls::{parse_tool_calls, without_tool_calls};
+use crate::tool_calls::{Calling, OfferedTools, split_tool_calls};
 
 pub use extend::extend_feature;
 pub(crate) use prepare::split_thinking;
 pub use spec::{TemplateClass, TemplateSpec, Truncation};
+
+/// Ends what an assistant thinks.
+const THOUGHT: &str = "</think>";
 
 /// What a conversation may hold from before, and an example has of its own; and what is known to be empty.
 const REPLACED: [&str; 8] =
@@ -112,21 +114,25 @@ impl Template {
     /// put behind the prompt's `messages` where it has some, with the tools it calls apart from its text.
     pub fn extend(&self, prompt: &InputFeature, tokens: &[u32]) -> Result<InputFeature> {
         let mut feature = extend_feature(prompt, tokens)?;
+        let tools = feature.extra.get("tools").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        let calling = Calling { format: self.tokenizer.call_format(), tools: Arc::new(OfferedTools::new(tools)) };
         if let Some(Value::Array(messages)) = feature.extra.get_mut("messages") {
-            let message = self.sampled_turn(tokens)?;
-            let message = serde_json::to_value(message);
+            let message = serde_json::to_value(self.sampled_turn(tokens, &calling)?);
             messages.push(message.map_err(|error| Error::internal(format!("a turn is not JSON: {error}")))?);
         }
         Ok(feature)
     }
 
-    fn sampled_turn(&self, tokens: &[u32]) -> Result<Message> {
-        let text = self.decode(tokens, true)?;
-        let calls = parse_tool_calls(&text);
+    fn sampled_turn(&self, tokens: &[u32], calling: &Calling) -> Result<Message> {
+        let text = self.tokenizer.decode_spoken(tokens)?;
+        // What looks like a call inside a thought is none.
+        let thought = text.find(THOUGHT).map_or(0, |at| at + THOUGHT.len());
+        let (thought, speech) = text.split_at(thought);
+        let (calls, said) = split_tool_calls(speech, calling);
         if calls.is_empty() {
             return Ok(Message::new("assistant", text));
         }
-        Ok(Message { tool_calls: Some(calls), ..Message::new("assistant", without_tool_calls(&text)) })
+        Ok(Message { tool_calls: Some(calls), ..Message::new("assistant", [thought, &said].concat()) })
     }
 
     /// One user's text as it is.
@@ -172,10 +178,7 @@ impl Template {
             let first = messages.get(..count).unwrap_or(&messages);
             template.render_prompt(&self.asked(trajectory, first, add_generation_prompt))
         };
-        let token_ends = |text: &str| {
-            let encoding = self.tokenizer.encoding(text)?;
-            Ok(encoding.get_offsets().iter().map(|(_, end)| *end).collect())
-        };
+        let token_ends = |text: &str| self.tokenizer.token_ends(text);
         let rounds = Rounds { messages: &prepared.messages, full: &full, render: &render, token_ends: &token_ends };
         let written = rounds.written(|number| wanted.as_ref().is_none_or(|wanted| wanted.contains(&number)))?;
         Ok((tokens_of(&encoding), inside(&encoding, &written)))

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use twinkle_processor::ModelTokenizer;
+use twinkle_processor::{ModelTokenizer, unfinished};
 
 use crate::streaming::Detokenizer;
 
@@ -16,7 +16,15 @@ pub(super) struct Writer {
 impl Writer {
     /// Of a choice without tokens, which one of these texts ends.
     pub(super) fn new(tokenizer: &Arc<ModelTokenizer>, stops: Vec<String>) -> Self {
-        let detokenizer = Detokenizer::new(Arc::clone(tokenizer), true);
+        Self::of(Detokenizer::new(Arc::clone(tokenizer), true), stops)
+    }
+
+    /// Of a choice that may call tools: the special tokens that open and close calls are text too.
+    pub(super) fn with_calls(tokenizer: &Arc<ModelTokenizer>, stops: Vec<String>) -> Self {
+        Self::of(Detokenizer::with_calls(Arc::clone(tokenizer)), stops)
+    }
+
+    fn of(detokenizer: Detokenizer, stops: Vec<String>) -> Self {
         Self { detokenizer, cutter: Cutter { stops, held: String::new(), is_cut: false } }
     }
 
@@ -61,15 +69,6 @@ impl Cutter {
     fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
-}
-
-/// How many bytes at the end of `text` may be the beginning of one of `wanted`.
-pub(super) fn unfinished<'a>(text: &str, wanted: impl Iterator<Item = &'a str>) -> usize {
-    let longest = |wanted: &str| {
-        let most = wanted.len().saturating_sub(1).min(text.len());
-        (1..=most).rev().find(|count| text.as_bytes().ends_with(&wanted.as_bytes()[..*count]))
-    };
-    wanted.filter_map(longest).max().unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -14,6 +14,8 @@ const MOST_HELD: usize = 16;
 pub(crate) struct Detokenizer {
     tokenizer: Arc<ModelTokenizer>,
     skip_special_tokens: bool,
+    /// Whether special tokens that open and close calls of tools have text all the same.
+    has_calls: bool,
     /// The tokens that are decoded together: `context` finished ones, then unfinished ones.
     tokens: Vec<u32>,
     context: usize,
@@ -22,11 +24,22 @@ pub(crate) struct Detokenizer {
 impl Detokenizer {
     /// Of a sample without tokens; with or without the text of special ones.
     pub(crate) fn new(tokenizer: Arc<ModelTokenizer>, skip_special_tokens: bool) -> Self {
-        Self { tokenizer, skip_special_tokens, tokens: Vec::new(), context: 0 }
+        Self { tokenizer, skip_special_tokens, has_calls: false, tokens: Vec::new(), context: 0 }
+    }
+
+    /// Of a sample without tokens, without the text of special ones but those that open and close calls of tools.
+    pub(crate) fn with_calls(tokenizer: Arc<ModelTokenizer>) -> Self {
+        Self { has_calls: true, ..Self::new(tokenizer, true) }
     }
 
     /// The text that `token` finishes; empty while a character is incomplete.
     pub(crate) fn push(&mut self, token: u32) -> String {
+        if let Some(mark) = self.tokenizer.call_mark(token).filter(|_| self.has_calls) {
+            let before = self.finish();
+            self.tokens.clear();
+            self.context = 0;
+            return before + mark;
+        }
         self.tokens.push(token);
         let is_patient = self.tokens.len() - self.context < MOST_HELD;
         self.advance(is_patient)

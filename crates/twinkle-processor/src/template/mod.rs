@@ -4,19 +4,25 @@
 //! controls, Python's string methods, `raise_exception`, `strftime_now`, and a `tojson` that neither escapes HTML nor
 //! sorts keys.
 
+mod functions;
+mod generation;
+
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::path::Path;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde, Value, ValueKind};
-use minijinja::{AutoEscape, Environment, ErrorKind, Output, State, escape_formatter};
+use minijinja::value::{Serde, Value};
+use minijinja::{AutoEscape, Environment, ErrorKind};
 use minijinja_contrib::pycompat::unknown_method_callback;
 use twinkle_core::call::ChatMessage;
 use twinkle_core::error::{Error, Result};
 
+use self::functions::{TOOL_TAIL_ALLOWED, raise_exception, strftime_now, to_json, to_text, write_out};
+use self::generation::{GENERATION_FILTER, MARKS_WANTED, generation, unmark, with_generation_filters};
 use crate::files::{read_json_object, read_text_if_present};
-use crate::python_json;
+use crate::tool_calls::CallFormat;
+
+pub(crate) use self::generation::{GENERATION_MARKS, Marked};
 
 /// Steps one rendering may take; a template for a thousand turns takes some ten thousand.
 const FUEL: u64 = 10_000_000;
@@ -28,21 +34,13 @@ const NAME: &str = "chat_template";
 const SPECIAL_TOKENS: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-/// Where `{% generation %}` begins and ends in a marked rendering: code points that no text may hold.
-pub(crate) const GENERATION_MARKS: [char; 2] = ['\u{FDD0}', '\u{FDD1}'];
-/// Tells the filter of a generation block to mark its text.
-const MARKS_WANTED: &str = "twinkle_marks_generation";
-/// Tells `raise_exception` to let a conversation through that ends with a tool's answer.
-const TOOL_TAIL_ALLOWED: &str = "twinkle_allows_tool_tail";
-/// How Qwen's templates refuse a conversation in which no user asks anything.
-const NO_USER_QUERY: &str = "No user query found in messages.";
-
 /// A compiled chat template.
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
     special_tokens: BTreeMap<&'static str, String>,
     marks_generation: bool,
+    call_format: CallFormat,
 }
 
 /// What a template is given.
@@ -59,15 +57,6 @@ pub(crate) struct Prompt<'a> {
     pub(crate) enable_thinking: Option<bool>,
     /// Whether the conversation may hold tools' answers and no question.
     pub(crate) allows_tool_tail: bool,
-}
-
-/// A conversation as text, and what of it an assistant wrote by the template's own marks.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Marked {
-    /// The text.
-    pub(crate) text: String,
-    /// In bytes of it, in order.
-    pub(crate) generated: Vec<Range<usize>>,
 }
 
 impl ChatTemplate {
@@ -111,11 +100,12 @@ impl ChatTemplate {
         environment.add_filter(GENERATION_FILTER, generation);
         environment.add_function("raise_exception", raise_exception);
         environment.add_function("strftime_now", strftime_now);
+        let call_format = CallFormat::of_template(source);
         let (source, marks_generation) = with_generation_filters(source);
         environment.add_template_owned(NAME, source).map_err(|error| {
             Error::invalid(format!("the chat template in `{origin}` cannot be used: {}", describe(&error)))
         })?;
-        Ok(Self { environment, special_tokens, marks_generation })
+        Ok(Self { environment, special_tokens, marks_generation, call_format })
     }
 
     /// The conversation as text, ending with the header of an assistant's turn if `add_generation_prompt`.
@@ -136,6 +126,11 @@ impl ChatTemplate {
     /// Whether the template marks what an assistant writes.
     pub(crate) const fn marks_generation(&self) -> bool {
         self.marks_generation
+    }
+
+    /// How the model writes calls of tools.
+    pub(crate) const fn call_format(&self) -> CallFormat {
+        self.call_format
     }
 
     /// The conversation as text.
@@ -171,24 +166,6 @@ impl ChatTemplate {
     }
 }
 
-/// Takes the marks out of a rendering.
-fn unmark(marked: &str) -> Marked {
-    let [open, close] = GENERATION_MARKS;
-    let mut text = String::with_capacity(marked.len());
-    let mut generated = Vec::new();
-    let mut start = None;
-    for letter in marked.chars() {
-        if letter == open {
-            start = Some(text.len());
-        } else if letter == close {
-            generated.extend(start.take().map(|start| start..text.len()));
-        } else {
-            text.push(letter);
-        }
-    }
-    Marked { text, generated }
-}
-
 /// A special token is written as a text, or as an object with its `content`.
 fn token_text(value: &serde_json::Value) -> Option<String> {
     value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)
@@ -211,50 +188,6 @@ fn default_of<'a>(written: &'a serde_json::Value, origin: &str) -> Result<&'a st
     })
 }
 
-/// The name under which templates see [`generation`].
-const GENERATION_FILTER: &str = "twinkle_generation";
-
-/// `{% generation %}` marks what an assistant writes. The tag becomes a filter block that can mark its text; replacing
-/// only the word keeps the template's white space control. The second answer is whether there was such a tag.
-fn with_generation_filters(source: &str) -> (String, bool) {
-    let mut kept = String::with_capacity(source.len());
-    let mut is_marked = false;
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let (before, tag) = rest.split_at(start + 2);
-        kept.push_str(before);
-        let sign = tag.len() - tag.trim_start_matches(['-', '+']).len();
-        let (sign, tag) = tag.split_at(sign);
-        let space = tag.len() - tag.trim_start().len();
-        let (space, tag) = tag.split_at(space);
-        kept.push_str(sign);
-        kept.push_str(space);
-        let word = tag.find(|letter: char| !letter.is_alphanumeric() && letter != '_').unwrap_or(tag.len());
-        let (word, tail) = tag.split_at(word);
-        match word {
-            "generation" => {
-                is_marked = true;
-                kept.push_str("filter ");
-                kept.push_str(GENERATION_FILTER);
-            }
-            "endgeneration" => kept.push_str("endfilter"),
-            other => kept.push_str(other),
-        }
-        rest = tail;
-    }
-    kept.push_str(rest);
-    (kept, is_marked)
-}
-
-/// The text of a generation block, marked where the rendering asks for marks.
-fn generation(state: &State, text: &str) -> String {
-    let [open, close] = GENERATION_MARKS;
-    if state.lookup(MARKS_WANTED).is_some_and(|wanted| wanted.is_true()) {
-        return format!("{open}{text}{close}");
-    }
-    text.to_owned()
-}
-
 /// The template's own words where it raised an exception, else what went wrong and on which line.
 fn describe(error: &minijinja::Error) -> String {
     let what = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
@@ -262,55 +195,6 @@ fn describe(error: &minijinja::Error) -> String {
         Some(line) if error.kind() != ErrorKind::InvalidOperation => format!("{what} (line {line})"),
         _ => what,
     }
-}
-
-fn raise_exception(state: &State, message: String) -> Result<Value, minijinja::Error> {
-    if message == NO_USER_QUERY && state.lookup(TOOL_TAIL_ALLOWED).is_some_and(|allowed| allowed.is_true()) {
-        return Ok(Value::from(""));
-    }
-    Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "minijinja hands a function its own arguments")]
-fn strftime_now(format: String) -> Result<String, minijinja::Error> {
-    let now = jiff::Zoned::now();
-    jiff::fmt::strtime::format(format.as_str(), &now)
-        .map_err(|error| minijinja::Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {error}")))
-}
-
-/// Writes a value into the text.
-fn write_out(text: &mut Output<'_>, state: &mut State<'_, '_>, value: &Value) -> Result<(), minijinja::Error> {
-    match float_text(value) {
-        Some(float) => text.write_str(&float).map_err(minijinja::Error::from),
-        None => escape_formatter(text, state, value),
-    }
-}
-
-/// `str(value)`
-fn to_text(value: &Value) -> Value {
-    match (value.kind(), float_text(value)) {
-        (ValueKind::String, _) => value.clone(),
-        (_, Some(float)) => Value::from(float),
-        _ => Value::from(value.to_string()),
-    }
-}
-
-/// A float as Python writes it; everything else minijinja writes as Python does.
-fn float_text(value: &Value) -> Option<String> {
-    let is_float = value.is_number() && !value.is_integer();
-    let number = is_float.then(|| f64::try_from(value.clone()).ok())??;
-    number.is_finite().then(|| python_json::float(number))
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "minijinja hands a filter its own arguments")]
-fn to_json(value: Value, options: Kwargs) -> Result<String, minijinja::Error> {
-    let indent: Option<usize> = options.get("indent")?;
-    // Given by some templates; both say what is done anyway.
-    let _: Option<bool> = options.get("ensure_ascii")?;
-    let _: Option<bool> = options.get("sort_keys")?;
-    options.assert_all_used()?;
-    python_json::dumps(&value, indent)
-        .map_err(|error| minijinja::Error::new(ErrorKind::BadSerialization, format!("tojson: {error}")))
 }
 
 #[cfg(test)]

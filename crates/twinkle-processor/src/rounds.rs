@@ -15,20 +15,20 @@ use twinkle_core::wire::twinkle::{Content, IGNORED_LABEL, Message};
 use crate::limits::MOST_RENDERED;
 
 /// A conversation and how it is rendered.
-pub(super) struct Rounds<'a> {
+pub(crate) struct Rounds<'a> {
     /// The turns.
-    pub(super) messages: &'a [Message],
+    pub(crate) messages: &'a [Message],
     /// All of them as text.
-    pub(super) full: &'a str,
+    pub(crate) full: &'a str,
     /// The first turns as text, with or without a generation prompt.
-    pub(super) render: &'a dyn Fn(usize, bool) -> Result<String>,
+    pub(crate) render: &'a dyn Fn(usize, bool) -> Result<String>,
     /// Where in bytes the tokens of a text end, ascending.
-    pub(super) token_ends: &'a dyn Fn(&str) -> Result<Vec<usize>>,
+    pub(crate) token_ends: &'a dyn Fn(&str) -> Result<Vec<usize>>,
 }
 
 impl Rounds<'_> {
     /// The bytes of `full` that the assistants of these turns wrote, in order.
-    pub(super) fn written(&self, is_wanted: impl Fn(usize) -> bool) -> Result<Vec<Range<usize>>> {
+    pub(crate) fn written(&self, is_wanted: impl Fn(usize) -> bool) -> Result<Vec<Range<usize>>> {
         let mut written = Vec::new();
         let mut previous = None;
         let mut rendered = self.full.len();
@@ -150,13 +150,30 @@ fn suffix_that_begins(text: &str, rest: &str) -> usize {
 }
 
 /// The labels of tokens, not shifted: those of the tokens that lie inside `written`, which is in order.
-pub(super) fn inside(encoding: &Encoding, written: &[Range<usize>]) -> Vec<i64> {
+pub(crate) fn inside(encoding: &Encoding, written: &[Range<usize>]) -> Vec<i64> {
     label(encoding, written, |token, span| token.0 >= span.start && token.1 <= span.end)
 }
 
 /// The labels of tokens, not shifted: those of the tokens that share a letter with `written`, which is in order.
-pub(super) fn touching(encoding: &Encoding, written: &[Range<usize>]) -> Vec<i64> {
+pub(crate) fn touching(encoding: &Encoding, written: &[Range<usize>]) -> Vec<i64> {
     label(encoding, written, |token, span| token.1 > span.start && token.0 < span.end)
+}
+
+/// What is left of `written` without what a template puts behind the token that ends a turn, such as a line break.
+pub(crate) fn to_end_of_turn(
+    text: &str,
+    written: &Range<usize>,
+    encoding: &Encoding,
+    is_special: impl Fn(u32) -> bool,
+) -> Range<usize> {
+    let said = text.get(written.clone()).unwrap_or_default();
+    let end = written.start + said.trim_end().len();
+    let inside = |(_, offsets): &(&u32, &(usize, usize))| offsets.1 <= written.end;
+    // A token of white space may be special itself, so the last special one is looked for.
+    let last =
+        encoding.get_ids().iter().zip(encoding.get_offsets()).rev().filter(inside).find(|(id, _)| is_special(**id));
+    let last = last.map_or(end, |(_, offsets)| offsets.1);
+    written.start..end.max(last).max(written.start)
 }
 
 fn label(
@@ -208,6 +225,34 @@ mod tests {
             ..Message::new(*role, *content)
         };
         turns.iter().map(turn).collect()
+    }
+
+    /// An encoding with tokens at these offsets; token 9 is special.
+    fn encoding(tokens: &[(u32, (usize, usize))]) -> Encoding {
+        let ids: Vec<u32> = tokens.iter().map(|(id, _)| *id).collect();
+        let offsets = tokens.iter().map(|(_, offsets)| *offsets).collect();
+        let zeros = vec![0; ids.len()];
+        let no_ranges = std::iter::empty().collect();
+        let texts = vec![String::new(); ids.len()];
+        let words = vec![None; ids.len()];
+        Encoding::new(ids, zeros.clone(), texts, words, offsets, zeros.clone(), zeros, Vec::new(), no_ranges)
+    }
+
+    #[test]
+    fn a_turn_ends_with_its_last_special_token_or_its_last_word() {
+        let end = |text: &str, written: Range<usize>, tokens: &[(u32, (usize, usize))]| {
+            to_end_of_turn(text, &written, &encoding(tokens), |id| id == 9)
+        };
+        assert_eq!(end("H:ab<e>\n", 2..8, &[(1, (0, 2)), (3, (2, 4)), (9, (4, 7)), (1, (7, 8))]), 2..7);
+        assert_eq!(end("H:a<e>b\n", 2..8, &[(1, (0, 2)), (3, (2, 3)), (9, (3, 6)), (1, (6, 8))]), 2..7);
+        assert_eq!(end("H:ab\nU:<e>", 2..5, &[(1, (0, 2)), (2, (2, 4)), (3, (4, 7)), (9, (7, 10))]), 2..4);
+        assert_eq!(end("<e>H: ", 5..6, &[(9, (0, 3)), (1, (3, 5)), (1, (5, 6))]), 5..5);
+    }
+
+    #[test]
+    fn a_token_that_begins_in_the_prompt_is_not_learned() {
+        let tokens = encoding(&[(1, (0, 1)), (2, (1, 3)), (3, (3, 5)), (9, (5, 8)), (1, (8, 9))]);
+        assert_eq!(inside(&tokens, &[2..8]), [IGNORED_LABEL, IGNORED_LABEL, 3, 9, IGNORED_LABEL]);
     }
 
     fn written(messages: &[Message], opens: &str) -> Result<Vec<String>> {
