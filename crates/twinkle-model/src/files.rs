@@ -9,18 +9,18 @@
 //! run.json                    format version, base model, adapter shape, optimizer, schedule and steps
 //! ```
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 use twinkle_core::call::{LoraSpec, SavedTraining, TrainingProgress};
 use twinkle_core::ids::TenantId;
 use twinkle_core::{Error, ErrorCode, Result};
+use twinkle_nn::tensor_file::{Entry, FloatFile, TensorFile};
 use twinkle_nn::{AdapterLayout, BaseModel, peft};
 
 use crate::accumulation::Accumulation;
@@ -30,26 +30,60 @@ use crate::optimizer::state::SavedOptimizer;
 use crate::optimizer::{Optimizer, shape};
 use crate::run::Run;
 
-const OPTIMIZER_FILE: &str = "optimizer.safetensors";
-const RUN_FILE: &str = "run.json";
-const FORMAT: u32 = 1;
+pub(crate) const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+pub(crate) const RUN_FILE: &str = "run.json";
+pub(crate) const FORMAT: u32 = 1;
+/// Numbers that are copied out of a tensor at once.
+const PART: i64 = 1 << 20;
 
 /// The small part of a run's state.
 #[derive(Debug, Serialize, Deserialize)]
-struct RunFile {
-    format: u32,
-    base_model: String,
-    lora: LoraSpec,
-    optimizer_steps: u64,
+pub(crate) struct RunFile {
+    pub(crate) format: u32,
+    pub(crate) base_model: String,
+    pub(crate) lora: LoraSpec,
+    pub(crate) optimizer_steps: u64,
     /// Its settings and schedule; older files know only `AdamW` and have none.
     #[serde(default)]
-    optimizer: Option<SavedOptimizer>,
+    pub(crate) optimizer: Option<SavedOptimizer>,
     /// How far it is on its way to the next update; older files know nothing of it.
     #[serde(default)]
-    accumulation: Option<Accumulation>,
+    pub(crate) accumulation: Option<Accumulation>,
     /// What a client said about it.
     #[serde(default, skip_serializing_if = "SavedTraining::is_usual")]
-    training: SavedTraining,
+    pub(crate) training: SavedTraining,
+}
+
+impl RunFile {
+    /// Reads it from its text.
+    pub(crate) fn parse(text: &[u8]) -> Result<Self> {
+        let file: Self = serde_json::from_slice(text)
+            .map_err(|error| Error::invalid(format!("`{RUN_FILE}` is damaged: {error}")))?;
+        if file.format != FORMAT {
+            return Err(Error::unsupported(format!(
+                "`{RUN_FILE}` has format {}, this server reads {FORMAT}",
+                file.format
+            )));
+        }
+        Ok(file)
+    }
+
+    /// Refuses what belongs to another base model.
+    pub(crate) fn check_base(&self, base_model: &str) -> Result<()> {
+        if self.base_model == base_model {
+            return Ok(());
+        }
+        Err(Error::invalid(format!(
+            "the checkpoint belongs to base model `{}`, not to `{base_model}`",
+            self.base_model
+        )))
+    }
+
+    pub(crate) fn write(&self, directory: &Path) -> Result<()> {
+        let text = serde_json::to_vec_pretty(self)
+            .map_err(|error| Error::internal(format!("the run's description could not be encoded: {error}")))?;
+        write_file(&directory.join(RUN_FILE), &text)
+    }
 }
 
 /// What is written of a run besides its parameters and its optimizer.
@@ -93,7 +127,7 @@ pub fn write_run(directory: &Path, run: &Run, extent: Extent) -> Result<()> {
         write_optimizer(directory, run, extent.gradients)?;
     }
     let accumulation = if extent.gradients { run.accumulation } else { run.accumulation.without_gradients() };
-    let file = RunFile {
+    RunFile {
         format: FORMAT,
         base_model: run.base_model.clone(),
         lora: run.lora.clone(),
@@ -101,28 +135,36 @@ pub fn write_run(directory: &Path, run: &Run, extent: Extent) -> Result<()> {
         optimizer: Some(run.optimizer.saved()),
         accumulation: Some(accumulation),
         training: extent.training,
-    };
-    let text = serde_json::to_vec_pretty(&file)
-        .map_err(|error| Error::internal(format!("the run's description could not be encoded: {error}")))?;
-    write_file(&directory.join(RUN_FILE), &text)
+    }
+    .write(directory)
 }
 
 fn write_optimizer(directory: &Path, run: &Run, with_gradients: bool) -> Result<()> {
-    let kept = run.optimizer.tensors().map(|(name, tensor)| Ok((name, flat_values(tensor)?)));
-    let mut tensors = kept.collect::<Result<Vec<_>>>()?;
+    let mut tensors: Vec<(&str, &Tensor)> = run.optimizer.tensors().collect();
     if with_gradients {
-        tensors.push(("gradients", flat_values(run.gradients.flat())?));
+        tensors.push(("gradients", run.gradients.flat()));
     }
-    let views = tensors
-        .iter()
-        .map(|(name, values)| {
-            Ok((*name, TensorView::new(Dtype::F32, vec![values.len()], bytemuck::cast_slice(values))?))
-        })
-        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
-        .map_err(|error| Error::internal(format!("the optimizer state could not be laid out: {error}")))?;
-    let bytes = safetensors::serialize(views, None)
-        .map_err(|error| Error::internal(format!("the optimizer state could not be encoded: {error}")))?;
-    write_file(&directory.join(OPTIMIZER_FILE), &bytes)
+    let entry = |(name, tensor): &(&str, &Tensor)| Entry {
+        name: (*name).to_owned(),
+        dtype: Dtype::F32,
+        shape: vec![tensor.numel()],
+    };
+    let entries = tensors.iter().map(entry).collect();
+    let mut file = TensorFile::create(&directory.join(OPTIMIZER_FILE), &BTreeMap::new(), entries)?;
+    for (_, tensor) in tensors {
+        append(&mut file, tensor)?;
+    }
+    file.finish()
+}
+
+/// Appends a flat fp32 tensor part by part: a run that trains all weights has no room for a second copy of them.
+pub(crate) fn append(file: &mut TensorFile, tensor: &Tensor) -> Result<()> {
+    let length = tensor.numel() as i64;
+    for start in (0..length).step_by(PART as usize) {
+        let part = tensor.narrow(0, start, PART.min(length - start));
+        file.append(bytemuck::cast_slice(&flat_values(&part)?))?;
+    }
+    Ok(())
 }
 
 /// Reads a run back. Without `with_optimizer` its optimizer starts afresh; gradients are restored if they are there.
@@ -133,18 +175,8 @@ pub fn read_run(
     base: &BaseModel,
     with_optimizer: bool,
 ) -> Result<ReadRun> {
-    let text = read_file(&directory.join(RUN_FILE))?;
-    let file: RunFile =
-        serde_json::from_slice(&text).map_err(|error| Error::invalid(format!("`{RUN_FILE}` is damaged: {error}")))?;
-    if file.format != FORMAT {
-        return Err(Error::unsupported(format!("`{RUN_FILE}` has format {}, this server reads {FORMAT}", file.format)));
-    }
-    if file.base_model != base_model {
-        return Err(Error::invalid(format!(
-            "the checkpoint belongs to base model `{}`, not to `{base_model}`",
-            file.base_model
-        )));
-    }
+    let file = RunFile::parse(&read_file(&directory.join(RUN_FILE))?)?;
+    file.check_base(base_model)?;
     if with_optimizer && file.training.without_optimizer {
         return Err(Error::invalid("the checkpoint holds no optimizer")
             .hint("load its weights alone, or save with the optimizer's state"));
@@ -161,8 +193,7 @@ pub fn read_run(
         if !with_optimizer {
             return Ok((Optimizer::adam_w(shapes, base.device())?, None));
         }
-        let bytes = read_file(&directory.join(OPTIMIZER_FILE))?;
-        let mut tensors = read_flat(&bytes, base.device())?;
+        let mut tensors = read_flat(&directory.join(OPTIMIZER_FILE), base.device())?;
         let (saved, steps) = (file.optimizer, file.optimizer_steps);
         let optimizer = Optimizer::restored(saved, steps, &mut tensors, shapes, base.device())?;
         Ok((optimizer, tensors.remove("gradients")))
@@ -176,13 +207,13 @@ pub fn read_run(
         let layout = Arc::new(AdapterLayout::new(base.config(), &file.lora)?);
         let parameters = peft::read_as(directory, base.config(), &layout)?.to_device(base.device());
         let (optimizer, gradients) = optimizer(&shape::of_adapter(&layout))?;
-        (Run::assembled(tenant, base_model, layout, file.lora, parameters, optimizer), gradients)
+        (Run::assembled((tenant, base_model, file.lora), base, layout, parameters, optimizer), gradients)
     };
     if let Some(gradients) = gradients {
         if gradients.numel() != run.gradients.flat().numel() {
             return Err(Error::invalid(format!("`{OPTIMIZER_FILE}` holds {} gradients", gradients.numel())));
         }
-        run.gradients.flat_mut().copy_(&gradients);
+        *run.gradients.flat_mut() = gradients;
     }
     if with_optimizer {
         run.accumulation = accumulation.with_every(accumulation.every.max(1))?;
@@ -194,21 +225,21 @@ fn flat_values(tensor: &Tensor) -> Result<Vec<f32>> {
     Vec::<f32>::try_from(tensor).map_err(|error| Error::internal(format!("a tensor could not be read: {error}")))
 }
 
-fn read_flat(bytes: &[u8], device: Device) -> Result<HashMap<String, Tensor>> {
-    let file = SafeTensors::deserialize(bytes)
-        .map_err(|error| Error::invalid(format!("`{OPTIMIZER_FILE}` is damaged: {error}")))?;
+/// The flat tensors of an optimizer's file.
+fn read_flat(path: &Path, device: Device) -> Result<HashMap<String, Tensor>> {
+    let file = FloatFile::open(path)?;
     let mut tensors = HashMap::new();
-    for (name, view) in file.tensors() {
-        if view.dtype() != Dtype::F32 || view.shape().len() != 1 {
+    for name in file.names() {
+        let Some(tensor) = file.tensor(name)? else { continue };
+        if tensor.dim() != 1 {
             return Err(Error::invalid(format!(
-                "tensor `{name}` of `{OPTIMIZER_FILE}` is {:?} {:?}, expected F32 of one dimension",
-                view.dtype(),
-                view.shape()
+                "tensor `{name}` of `{OPTIMIZER_FILE}` is {:?}, expected one dimension",
+                tensor.size()
             )));
         }
-        let (numbers, _) = view.data().as_chunks::<4>();
-        let values: Vec<f32> = numbers.iter().map(|number| f32::from_le_bytes(*number)).collect();
-        tensors.insert(name.clone(), Tensor::from_slice(&values).to_device(device));
+        let own = Tensor::empty(tensor.size(), (Kind::Float, device));
+        own.shallow_clone().copy_(&tensor);
+        tensors.insert(name.to_owned(), own);
     }
     Ok(tensors)
 }

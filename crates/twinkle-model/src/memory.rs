@@ -26,9 +26,16 @@ impl MemoryLimits {
     pub const fn divide(total: u64) -> Self {
         Self { runs: total / 2, pass: total - total / 2 }
     }
+
+    /// For one run of so many bytes: its passes get the rest, and it may grow into that by another optimizer.
+    #[must_use]
+    pub const fn for_one_run(total: u64, run: u64) -> Self {
+        Self { runs: total, pass: total.saturating_sub(run) }
+    }
 }
 
-/// How a pass goes: as few layers are computed twice as its memory allows.
+/// How a pass goes: as few layers are computed twice as its memory allows. Copies of gradients that take operations back
+/// have `taken` of it.
 ///
 /// Errors: `ResourceExhausted` when it would not fit even with all of them, before anything is allocated.
 pub(crate) fn plan_pass(
@@ -36,17 +43,21 @@ pub(crate) fn plan_pass(
     limits: MemoryLimits,
     participants: &[Participant<'_>],
     backward: bool,
+    taken: u64,
 ) -> Result<Way> {
     let cost = base.cost();
     let shape = shape(participants, backward);
-    let within = cost.recompute_within(shape, limits.pass).map_err(|least| too_large(shape, least, limits))?;
+    let least = |_| cost.recompute_within(shape, limits.pass);
+    // The copies are there whatever the pass does: what would fit without them goes with as little as it can.
+    let within = cost.recompute_within(shape, limits.pass.saturating_sub(taken)).or_else(least);
+    let within = within.map_err(|least| too_large(shape, least, limits))?;
     if !backward {
         return Ok(Way::Forward);
     }
-    let recompute = match free_now(base) {
+    let recompute = match free_for(base, cost.pass_bytes(shape, within)) {
         // Whoever else has taken the memory meanwhile: then slower, and no bit changes.
-        Some(free) if free < limits.pass => cost.recompute_within(shape, free).unwrap_or(most(&cost)),
-        _ => within,
+        Some(free) => cost.recompute_within(shape, free).unwrap_or(most(&cost)),
+        None => within,
     };
     if recompute.layers > 0 {
         debug!(rows = shape.rows, layers = recompute.layers, "layers of this pass are computed twice");
@@ -63,8 +74,10 @@ fn shape(participants: &[Participant<'_>], backward: bool) -> PassShape {
     PassShape {
         rows: lengths().sum(),
         longest: lengths().max().unwrap_or(0),
+        sequences: lengths().count(),
         rank: modules.map(|module| module.rank).max().unwrap_or(0),
         backward,
+        full: participants.iter().any(|participant| participant.run.lora.full),
     }
 }
 
@@ -73,9 +86,15 @@ fn most(cost: &CostModel) -> Recompute {
     Recompute { layers: cost.config().layer_count.saturating_sub(1) }
 }
 
-/// What the machine has left, if the model computes in its memory and the system tells.
-fn free_now(base: &BaseModel) -> Option<u64> {
-    if base.device() == Device::Cpu { MachineMemory::now().map(|memory| memory.available) } else { None }
+/// What the machine has left, where that is less than a pass needs, the model computes in its memory and the system tells.
+fn free_for(base: &BaseModel, needed: u64) -> Option<u64> {
+    if base.device() != Device::Cpu {
+        return None;
+    }
+    let is_short = |memory: &MachineMemory| memory.available < needed;
+    MachineMemory::now().filter(is_short)?;
+    // Earlier passes have left blocks in this process that the system takes for used.
+    MachineMemory::with_freed_blocks_back().filter(is_short).map(|memory| memory.available)
 }
 
 fn too_large(shape: PassShape, least: u64, limits: MemoryLimits) -> Error {

@@ -38,6 +38,8 @@ pub struct Run {
     shapes: Vec<ParameterShape>,
     /// `parameters` in the model's dtype; made when first needed after a step.
     adapter: Option<Arc<Adapter>>,
+    /// The dtype of that.
+    rounded: Kind,
     /// Of a run that trains all weights.
     pub(crate) full: Option<FullWeights>,
 }
@@ -56,16 +58,15 @@ impl Run {
         let layout = Arc::new(AdapterLayout::new(base.config(), &lora)?);
         let parameters = layout.initialise(base.device());
         let optimizer = Optimizer::for_adapter(&layout, base.device())?;
-        Ok(Self::assembled(tenant, base_model, layout, lora, parameters, optimizer))
+        Ok(Self::assembled((tenant, base_model, lora), base, layout, parameters, optimizer))
     }
 
     /// A run from parts that were read from disk.
     #[must_use]
     pub fn assembled(
-        tenant: TenantId,
-        base_model: &str,
+        (tenant, base_model, lora): (TenantId, &str, LoraSpec),
+        base: &BaseModel,
         layout: Arc<AdapterLayout>,
-        lora: LoraSpec,
         parameters: Tensor,
         optimizer: Optimizer,
     ) -> Self {
@@ -82,6 +83,7 @@ impl Run {
             optimizer,
             shapes,
             adapter: None,
+            rounded: base.kind(),
             full: None,
         }
     }
@@ -106,6 +108,7 @@ impl Run {
             optimizer,
             shapes: full.shapes(),
             adapter: None,
+            rounded: base.kind(),
             full: Some(full),
         }
     }
@@ -130,8 +133,8 @@ impl Run {
         let tensors = [&self.parameters, self.gradients.flat()];
         let tensors = tensors.into_iter().chain(self.optimizer.tensors().map(|(_, tensor)| tensor));
         let kept: usize = tensors.map(|tensor| tensor.numel() * tensor.kind().elt_size_in_bytes()).sum();
-        // At most fp32; made when the run is next used.
-        let rounded = self.parameters.numel() * Kind::Float.elt_size_in_bytes();
+        // Made when the run is next used.
+        let rounded = self.parameters.numel() * self.rounded.elt_size_in_bytes();
         (kept + rounded) as u64
     }
 

@@ -1,5 +1,6 @@
 //! What takes back the gradients that an operation has added so far.
 
+use tch::Kind;
 use twinkle_nn::Gradients;
 
 /// The gradients of a run before an operation, or before the first of several in one pass.
@@ -15,6 +16,12 @@ impl Undo {
         let flat = gradients.flat();
         let is_zero = flat.min().double_value(&[]) == 0.0 && flat.max().double_value(&[]) == 0.0;
         Self((!is_zero).then(|| gradients.copy()))
+    }
+
+    /// Bytes of the copy.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.0.as_ref().map_or(0, |gradients| gradients.flat().numel() as u64 * Kind::Float.elt_size_in_bytes() as u64)
     }
 
     /// Puts back what was there.

@@ -285,7 +285,7 @@ async fn a_run_that_never_fits_is_refused_with_numbers_and_the_others_go_on() {
 #[tokio::test]
 async fn a_pass_is_recomputed_to_fit_and_one_that_never_fits_is_refused_with_numbers() {
     let cost = House::open(None, MemoryLimits::NONE).await.base.cost();
-    let shape = |rows| PassShape { rows, longest: rows, rank: RANK as usize, backward: true };
+    let shape = |rows| PassShape::training(rows, rows, RANK as usize);
     let most = Recompute { layers: cost.config().layer_count - 1 };
     let pass = cost.pass_bytes(shape(64), most);
     assert!(cost.pass_bytes(shape(64), Recompute::NOTHING) > pass, "something is to be saved");

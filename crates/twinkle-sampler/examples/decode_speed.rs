@@ -18,7 +18,7 @@ use twinkle_nn::{BaseModel, LoadOptions};
 use twinkle_sampler::adapters::Weights;
 use twinkle_sampler::line::{Line, Question};
 use twinkle_sampler::logits::DrawParams;
-use twinkle_sampler::memory::{kv_token_budget, sequence_tokens};
+use twinkle_sampler::memory::CacheBudget;
 use twinkle_sampler::params::ValidRequest;
 use twinkle_sampler::prompt::PromptWants;
 use twinkle_sampler::runner::TorchRunner;
@@ -27,6 +27,8 @@ use twinkle_sampler::stop::StopRule;
 
 const PROMPT: usize = 64;
 const NEW_TOKENS: usize = 64;
+/// For the caches of all streams.
+const CACHE_BYTES: u64 = 4 << 30;
 
 fn main() -> Result<()> {
     let runtime = Runtime::new().map_err(|error| Error::internal(error.to_string()))?;
@@ -37,10 +39,11 @@ async fn measure() -> Result<()> {
     let folder = std::env::args().nth(1).ok_or_else(|| Error::invalid("name a model folder"))?;
     let base = Arc::new(BaseModel::load(&PathBuf::from(folder), &LoadOptions::default())?);
     println!("weights: {} MiB as {:?}", base.weight_bytes() >> 20, base.kind());
+    let caches = CacheBudget::new(&base.cost(), CACHE_BYTES);
     let limits = SchedulerLimits {
         seats: 64,
-        kv_tokens: kv_token_budget(&base),
-        sequence_tokens: sequence_tokens(&base),
+        kv_tokens: caches.tokens(),
+        sequence_tokens: caches.sequence_tokens(),
         step_tokens: 512,
         tile: 64,
         waiting: 64,

@@ -22,6 +22,7 @@ use twinkle_core::component::{Component, Lifecycle};
 use twinkle_core::config::{ApplicationArgs, SamplerArgs, ServerConfig};
 use twinkle_core::ids::TenantId;
 use twinkle_nn::{BaseModel, LoadOptions, Precision, PublishedAdapters};
+use twinkle_sampler::memory::CacheBudget;
 use twinkle_sampler::{SamplerComponent, SamplerContext};
 
 /// Continue a prompt.
@@ -45,8 +46,10 @@ async fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let options = LoadOptions { precision: Precision::Float32, ..LoadOptions::default() };
     let state = tempfile::tempdir()?;
+    let base = Arc::new(BaseModel::load(&arguments.model, &options)?);
     let context = SamplerContext {
-        base: Arc::new(BaseModel::load(&arguments.model, &options)?),
+        caches: CacheBudget::new(&base.cost(), 1 << 30),
+        base,
         // Where adapters would be: those a trainer in this program publishes, and those on disk.
         published: PublishedAdapters::new(state.path().join("live")),
         checkpoints: CheckpointStore::new(state.path().join("checkpoints")),

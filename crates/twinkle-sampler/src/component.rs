@@ -27,7 +27,7 @@ use twinkle_nn::{BaseModel, ModelConfig, PublishedAdapters};
 
 use crate::adapters::{AdapterLimits, Adapters};
 use crate::line::{Line, Question};
-use crate::memory::{kv_token_budget, sequence_tokens};
+use crate::memory::CacheBudget;
 use crate::params::{MOST_CELLS, ModelLimits, ValidRequest, validate};
 use crate::runner::TorchRunner;
 use crate::scheduler::{FairScheduler, Scheduler, SchedulerLimits};
@@ -57,6 +57,8 @@ pub struct SamplerContext {
     pub checkpoints: CheckpointStore,
     /// The folder of the tokenizer; without one there, stop texts are refused.
     pub tokenizer: PathBuf,
+    /// What its caches may take.
+    pub caches: CacheBudget,
 }
 
 /// What this sampler can do, for status pages and clients.
@@ -139,7 +141,7 @@ impl Component for SamplerComponent {
     type Context = SamplerContext;
 
     async fn build(args: SamplerArgs, context: SamplerContext) -> Result<Self> {
-        let SamplerContext { base, published, checkpoints, tokenizer } = context;
+        let SamplerContext { base, published, checkpoints, tokenizer, caches } = context;
         let config = base.config();
         let max_model_len = model_length(args.engine.max_model_len, config)?;
         let text = spawn_blocking(move || read_text_files(&tokenizer))
@@ -155,8 +157,8 @@ impl Component for SamplerComponent {
         };
         let schedule = SchedulerLimits {
             seats: args.engine.max_num_seqs as usize,
-            kv_tokens: kv_token_budget(&base),
-            sequence_tokens: sequence_tokens(&base),
+            kv_tokens: caches.tokens(),
+            sequence_tokens: caches.sequence_tokens(),
             step_tokens: STEP_TOKENS,
             tile: TILE,
             waiting: MOST_REQUESTS,

@@ -156,7 +156,8 @@ impl Engine {
             }
             participants.push(Participant { run: &mut resident.run, shares });
         }
-        let way = memory::plan_pass(&context.base, context.limits.memory, &participants, backward)?;
+        let taken = undo.values().map(Undo::bytes).sum();
+        let way = memory::plan_pass(&context.base, context.limits.memory, &participants, backward, taken)?;
         backend.pass(&context.base, &mut participants, way)
     }
 

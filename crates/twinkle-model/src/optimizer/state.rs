@@ -99,15 +99,13 @@ impl Optimizer {
             initial_lr: None,
             scheduler: None,
         });
-        let mut optimizer = Self::fresh(spec, shapes, device)?;
-        optimizer.steps = steps;
-        optimizer.slots.mu_product = mu_product;
-        optimizer.initial_lr = initial_lr;
-        optimizer.scheduler = scheduler.map(Scheduler::restored);
-        let rule = rule(&optimizer.spec);
-        for (number, name) in rule.slots().iter().enumerate() {
+        spec.validate()?;
+        let rule = rule(&spec);
+        rule.accepts(shapes)?;
+        let mut slots = Slots { tensors: Vec::with_capacity(rule.slots().len()), mu_product };
+        for (number, name) in rule.slots().iter().copied().enumerate() {
             let found = tensors
-                .remove(*name)
+                .remove(name)
                 .ok_or_else(|| Error::invalid(format!("the optimizer's state lacks tensor `{name}`")))?;
             let length = slot_length(rule.as_ref(), number, shapes);
             if found.size() != [length] {
@@ -116,11 +114,11 @@ impl Optimizer {
                     found.size()
                 )));
             }
-            if let Some((_, slot)) = optimizer.slots.tensors.get_mut(number) {
-                *slot = found;
-            }
+            slots.tensors.push((name, found));
         }
-        Ok(optimizer)
+        slots.complete(rule.as_ref(), shapes, device);
+        let scheduler = scheduler.map(Scheduler::restored);
+        Ok(Self { spec, steps, slots, initial_lr, scheduler })
     }
 
     /// `AdamW` with torch's defaults, which Tinker's clients step with settings of their own.

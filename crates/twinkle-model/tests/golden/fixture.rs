@@ -73,7 +73,7 @@ impl Golden {
         let (lora, parameters) = peft::read(&self.folder.join(adapter), self.base.config()).unwrap();
         let layout = Arc::new(AdapterLayout::new(self.base.config(), &lora).unwrap());
         let optimizer = Optimizer::for_adapter(&layout, Device::Cpu).unwrap();
-        Run::assembled(TenantId::new("tenant"), "tiny", layout, lora, parameters, optimizer)
+        Run::assembled((TenantId::new("tenant"), "tiny", lora), &self.base, layout, parameters, optimizer)
     }
 
     pub(crate) fn examples(&self, adapter: &str, loss: &dyn losses::Loss) -> Vec<Example> {

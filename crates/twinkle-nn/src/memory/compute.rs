@@ -4,7 +4,7 @@
 //! `2 N + 2 V H + 2 n_h d S` per attention layer (causal, q kᵀ and p v); backward `2 N + 2 V H` and 2.5 times attention,
 //! since a frozen base needs no gradients of weights; a recomputed layer its forward once more.
 
-use super::cost::{CostModel, Recompute};
+use super::{CostModel, Recompute};
 use crate::config::MixerKind;
 
 /// Operations for one token.

@@ -24,6 +24,13 @@ impl MachineMemory {
             None => machine,
         })
     }
+
+    /// The same after the blocks that this process has freed and kept have gone back to the system.
+    #[must_use]
+    pub fn with_freed_blocks_back() -> Option<Self> {
+        twinkle_torch::memory::give_back_freed_blocks();
+        Self::now()
+    }
 }
 
 fn parse_meminfo(text: &str) -> Option<MachineMemory> {

@@ -15,7 +15,11 @@ use twinkle_core::component::{Component, Lifecycle};
 use twinkle_core::config::{ApplicationArgs, SamplerArgs, ServerConfig};
 use twinkle_core::ids::TenantId;
 use twinkle_nn::{BaseModel, LoadOptions, Precision, PublishedAdapters};
+use twinkle_sampler::memory::CacheBudget;
 use twinkle_sampler::{SamplerComponent, SamplerContext};
+
+/// For the caches of all sequences, where a test says nothing of them.
+const CACHE_BYTES: u64 = 1 << 30;
 
 pub(crate) const VARIANTS: [&str; 5] = ["llama3", "llama3_tied", "qwen2", "qwen2_untied", "qwen3"];
 
@@ -43,23 +47,35 @@ impl House {
 
     /// With these `engine_args`.
     pub(crate) async fn open_with(variant: &str, engine_args: &str) -> Self {
-        let options = LoadOptions { precision: Precision::Float32, device: Device::Cpu, row_tile: 64 };
-        let base = Arc::new(BaseModel::load(&fixture(variant), &options).unwrap());
-        Self::over(variant, engine_args, base, tempfile::tempdir().unwrap()).await
+        let base = load(variant);
+        let caches = CacheBudget::new(&base.cost(), CACHE_BYTES);
+        Self::over(variant, engine_args, (base, caches), tempfile::tempdir().unwrap()).await
+    }
+
+    /// With so much for its caches.
+    pub(crate) async fn open_within(variant: &str, caches: CacheBudget) -> Self {
+        Self::over(variant, "enable_lora: true", (load(variant), caches), tempfile::tempdir().unwrap()).await
     }
 
     /// The same state folder with nothing in memory, as after a restart of the server.
     pub(crate) async fn restarted(self) -> Self {
         self.sampler.drain(Duration::from_secs(10)).await;
-        Self::over(&self.variant, "enable_lora: true", self.base, self.folder).await
+        let caches = CacheBudget::new(&self.base.cost(), CACHE_BYTES);
+        Self::over(&self.variant, "enable_lora: true", (self.base, caches), self.folder).await
     }
 
-    async fn over(variant: &str, engine_args: &str, base: Arc<BaseModel>, folder: TempDir) -> Self {
+    async fn over(
+        variant: &str,
+        engine_args: &str,
+        (base, caches): (Arc<BaseModel>, CacheBudget),
+        folder: TempDir,
+    ) -> Self {
         let context = SamplerContext {
             base: Arc::clone(&base),
             published: PublishedAdapters::new(folder.path().join("live")),
             checkpoints: CheckpointStore::new(folder.path().join("checkpoints")),
             tokenizer: fixture(variant),
+            caches,
         };
         let (published, checkpoints) = (context.published.clone(), context.checkpoints.clone());
         let sampler = SamplerComponent::build(arguments(variant, engine_args), context).await.unwrap();
@@ -85,6 +101,11 @@ impl House {
             }
         })
     }
+}
+
+fn load(variant: &str) -> Arc<BaseModel> {
+    let options = LoadOptions { precision: Precision::Float32, device: Device::Cpu, row_tile: 64 };
+    Arc::new(BaseModel::load(&fixture(variant), &options).unwrap())
 }
 
 fn arguments(variant: &str, engine_args: &str) -> SamplerArgs {

@@ -227,14 +227,15 @@ impl Builder<'_> {
     async fn sampler(&mut self, application: &Application, args: &SamplerArgs) -> Result<()> {
         let folder = self.folders.of(&args.model)?.to_path_buf();
         let base = self.bases.get(&folder, args.engine.dtype, args.devices.first()).await?;
-        let longest = base.config().max_position_embeddings;
-        let max_context = args.engine.max_model_len.map_or(longest, |length| longest.min(length as usize));
+        let planned = self.memory.sampler(&application.name)?;
+        let max_context = planned.context;
         let vocabulary = base.config().vocab_size;
         let context = SamplerContext {
             base,
             published: self.state.published.clone(),
             checkpoints: self.state.checkpoints.clone(),
             tokenizer: folder.clone(),
+            caches: planned.budget(),
         };
         let component = SamplerComponent::build(args.clone(), context).await?;
         let capabilities = serde_json::to_value(component.capabilities()).ok();
@@ -264,7 +265,7 @@ impl Builder<'_> {
     ) -> Result<()> {
         let context = ProcessorContext {
             models,
-            places: self.state.data_sets.clone(),
+            places: data_sets::with_folders(&self.state.data_sets, args.data_folders.as_deref()),
             sessions: Some(self.state.store.clone()),
             seed: data_sets::seed()?,
         };

@@ -4,11 +4,12 @@ use std::fmt;
 
 use serde::Serialize;
 use twinkle_core::ByteSize;
-use twinkle_core::config::Device;
+use twinkle_core::config::{Device, TrainMode};
+use twinkle_model::rehearsal::Rehearsed;
 use twinkle_nn::memory::Recompute;
-use twinkle_sampler::memory::GROWTH;
+use twinkle_nn::memory::rate::SHARE_OF_PRODUCTS;
 
-use super::speed::{LENGTH, Measured, SHARE_OF_PRODUCTS, Speeds};
+use super::speed::{LENGTH, Speeds};
 use crate::launcher::memory::{DevicePlan, MemoryPlan, SamplerPlan, TrainerPlan, device_name};
 
 /// Everything `plan` says. Sizes are in bytes, speeds in tokens per second.
@@ -39,9 +40,11 @@ struct TrainerFacts {
     runs_limit: Option<u64>,
     max_loras: usize,
     max_rank: u32,
+    train_mode: TrainMode,
     largest_run: u64,
     largest_runs_in_memory: Option<u64>,
     pass_limit: Option<u64>,
+    undo: u64,
     rows_per_pass: usize,
     full_pass: u64,
     full_pass_recomputed: u64,
@@ -56,6 +59,8 @@ struct TrainerFacts {
 #[derive(Debug, Serialize)]
 struct MeasuredFacts {
     tokens_per_second: f64,
+    run: u64,
+    run_predicted: u64,
     pass: u64,
     pass_predicted: u64,
 }
@@ -68,9 +73,10 @@ struct SamplerFacts {
     caches: Option<u64>,
     bytes_per_token: u64,
     bytes_per_sequence: u64,
-    tokens: Option<u64>,
+    gpu_memory_utilization: f64,
+    tokens: Option<usize>,
     context: usize,
-    full_sequences: Option<u64>,
+    full_sequences: Option<usize>,
     max_num_seqs: usize,
     tokens_per_second_alone: Option<f64>,
 }
@@ -103,12 +109,16 @@ impl DeviceFacts {
 }
 
 impl TrainerFacts {
-    fn of(plan: &TrainerPlan, speeds: &Speeds, measured: Option<Measured>) -> Self {
-        let (cost, rank) = (&plan.cost, plan.max_rank as usize);
+    fn of(plan: &TrainerPlan, speeds: &Speeds, measured: Option<Rehearsed>) -> Self {
+        let cost = &plan.cost;
         let limits = plan.limit.map(|_| plan.limits);
         let rate = speeds.rate(plan.kind).filter(|_| plan.is_on_cpu());
-        let alone = rate.map(|rate| rate.products / cost.training_operations(LENGTH, Recompute::NOTHING).total());
-        let whole = |bytes| cost.rows_within(bytes, usize::MAX, rank, Recompute::NOTHING).min(plan.max_length);
+        let alone = rate.map(|rate| rate.training_of_products_alone(cost, LENGTH));
+        let alone_in_a_pass = |rows| plan.pass(rows, usize::MAX);
+        let whole = |bytes: u64| {
+            let rows = cost.rows_within(bytes.saturating_sub(plan.undo), Recompute::NOTHING, alone_in_a_pass);
+            rows.min(plan.max_length)
+        };
         Self {
             application: plan.application.clone(),
             model: plan.model.clone(),
@@ -120,9 +130,11 @@ impl TrainerFacts {
             runs_limit: limits.map(|limits| limits.runs),
             max_loras: plan.max_loras,
             max_rank: plan.max_rank,
+            train_mode: plan.train_mode,
             largest_run: plan.largest_run,
             largest_runs_in_memory: limits.map(|limits| (limits.runs / plan.largest_run).min(plan.max_loras as u64)),
             pass_limit: limits.map(|limits| limits.pass),
+            undo: plan.undo,
             rows_per_pass: plan.rows_per_pass,
             full_pass: plan.pass_bytes(plan.rows_per_pass, Recompute::NOTHING),
             full_pass_recomputed: plan.pass_bytes(plan.rows_per_pass, plan.recompute_most()),
@@ -131,10 +143,12 @@ impl TrainerFacts {
             longest_datum_without_recompute: limits.map(|limits| whole(limits.pass)),
             tokens_per_second: alone.map(|alone| alone * SHARE_OF_PRODUCTS),
             tokens_per_second_of_products_alone: alone,
-            measured: measured.map(|measured| MeasuredFacts {
-                tokens_per_second: measured.tokens_per_second,
-                pass: measured.bytes,
-                pass_predicted: measured.predicted_bytes,
+            measured: measured.map(|Rehearsed { run, pass, tokens_per_second, .. }| MeasuredFacts {
+                tokens_per_second,
+                run: run.measured,
+                run_predicted: run.predicted,
+                pass: pass.measured,
+                pass_predicted: pass.predicted,
             }),
         }
     }
@@ -143,22 +157,19 @@ impl TrainerFacts {
 impl SamplerFacts {
     fn of(plan: &SamplerPlan, speeds: &Speeds) -> Self {
         let rate = speeds.rate(plan.kind).filter(|_| plan.is_on_cpu());
-        // A cache that has just grown has room for more than it holds.
-        let per_token = (plan.bytes_per_token as f64 * GROWTH).ceil().max(1.0) as u64;
-        let sequence = plan.context as u64 * per_token + plan.bytes_per_sequence;
         Self {
             application: plan.application.clone(),
             model: plan.model.clone(),
             dtype: format!("{:?}", plan.kind),
-            caches: plan.caches,
-            bytes_per_token: plan.bytes_per_token,
-            bytes_per_sequence: plan.bytes_per_sequence,
-            tokens: plan.caches.map(|caches| caches / per_token),
+            caches: plan.caches.map(|caches| caches.bytes),
+            bytes_per_token: plan.cost.cache_bytes_per_token(),
+            bytes_per_sequence: plan.cost.cache_bytes(0),
+            gpu_memory_utilization: plan.utilization,
+            tokens: plan.caches.map(|caches| caches.tokens()),
             context: plan.context,
-            full_sequences: plan.caches.map(|caches| (caches / sequence.max(1)).min(plan.sequences as u64)),
+            full_sequences: plan.caches.map(|caches| caches.sequences_of(plan.context).min(plan.sequences)),
             max_num_seqs: plan.sequences,
-            // One sequence alone: every weight is read once for each token.
-            tokens_per_second_alone: rate.map(|rate| rate.bandwidth / plan.cost.weight_bytes() as f64),
+            tokens_per_second_alone: rate.map(|rate| rate.decoding_alone(&plan.cost)),
         }
     }
 }
@@ -214,16 +225,26 @@ impl TrainerFacts {
             &ByteSize(self.weights),
             &format!("{millions} million, read-only, each model once"),
         )?;
-        let why = if self.memory_limit_is_given { "`memory_limit`" } else { "half of what weights leave free" };
+        let is_full = self.train_mode == TrainMode::Full;
+        let why = match (self.memory_limit_is_given, is_full) {
+            (true, _) => "`memory_limit`",
+            (false, true) => "what weights leave free, but for a quarter and caches",
+            (false, false) => "half of what weights leave free",
+        };
         line(formatter, "runs and passes", &Known(self.memory_limit), why)?;
         let fitting = self.largest_runs_in_memory.map_or_else(|| "any number".to_owned(), |runs| runs.to_string());
-        let why = format!("{fitting} of rank {} stay in memory, at {} each", self.max_rank, ByteSize(self.largest_run));
+        let why = if is_full {
+            format!("one that trains all weights takes {}", ByteSize(self.largest_run))
+        } else {
+            format!("{fitting} of rank {} stay in memory, at {} each", self.max_rank, ByteSize(self.largest_run))
+        };
         line(formatter, "  runs", &Known(self.runs_limit), &why)?;
         let why = format!(
-            "{} rows take {}, with layers recomputed {}",
+            "{} rows take {}, with layers recomputed {}, to take them back {}",
             self.rows_per_pass,
             ByteSize(self.full_pass),
-            ByteSize(self.full_pass_recomputed)
+            ByteSize(self.full_pass_recomputed),
+            ByteSize(self.undo)
         );
         line(formatter, "  a pass", &Known(self.pass_limit), &why)?;
         let why = match self.longest_datum_without_recompute {
@@ -241,9 +262,11 @@ impl TrainerFacts {
         }
         let Some(measured) = &self.measured else { return Ok(()) };
         let why = format!(
-            "a small batch; its pass took {}, predicted {}",
+            "a small batch; its pass took {}, predicted {}; its run {}, predicted {}",
             ByteSize(measured.pass),
-            ByteSize(measured.pass_predicted)
+            ByteSize(measured.pass_predicted),
+            ByteSize(measured.run),
+            ByteSize(measured.run_predicted)
         );
         line(formatter, "measured", &format!("{:.0} tok/s", measured.tokens_per_second), &why)
     }
@@ -258,6 +281,7 @@ impl SamplerFacts {
         }
         if let Some(tokens) = self.tokens {
             why = format!("{why}, with room to grow {tokens} tokens");
+            why = format!("{why}; `gpu_memory_utilization` {}", self.gpu_memory_utilization);
         }
         line(formatter, "caches", &Known(self.caches), &why)?;
         if let Some(sequences) = self.full_sequences {

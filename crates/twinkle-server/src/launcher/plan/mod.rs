@@ -1,7 +1,6 @@
 //! What `twinkle-server plan` says of a configuration: the memory that a launch would divide, and predicted speeds.
 
 mod facts;
-mod growth;
 mod speed;
 
 use twinkle_core::config::ServerConfig;
