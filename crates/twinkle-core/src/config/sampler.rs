@@ -64,7 +64,8 @@ pub struct EngineArgs {
     pub logprobs_mode: LogprobsMode,
     /// Seed of requests that name none; `None` draws one at start.
     pub seed: Option<u64>,
-    /// Share of the device's memory that may be used, in `(0, 1]`.
+    /// Share of the device's memory, in `(0, 1]`, that weights and this sampler's caches may take together. Beside a trainer
+    /// caches share a quarter of what weights leave free.
     pub gpu_memory_utilization: f64,
 }
 

@@ -72,7 +72,7 @@ static ENGINE_ARGS: Grammar = Grammar {
             "gpu_memory_utilization",
             Kind::Number(Limits::SHARE),
             Default("0.7"),
-            "Share of the device's memory that may be used",
+            "Share of the device's memory that weights and this sampler's caches may take together; beside a trainer caches share a quarter of what weights leave free",
         ),
         key("tensor_parallel_size", SIZE, Default("1"), "Devices over which every layer is split").refused("above 1"),
         key("pipeline_parallel_size", SIZE, Default("1"), "Devices over which the layers are divided")

@@ -33,11 +33,11 @@ use twinkle_nn::memory::CostModel;
 use twinkle_nn::memory::machine::MachineMemory;
 use twinkle_nn::{LoadOptions, ModelConfig};
 
-use self::device::{Weights, free_memory, torch_device};
 pub(crate) use self::device::{DevicePlan, device_name};
+use self::device::{Weights, free_memory, torch_device};
 pub(crate) use self::sampler::SamplerPlan;
-pub(crate) use self::trainer::TrainerPlan;
 use self::trainer::MOST_ROWS;
+pub(crate) use self::trainer::TrainerPlan;
 use super::base_models::precision_of;
 use super::model_folders::ModelFolders;
 
