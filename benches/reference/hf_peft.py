@@ -8,7 +8,7 @@ The last line of the output is one JSON object: `tokens_per_second` (one number 
 and `peak_rss_bytes`. Sequences of several lengths are padded to the longest, with an attention mask, and padding does not
 count as trained tokens. A step is forward, loss, backward and AdamW on the whole batch, as a user would write it: the base
 frozen, no gradient checkpointing, attention through SDPA. Every projection of attention and MLP has an
-adapter, PEFT's `all-linear`; with `--train-unembed` the output head has one too, which costs PEFT much time and memory.
+adapter, experts included; with `--train-unembed` the output head has one too, which costs PEFT much time and memory.
 The run it is compared with must train the same modules. Adapters are kept in the model's dtype, the faster of PEFT's ways.
 """
 
@@ -52,6 +52,7 @@ def main():
     targets = [*PROJECTIONS, "lm_head"] if arguments.train_unembed else PROJECTIONS
     model = get_peft_model(model, LoraConfig(
         task_type="CAUSAL_LM", r=arguments.rank, lora_alpha=32, lora_dropout=0.0, target_modules=targets,
+        **experts(model.config, arguments.rank),
     ), autocast_adapter_dtype=arguments.adapter_dtype == "float32")
     model.train()
     adapters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -75,6 +76,16 @@ def main():
             speeds.append(sum(lengths) / (time.perf_counter() - started))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps({"tokens_per_second": speeds, "peak_rss_bytes": peak}))
+
+
+def experts(config, rank):
+    """Fused experts are parameters, not modules. Their rank is divided by the experts of a token, as the other side does."""
+    count = getattr(config, "num_experts_per_tok", None)
+    if not count:
+        return {}
+    names = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    own = max(1, rank // count)
+    return {"target_parameters": names, "rank_pattern": dict.fromkeys(["mlp.experts", *names], own)}
 
 
 def batch(lengths):

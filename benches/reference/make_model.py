@@ -52,12 +52,43 @@ QWEN2_5_7B = {
     "max_window_layers": 28,
     "tie_word_embeddings": False,
 }
+QWEN3_MOE_0_5B = {
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    # Small, so that the head does not hide the experts.
+    "vocab_size": 32768,
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "moe_intermediate_size": 192,
+    "num_experts": 64,
+    "num_experts_per_tok": 8,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "num_hidden_layers": 12,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+    "attention_bias": False,
+    "hidden_act": "silu",
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+    "attention_dropout": 0.0,
+    "initializer_range": 0.02,
+    "use_sliding_window": False,
+    "tie_word_embeddings": True,
+    "use_cache": True,
+    "torch_dtype": "bfloat16",
+}
 SHAPES = {
     "qwen2.5-0.5b": QWEN2_5_0_5B,
     # About four billion numbers, in the proportions of the others.
     "qwen2.5-4b": {**QWEN2_5_7B, "hidden_size": 2560, "intermediate_size": 13824, "num_hidden_layers": 32,
                    "num_attention_heads": 20, "max_window_layers": 32, "tie_word_embeddings": True},
     "qwen2.5-7b": QWEN2_5_7B,
+    # In the proportions of Qwen3-30B-A3B: of 0.52 billion numbers a token uses 0.12.
+    "qwen3-moe-0.5b": QWEN3_MOE_0_5B,
     # The same with few layers and a small vocabulary: to try the benchmark itself.
     "tiny": {**QWEN2_5_0_5B, "num_hidden_layers": 2, "vocab_size": 32768, "max_window_layers": 2},
 }
@@ -90,9 +121,10 @@ def main():
 
 def weights(config, generator):
     """Normal(0, 0.02) as an untrained model; norms are one, biases zero."""
-    hidden, width = config["hidden_size"], config["intermediate_size"]
-    head = hidden // config["num_attention_heads"]
-    key_value = config["num_key_value_heads"] * head
+    hidden = config["hidden_size"]
+    head = config.get("head_dim", hidden // config["num_attention_heads"])
+    query, key_value = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
+    experts = config.get("num_experts", 0)
 
     def normal(*shape):
         values = torch.empty(shape, device=generator.device)
@@ -106,13 +138,21 @@ def weights(config, generator):
         prefix = f"model.layers.{layer}"
         for norm in ("input_layernorm", "post_attention_layernorm"):
             tensors[f"{prefix}.{norm}.weight"] = constant(1.0, hidden)
-        for name, rows in (("q_proj", hidden), ("k_proj", key_value), ("v_proj", key_value)):
+        for name, rows in (("q_proj", query), ("k_proj", key_value), ("v_proj", key_value)):
             tensors[f"{prefix}.self_attn.{name}.weight"] = normal(rows, hidden)
-            tensors[f"{prefix}.self_attn.{name}.bias"] = constant(0.0, rows)
-        tensors[f"{prefix}.self_attn.o_proj.weight"] = normal(hidden, hidden)
-        tensors[f"{prefix}.mlp.gate_proj.weight"] = normal(width, hidden)
-        tensors[f"{prefix}.mlp.up_proj.weight"] = normal(width, hidden)
-        tensors[f"{prefix}.mlp.down_proj.weight"] = normal(hidden, width)
+            if not experts:
+                tensors[f"{prefix}.self_attn.{name}.bias"] = constant(0.0, rows)
+        tensors[f"{prefix}.self_attn.o_proj.weight"] = normal(hidden, query)
+        if experts:
+            for norm in ("q_norm", "k_norm"):
+                tensors[f"{prefix}.self_attn.{norm}.weight"] = constant(1.0, head)
+            tensors[f"{prefix}.mlp.gate.weight"] = normal(experts, hidden)
+        mlps = [f"{prefix}.mlp.experts.{expert}" for expert in range(experts)] or [f"{prefix}.mlp"]
+        width = config["moe_intermediate_size"] if experts else config["intermediate_size"]
+        for mlp in mlps:
+            tensors[f"{mlp}.gate_proj.weight"] = normal(width, hidden)
+            tensors[f"{mlp}.up_proj.weight"] = normal(width, hidden)
+            tensors[f"{mlp}.down_proj.weight"] = normal(hidden, width)
     if not config["tie_word_embeddings"]:
         tensors["lm_head.weight"] = normal(config["vocab_size"], hidden)
     return tensors

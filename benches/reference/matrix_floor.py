@@ -4,8 +4,9 @@
     .venvs/reference/bin/python benches/reference/matrix_floor.py --model-dir DIR --rows 2048 --dtype bfloat16 --steps 2
 
 Per layer every projection is multiplied forward (`x Wᵀ`) and back (`dy W`, the gradient of its input), then the head
-likewise, by torch, with the weights of the checkpoint and `--rows` rows at once. The weights' own gradients are not formed, since
-the base is frozen. The last line of the output is one JSON object with `tokens_per_second`, one number per measured step.
+likewise, by torch, with the weights of the checkpoint and `--rows` rows at once, of which every expert has its share. The
+weights' own gradients are not formed, since the base is frozen. The last line of the output is one JSON object with
+`tokens_per_second`, one number per measured step.
 """
 
 import argparse
@@ -25,16 +26,21 @@ def main():
     arguments = parser.parse_args()
     dtype = getattr(torch, arguments.dtype)
     model = AutoModelForCausalLM.from_pretrained(arguments.model_dir, dtype=dtype)
-    weights = [module.weight.detach() for module in model.modules() if isinstance(module, torch.nn.Linear)]
-    inputs = {weight.shape[1]: torch.randn(arguments.rows, weight.shape[1]).to(dtype) for weight in weights}
-    outputs = {weight.shape[0]: torch.randn(arguments.rows, weight.shape[0]).to(dtype) for weight in weights}
+    linear = [module.weight.detach() for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    products = [(weight, arguments.rows) for weight in linear]
+    for name, parameter in model.named_parameters():
+        if ".experts." in name and parameter.dim() == 3:
+            # Every expert has an even share of the rows.
+            share = arguments.rows * model.config.num_experts_per_tok // len(parameter)
+            products += [(weight, share) for weight in parameter.detach()]
+    rows = {width: torch.randn(arguments.rows, width).to(dtype) for weight, _ in products for width in weight.shape}
     speeds = []
     with torch.no_grad():
         for step in range(arguments.steps + 1):
             started = time.perf_counter()
-            for weight in weights:
-                torch.mm(inputs[weight.shape[1]], weight.t())
-                torch.mm(outputs[weight.shape[0]], weight)
+            for weight, count in products:
+                torch.mm(rows[weight.shape[1]][:count], weight.t())
+                torch.mm(rows[weight.shape[0]][:count], weight)
             if step > 0:
                 speeds.append(arguments.rows / (time.perf_counter() - started))
     print(json.dumps({"tokens_per_second": speeds}))

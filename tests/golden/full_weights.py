@@ -12,11 +12,13 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+
+import models
+from variants import SINGLE_EXPERTS
 
 HERE = Path(__file__).parent
 PATH = HERE / "full_weights.json"
-VARIANTS = ["llama3", "llama3_tied", "qwen2", "qwen3"]
+VARIANTS = ["llama3", "llama3_tied", "qwen2", "qwen3", "qwen3_moe", "qwen3_moe_mixed", "qwen3_5", "qwen3_5_moe"]
 DATUMS = 3
 
 
@@ -28,8 +30,7 @@ def waves(length):
 def variant(name):
     folder = HERE / "fixtures" / name
     golden = load_file(folder / "golden.safetensors")
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
-    model.train(False)
+    model = models.load(folder).requires_grad_(True)
     total = 0.0
     for number in range(DATUMS):
         tokens = golden[f"datum.{number}.tokens"].long()
@@ -37,9 +38,13 @@ def variant(name):
         logprobs = model(tokens[None]).logits[0].log_softmax(-1).gather(1, targets[:, None])[:, 0]
         total = total - (golden[f"datum.{number}.weights"] * logprobs).sum()
     total.backward()
+    named = [(weight, parameter.grad) for weight, parameter in model.named_parameters()]
+    if name in SINGLE_EXPERTS:
+        # As the files have them: a tensor for each expert.
+        named = [part for fused in named for part in models.single_experts(*fused)]
     gradients = {}
-    for weight, parameter in model.named_parameters():
-        flat = parameter.grad.double().reshape(-1)
+    for weight, gradient in named:
+        flat = gradient.double().reshape(-1)
         gradients[weight] = [flat.norm().item()] + [flat.dot(wave).item() for wave in waves(len(flat))]
     return {"loss": total.item(), "gradients": gradients}
 

@@ -25,27 +25,69 @@ pub(crate) fn multiply(terms: &[Term], finish: Finish, y: &mut [bf16], columns: 
     let rows = y.len() / columns;
     let is_long = terms.iter().any(|term| term.inner >= LONG) && terms.iter().all(|term| term.inner.is_multiple_of(2));
     let panels = columns.div_ceil(PANEL);
-    // How many columns and rows a task takes.
-    let (width, share) = if is_long {
-        (panels.div_ceil(2 * pool::threads()) * PANEL, rows.min(ROW_SHARE))
-    } else {
-        (PANEL, rows.div_ceil(row_shares(rows, panels)))
+    // How many columns a task takes.
+    let width = if is_long { panels.div_ceil(2 * pool::threads()) * PANEL } else { PANEL };
+    let all: Vec<&Term> = terms.iter().collect();
+    let strips = match strips(terms, rows) {
+        apart if apart.len() > 1 && !is_long => apart,
+        _ => {
+            let share = if is_long { rows.min(ROW_SHARE) } else { rows.div_ceil(row_shares(rows, panels)) };
+            let share_at = |start: usize| Strip { rows: start..(start + share).min(rows), terms: all.clone() };
+            (0..rows).step_by(share).map(share_at).collect()
+        }
     };
-    let shares = rows.div_ceil(share);
     let cost: usize = terms.iter().map(|term| term.rows.len() * term.inner * columns).sum();
     let target = pool::Shared::new(y);
-    pool::for_each(columns.div_ceil(width) * shares, cost, |task| {
-        let (first, start) = (task / shares * width, task % shares * share);
+    let parts = columns.div_ceil(width);
+    pool::for_each(parts * strips.len(), cost, |task| {
+        let (strip, first) = (&strips[task / parts], task % parts * width);
         let width = width.min(columns - first);
-        let job = Job { terms, finish, columns, first, width, rows: start..(start + share).min(rows) };
+        let job = Job { terms: &strip.terms, finish, columns, first, width, rows: strip.rows.clone() };
         // SAFETY: AVX512-BF16 was checked above; every task writes rows and columns that no other task does.
         unsafe { if is_long { job.run_long(target) } else { job.run(target) } };
     });
 }
 
+/// Rows that a task takes, and the terms that may add to them.
+struct Strip<'a> {
+    rows: Range<usize>,
+    terms: Vec<&'a Term<'a>>,
+}
+
+/// The rows cut wherever no term reaches across, each strip with its own terms. Of a product with all rows that is one strip;
+/// of the products of many experts one for each, so that a task packs one expert's panel and uses it at once.
+fn strips<'a>(terms: &'a [Term<'a>], rows: usize) -> Vec<Strip<'a>> {
+    let mut ranges: Vec<&Range<usize>> = terms.iter().map(|term| &term.rows).filter(|rows| !rows.is_empty()).collect();
+    ranges.sort_by_key(|range| range.start);
+    let mut strips: Vec<Strip> = Vec::new();
+    for range in ranges {
+        match strips.last_mut() {
+            Some(last) if range.start < last.rows.end => last.rows.end = last.rows.end.max(range.end),
+            last => {
+                // Rows before the first term, or between two, are finished with what comes before them.
+                if let Some(last) = last {
+                    last.rows.end = range.start;
+                }
+                let start = if strips.is_empty() { 0 } else { range.start };
+                strips.push(Strip { rows: start..range.end, terms: Vec::new() });
+            }
+        }
+    }
+    if let Some(last) = strips.last_mut() {
+        last.rows.end = rows;
+    }
+    for term in terms.iter().filter(|term| !term.rows.is_empty()) {
+        let place = strips.partition_point(|strip| strip.rows.end <= term.rows.start);
+        if let Some(strip) = strips.get_mut(place) {
+            strip.terms.push(term);
+        }
+    }
+    strips
+}
+
 /// Some columns of some rows.
 struct Job<'a> {
-    terms: &'a [Term<'a>],
+    terms: &'a [&'a Term<'a>],
     finish: Finish<'a>,
     rows: Range<usize>,
     columns: usize,
@@ -180,4 +222,27 @@ fn row_shares(rows: usize, panels: usize) -> usize {
     let (threads, most) = (pool::threads(), (rows / ROW_SHARE).max(1));
     // With four tasks per thread the last one to end does not leave the others idle for long.
     (4 * threads).div_ceil(panels).min(most)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn term(rows: Range<usize>) -> Term<'static> {
+        Term { rows, left: &[], right: Right::Plain(&[]), inner: 1 }
+    }
+
+    #[test]
+    fn rows_are_cut_where_no_term_reaches_across_and_all_of_them_are_taken() {
+        let cut = |terms: &[Term], rows: usize| -> Vec<(Range<usize>, Vec<Range<usize>>)> {
+            let own = |strip: Strip| (strip.rows, strip.terms.iter().map(|term| term.rows.clone()).collect());
+            strips(terms, rows).into_iter().map(own).collect()
+        };
+        let whole = [term(0..9), term(2..4), term(4..9)];
+        assert_eq!(cut(&whole, 9), [(0..9, vec![0..9, 2..4, 4..9])]);
+        // Two experts and an adapter on each, and rows of nobody.
+        let experts = [term(1..4), term(6..8), term(2..4), term(6..7), term(9..9)];
+        assert_eq!(cut(&experts, 10), [(0..6, vec![1..4, 2..4]), (6..10, vec![6..8, 6..7])]);
+        assert!(cut(&[], 3).is_empty());
+    }
 }

@@ -28,12 +28,17 @@ mod outer;
 mod panel;
 mod pool;
 mod product;
+#[cfg(test)]
+#[path = "../tests/common/mod.rs"]
+mod random;
 mod rotary;
 mod softmax;
 mod swiglu;
 
 pub use attention::{Attended, HeadShape, Sequence, attention, attention_backward};
-pub use delta::{DeltaGradients, DeltaRows, DeltaShape, DeltaWeights, delta_scan, delta_scan_backward};
+pub use delta::{
+    DeltaGradients, DeltaRows, DeltaShape, DeltaWeightGradients, DeltaWeights, delta_scan, delta_scan_backward,
+};
 pub use features::has_bf16_products;
 pub use norm::{NormFlavour, rms_norm, rms_norm_backward};
 pub use product::{Finish, Layout, Right, Segment, Term, accumulate_outer, multiply};

@@ -43,10 +43,11 @@ pub(crate) fn accumulate_outer(
     layout: Layout,
     sums: &mut [&mut [f32]],
 ) {
-    for Segment { rows, sum } in segments {
+    for Segment { rows, wide: first, sum } in segments {
         for i in 0..n {
             for j in 0..w {
-                let own: f32 = rows.clone().map(|row| wide(left[row * n + i]) * wide(right[row * w + j])).sum();
+                let pairs = rows.clone().zip(*first..);
+                let own: f32 = pairs.map(|(row, other)| wide(left[row * n + i]) * wide(right[other * w + j])).sum();
                 let place = match layout {
                     Layout::NarrowByWide => i * w + j,
                     Layout::WideByNarrow => j * n + i,

@@ -1,4 +1,4 @@
-//! [`crate::accumulate_outer`] by panels of the wide side.
+//! [`crate::accumulate_outer`] by panels of the wide side, sum by sum.
 
 use std::arch::x86_64::{__m512, _mm512_storeu_ps};
 use std::ops::Range;
@@ -18,26 +18,36 @@ pub(crate) fn accumulate(
     sums: &mut [&mut [f32]],
 ) {
     assert!(crate::has_bf16_products(), "this processor has no AVX512-BF16");
-    let transposed: Vec<(usize, Vec<bf16>)> =
-        segments.iter().map(|segment| transpose(narrow, n, &segment.rows)).collect();
+    let transposed: Vec<Vec<bf16>> = segments.iter().map(|segment| transpose(narrow, n, &segment.rows)).collect();
     let rows: usize = segments.iter().map(|segment| segment.rows.len()).sum();
+    // The segments of each sum, in their order.
+    let mut of_sum: Vec<Vec<usize>> = vec![Vec::new(); sums.len()];
+    for (place, segment) in segments.iter().enumerate() {
+        of_sum[segment.sum].push(place);
+    }
     let sums: Vec<Shared<f32>> = sums.iter_mut().map(|sum| Shared::new(sum)).collect();
-    pool::for_each(w.div_ceil(PANEL), rows * n * w, |task| {
-        let first = task * PANEL;
+    let used: Vec<(Shared<f32>, Vec<usize>)> =
+        sums.into_iter().zip(of_sum).filter(|(_, places)| !places.is_empty()).collect();
+    let panels = w.div_ceil(PANEL);
+    pool::for_each(used.len() * panels, rows * n * w, |task| {
+        let (sum, places) = &used[task / panels];
+        let first = task % panels * PANEL;
         let width = PANEL.min(w - first);
         Scratch::with(|scratch| {
-            for (segment, (inner, left)) in segments.iter().zip(&transposed) {
-                let right = Right::Plain(&wide[segment.rows.start * w..segment.rows.end * w]);
-                let panel = Panel { right, inner: *inner, stride: w, first, width };
-                // SAFETY: AVX512-BF16 was checked above; the task alone touches the panel's columns.
-                unsafe { add(&panel, left, n, layout, sums[segment.sum], scratch) };
+            for place in places {
+                let (segment, left) = (&segments[*place], &transposed[*place]);
+                let inner = segment.rows.len();
+                let right = Right::Plain(&wide[segment.wide * w..(segment.wide + inner) * w]);
+                let panel = Panel { right, inner, stride: w, first, width };
+                // SAFETY: AVX512-BF16 was checked above; the task alone touches these columns of this sum.
+                unsafe { add(&panel, left, n, layout, *sum, scratch) };
             }
         });
     });
 }
 
-/// `[n, rows]` of these rows of `[.., n]`, and how many rows.
-fn transpose(values: &[bf16], n: usize, rows: &Range<usize>) -> (usize, Vec<bf16>) {
+/// `[n, rows]` of these rows of `[.., n]`.
+fn transpose(values: &[bf16], n: usize, rows: &Range<usize>) -> Vec<bf16> {
     let count = rows.len();
     let mut transposed = vec![bf16::ZERO; n * count];
     for (index, row) in values[rows.start * n..rows.end * n].chunks_exact(n).enumerate() {
@@ -45,12 +55,14 @@ fn transpose(values: &[bf16], n: usize, rows: &Range<usize>) -> (usize, Vec<bf16
             transposed[column * count + index] = *value;
         }
     }
-    (count, transposed)
+    transposed
 }
 
+/// # Safety
+/// The processor must have AVX512-BF16, and nobody else may touch the panel's columns of the sum.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
 unsafe fn add(panel: &Panel, left: &[bf16], n: usize, layout: Layout, sum: Shared<f32>, scratch: &mut Scratch) {
-    let vectors = panel.vectors();
+    let (vectors, columns) = (panel.vectors(), panel.first..panel.first + panel.width);
     scratch.clear(n * vectors);
     scratch.packed.clear();
     let Scratch { packed, sums, padded } = scratch;
@@ -59,26 +71,37 @@ unsafe fn add(panel: &Panel, left: &[bf16], n: usize, layout: Layout, sum: Share
         panel.pack_whole(packed);
         panel.add(left, packed, sums, padded);
     }
-    for (row, own) in sums.chunks_exact(vectors).enumerate() {
-        for (vector, own) in own.iter().enumerate() {
-            let column = 16 * vector;
-            for (offset, value) in lanes(*own).iter().enumerate().take(panel.width - column) {
-                let column = panel.first + column + offset;
-                let place = match layout {
-                    Layout::NarrowByWide => row * panel.stride + column,
-                    Layout::WideByNarrow => column * n + row,
-                };
-                // SAFETY: inside the sum, and no other task touches this column.
-                unsafe { *sum.at(place) += value };
+    let mut own = [0.0; PANEL];
+    match layout {
+        Layout::NarrowByWide => {
+            for (row, vectors) in sums.chunks_exact(vectors).enumerate() {
+                let start = row * panel.stride;
+                // SAFETY: no other task touches these columns.
+                let sum = unsafe { sum.part(start + columns.start..start + columns.end) };
+                spread(vectors, &mut own);
+                for (sum, own) in sum.iter_mut().zip(&own) {
+                    *sum += own;
+                }
+            }
+        }
+        Layout::WideByNarrow => {
+            // SAFETY: as above.
+            let sum = unsafe { sum.part(columns.start * n..columns.end * n) };
+            for (row, vectors) in sums.chunks_exact(vectors).enumerate() {
+                spread(vectors, &mut own);
+                for (sum, own) in sum.chunks_exact_mut(n).zip(&own) {
+                    sum[row] += own;
+                }
             }
         }
     }
 }
 
+/// The numbers of up to four vectors, one after the other.
 #[target_feature(enable = "avx512f")]
-fn lanes(vector: __m512) -> [f32; 16] {
-    let mut lanes = [0.0; 16];
-    // SAFETY: there is room for 16 numbers.
-    unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), vector) };
-    lanes
+fn spread(vectors: &[__m512], into: &mut [f32; PANEL]) {
+    for (vector, into) in vectors.iter().zip(into.chunks_exact_mut(16)) {
+        // SAFETY: there is room for 16 numbers.
+        unsafe { _mm512_storeu_ps(into.as_mut_ptr(), *vector) };
+    }
 }

@@ -1,19 +1,11 @@
 //! Attention against its formula in fp64, and the independence of a row from what follows it.
 
+mod common;
+
+use common::random;
 use half::bf16;
 use proptest::prelude::*;
 use twinkle_kernels::{Attended, HeadShape, Sequence, attention, attention_backward, has_bf16_products};
-
-fn random(count: usize, seed: u64) -> Vec<bf16> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bf16::from_f32((state >> 40) as f32 / (1 << 23) as f32 - 1.0)
-    };
-    (0..count).map(|_| next()).collect()
-}
 
 /// Queries, keys, values and the gradient of the output of one sequence.
 struct Rows {

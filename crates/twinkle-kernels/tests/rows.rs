@@ -1,21 +1,13 @@
 //! The row-wise kernels against their formulas in fp64, and the independence of a row from its neighbours.
 
+mod common;
+
+use common::random;
 use half::bf16;
 use proptest::prelude::*;
 use twinkle_kernels::{
     NormFlavour, log_softmax_backward, log_sum_exp, rms_norm, rms_norm_backward, rotate, swiglu, swiglu_backward,
 };
-
-fn random(count: usize, seed: u64) -> Vec<bf16> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bf16::from_f32((state >> 40) as f32 / (1 << 22) as f32 - 2.0)
-    };
-    (0..count).map(|_| next()).collect()
-}
 
 fn wide(values: &[bf16]) -> Vec<f64> {
     values.iter().map(|value| value.to_f64()).collect()

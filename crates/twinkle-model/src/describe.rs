@@ -23,7 +23,7 @@ pub(crate) fn describe(context: &EngineContext, id: &RunId, run: &Run, values: b
     } else {
         names(run)
     };
-    let base = context.base.weight_layout().map_or(0, |layout| layout.count());
+    let base = context.base.weight_layout().count();
     Ok(RunState {
         cur_step: run.accumulation.steps,
         accumulation_steps: run.accumulation.every,

@@ -113,13 +113,13 @@ impl FullWeights {
         let file = FloatFile::open(&directory.join(WEIGHTS_FILE))?;
         let masters = Tensor::empty([self.layout.count() as i64], (Kind::Float, Device::Cpu));
         for weight in self.layout.weights() {
-            let Some(found) = file.tensor(&weight.name)? else {
-                return Err(Error::invalid(format!("`{WEIGHTS_FILE}` lacks tensor `{}`", weight.name)));
+            let Some(found) = file.tensor(&weight.published)? else {
+                return Err(Error::invalid(format!("`{WEIGHTS_FILE}` lacks tensor `{}`", weight.published)));
             };
             if found.size() != weight.shape {
                 return Err(Error::invalid(format!(
                     "tensor `{}` of `{WEIGHTS_FILE}` is {:?}, expected {:?}",
-                    weight.name,
+                    weight.published,
                     found.size(),
                     weight.shape
                 )));

@@ -18,7 +18,7 @@ use twinkle_nn::{
 };
 
 use crate::batch::Example;
-use crate::losses::{PerGroup, PerRow, PerSequence, PerToken, RowOptions};
+use crate::losses::{EmbeddingView, PerEmbedding, PerGroup, PerRow, PerSequence, PerToken, RowOptions};
 use crate::run::Run;
 use stretch::Stretch;
 
@@ -61,6 +61,8 @@ pub enum Rule<'a> {
     Given(&'a [Vec<f32>]),
     /// Nothing of the logprobs: embeddings are wanted in place of them.
     Embed,
+    /// A function of all embeddings of the share, which is a whole operation.
+    EmbedWhole(&'a dyn PerEmbedding),
     /// Derivatives by the embeddings that are known already, per example as many as the model is wide.
     EmbedGiven(&'a [Vec<f32>]),
 }
@@ -68,7 +70,7 @@ pub enum Rule<'a> {
 impl Rule<'_> {
     /// Whether it is about embeddings, and the head is of no use.
     const fn embeds(self) -> bool {
-        matches!(self, Self::Embed | Self::EmbedGiven(_))
+        matches!(self, Self::Embed | Self::EmbedWhole(_) | Self::EmbedGiven(_))
     }
 
     /// Whether all logprobs of a datum are known before any derivative is.
@@ -277,14 +279,37 @@ impl Pass<'_> {
     /// The gradient of hidden rows that do not go through the head.
     fn without_head(&self, hidden: &Tensor, data: &[PassDatum]) -> Result<Tensor> {
         let nothing = vec![0.0; self.base.config().hidden_size];
+        let found = self.of_embeddings(hidden, data)?;
         let derivatives: Vec<&[f32]> = data
             .iter()
-            .map(|datum| match datum.rule {
+            .zip(&found)
+            .map(|(datum, found)| match datum.rule {
                 Rule::EmbedGiven(_) => datum.given.unwrap_or(&nothing),
-                _ => &nothing,
+                _ => found.as_deref().unwrap_or(&nothing),
             })
             .collect();
         self.base.embeddings_backward(hidden, &Self::pack(data), &derivatives)
+    }
+
+    /// Per datum the derivatives by its embedding, where the loss is a function of all embeddings of its share.
+    fn of_embeddings(&self, hidden: &Tensor, data: &[PassDatum]) -> Result<Vec<Option<Vec<f32>>>> {
+        let mut derivatives = Vec::with_capacity(data.len());
+        let mut start = 0;
+        for share in data.chunk_by(|left, right| left.place == right.place) {
+            let rows: usize = share.iter().map(|datum| datum.example.tokens.len()).sum();
+            let own = hidden.f_narrow(0, start as i64, rows as i64).map_err(device_error)?;
+            start += rows;
+            let Some(PassDatum { rule: Rule::EmbedWhole(rule), .. }) = share.first() else {
+                derivatives.extend(share.iter().map(|_| None));
+                continue;
+            };
+            let embeddings = self.base.embeddings(&own, &Self::pack(share))?;
+            let pairs = share.iter().zip(&embeddings);
+            let views: Vec<EmbeddingView> =
+                pairs.map(|(datum, embedding)| EmbeddingView { example: datum.example, embedding }).collect();
+            derivatives.extend(rule.embeddings(&views)?.derivatives.into_iter().map(Some));
+        }
+        Ok(derivatives)
     }
 
     /// The embeddings of those data whose loss or client wants them.

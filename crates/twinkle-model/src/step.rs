@@ -26,7 +26,7 @@ pub struct Batch<'a> {
     /// How the network is used, and what is returned.
     pub options: ForwardOptions,
     /// Whether the datums of a group may be in different passes, because one pass cannot take them all: the loss is then
-    /// computed as one of the whole batch, in the same bits.
+    /// computed once all of them went forward, in the same bits.
     pub cuts_groups: bool,
 }
 
@@ -67,6 +67,7 @@ impl<'a> Batch<'a> {
     fn group(&self) -> usize {
         match self.loss.scope() {
             Scope::Group(_, count) if !self.cuts_groups => count.max(1),
+            Scope::Embeddings(_) if !self.cuts_groups => self.examples.len().max(1),
             _ => 1,
         }
     }
@@ -89,7 +90,7 @@ impl<'a> Batch<'a> {
     pub fn phases(&self) -> Vec<Direction> {
         match (self.backward, self.loss.scope()) {
             (false, _) => vec![Direction::Forward],
-            (true, Scope::Group(..)) if !self.cuts_groups => vec![Direction::Backward],
+            (true, Scope::Group(..) | Scope::Embeddings(_)) if !self.cuts_groups => vec![Direction::Backward],
             (true, Scope::Token(_) | Scope::Row(_) | Scope::Sequence(_)) => vec![Direction::Backward],
             // All logprobs or embeddings first, then the gradients by the derivatives it found.
             (true, Scope::Group(..) | Scope::Batch(_) | Scope::Embeddings(_)) => {
@@ -113,6 +114,7 @@ impl<'a> Batch<'a> {
             (Scope::Group(..) | Scope::Batch(_), Some(whole)) => {
                 Rule::Given(whole.derivatives.get(data.clone()).unwrap_or_default())
             }
+            (Scope::Embeddings(rule), None) if self.backward && !self.cuts_groups => Rule::EmbedWhole(rule),
             (Scope::Embeddings(_), None) => Rule::Embed,
             (Scope::Embeddings(_), Some(whole)) => {
                 Rule::EmbedGiven(whole.derivatives.get(data.clone()).unwrap_or_default())

@@ -89,8 +89,14 @@ fn main() -> Result<()> {
     let folder = model_folder(&arguments.shape, precision.kind(device))?;
     let base = BaseModel::load(&folder, &LoadOptions { precision, device, row_tile: arguments.row_tile })?;
 
-    let spec =
-        LoraSpec { rank: arguments.rank, seed: 1, train_unembed: arguments.train_unembed, ..LoraSpec::default() };
+    let spec = LoraSpec {
+        rank: arguments.rank,
+        seed: 1,
+        train_unembed: arguments.train_unembed,
+        expert_rank: arguments.expert_rank,
+        expert_factors: if arguments.expert_rank.is_some() { ExpertFactors::PerExpert } else { ExpertFactors::Shared },
+        ..LoraSpec::default()
+    };
     let layout = Arc::new(AdapterLayout::new(base.config(), &spec)?);
     let mut run = Run { parameters: layout.initialise(device), gradients: Gradients::zeros(&layout, device), layout };
     let noise = Philox::new(1, 1);

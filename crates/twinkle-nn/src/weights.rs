@@ -20,6 +20,8 @@ pub struct WeightFiles {
     tensors: BTreeMap<String, Place>,
     /// Tensors that are in memory already.
     in_memory: BTreeMap<String, Tensor>,
+    /// Whether a tensor that is nowhere is made of random numbers.
+    invents: bool,
     kind: Kind,
     device: Device,
     loaded: Loaded,
@@ -59,7 +61,12 @@ impl WeightFiles {
 
     /// Tensors in memory, in the dtype and on the device of the model.
     pub(crate) fn of_tensors(in_memory: BTreeMap<String, Tensor>, kind: Kind, device: Device) -> Self {
-        Self { tensors: BTreeMap::new(), in_memory, kind, device, loaded: Loaded::default() }
+        Self { tensors: BTreeMap::new(), in_memory, invents: false, kind, device, loaded: Loaded::default() }
+    }
+
+    /// No files: every tensor is made of random numbers when it is taken.
+    pub(crate) fn invented(kind: Kind, device: Device) -> Self {
+        Self { invents: true, ..Self::of_tensors(BTreeMap::new(), kind, device) }
     }
 
     fn add_file(&mut self, path: &Path, config: &ModelConfig) -> Result<()> {
@@ -113,11 +120,19 @@ impl WeightFiles {
     pub fn take_as(&mut self, name: &str, shape: &[usize], kind: Kind) -> Result<Frozen> {
         let tensor = match self.in_memory.remove(name) {
             Some(tensor) => tensor,
+            None if self.invents => self.invent(shape, kind).map_err(device_error)?,
             None => self.read(name, shape, kind)?,
         };
         self.loaded.bytes += (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64;
         self.loaded.weights.push((name.to_owned(), Frozen::new(tensor.shallow_clone())));
         Ok(Frozen::new(tensor))
+    }
+
+    /// As of an untrained model: normal with deviation 0.02.
+    fn invent(&self, shape: &[usize], kind: Kind) -> Result<Tensor, tch::TchError> {
+        let shape: Vec<i64> = shape.iter().map(|size| *size as i64).collect();
+        let numbers = Tensor::f_randn(shape.as_slice(), (Kind::Float, self.device))?;
+        numbers.f_mul_scalar(0.02)?.f_to_kind(kind)
     }
 
     fn read(&mut self, name: &str, shape: &[usize], kind: Kind) -> Result<Tensor> {
@@ -209,6 +224,14 @@ pub(crate) fn canonical_name(name: &str, config: &ModelConfig) -> Option<String>
         return None;
     }
     Some(canonical)
+}
+
+/// The name of a tensor in a published checkpoint, given the one this network uses.
+pub(crate) fn published_name(canonical: &str, config: &ModelConfig) -> String {
+    match canonical.strip_prefix("model.") {
+        Some(rest) if config.nested => format!("model.language_model.{rest}"),
+        _ => canonical.to_owned(),
+    }
 }
 
 pub(crate) const fn float_kind(dtype: Dtype) -> Option<Kind> {

@@ -143,7 +143,8 @@ pub enum Scope<'a> {
     Group(&'a dyn PerGroup, usize),
     /// All logprobs of the request: the whole network runs twice.
     Batch(&'a dyn PerBatch),
-    /// One vector for each datum of the request: the network runs twice, the head not at all.
+    /// One vector for each datum of the request: the network runs once if one pass takes all data, else twice, and the
+    /// head not at all.
     Embeddings(&'a dyn PerEmbedding),
 }
 

@@ -121,7 +121,12 @@ impl<'a> Stretch<'a> {
                         derivatives.copy_from_slice(&given[target - begin..stop - begin]);
                     }
                 }
-                Rule::Score | Rule::Sequence(_) | Rule::Group(..) | Rule::Embed | Rule::EmbedGiven(_) => {}
+                Rule::Score
+                | Rule::Sequence(_)
+                | Rule::Group(..)
+                | Rule::Embed
+                | Rule::EmbedWhole(_)
+                | Rule::EmbedGiven(_) => {}
             }
             target = stop;
             index += 1;

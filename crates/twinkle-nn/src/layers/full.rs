@@ -2,9 +2,10 @@
 
 use tch::{Kind, Tensor};
 
-use super::linear::{Linear, Routing, accumulate_product};
+use super::linear::{Linear, Routing, Rows, accumulate_product};
 use super::norm::RmsNorm;
 use crate::lora::Gradients;
+use crate::pack::Span;
 use crate::torch::TorchResult;
 
 /// Adds the gradients of a linear map's weight `[out, in]` and bias, given its input `x` and its output's gradient.
@@ -64,11 +65,17 @@ pub(crate) fn embedding(
     })
 }
 
+/// The sums of the run that a sequence is of, if it trains all weights.
+pub(super) fn trained<'a>(span: &Span, gradients: &'a [&mut Gradients]) -> Option<&'a Gradients> {
+    let sums: &Gradients = gradients.get(span.adapter?)?;
+    sums.are_of_weights().then_some(sums)
+}
+
 /// Every sequence whose run trains all weights, in the order of the pass.
-fn each(
+pub(super) fn each(
     routing: &Routing,
     gradients: &[&mut Gradients],
-    mut add: impl FnMut(&super::linear::Rows, &Gradients) -> TorchResult<()>,
+    mut add: impl FnMut(&Rows, &Gradients) -> TorchResult<()>,
 ) -> TorchResult<()> {
     for group in &routing.groups {
         if let Some(sums) = gradients.get(group.index)

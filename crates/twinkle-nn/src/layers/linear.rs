@@ -234,14 +234,15 @@ impl Linear {
 }
 
 /// Groups one after the other whose rows follow each other and share an adapter; their products can be one.
-struct Run<'a> {
+pub(crate) struct Run<'a> {
     groups: &'a [Group<'a>],
     /// The first group's place in the routing.
     first: usize,
 }
 
 impl<'a> Routing<'a> {
-    fn runs(&'a self) -> impl Iterator<Item = Run<'a>> {
+    /// The groups, neighbours that share an adapter together.
+    pub(crate) fn runs(&'a self) -> impl Iterator<Item = Run<'a>> {
         let mut first = 0;
         self.groups
             .chunk_by(|left, right| match (&left.rows, &right.rows) {
@@ -259,11 +260,16 @@ impl<'a> Routing<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn adapter(&self) -> &'a Adapter {
+    /// The places of its groups in the routing.
+    pub(crate) fn places(&self) -> Range<usize> {
+        self.first..self.first + self.groups.len()
+    }
+
+    pub(crate) fn adapter(&self) -> &'a Adapter {
         self.groups[0].adapter
     }
 
-    fn index(&self) -> usize {
+    pub(crate) fn index(&self) -> usize {
         self.groups[0].index
     }
 

@@ -65,16 +65,18 @@ pub(crate) fn product(terms: &[(&Tensor, &Tensor)], low: &[LowRank], ending: End
     Ok(y)
 }
 
-/// `[rows, columns]`, the sum of parts that each add `left · right` to their own rows, rounded once. The caller has asked
-/// [`multiplies`].
-pub(crate) fn sum_of_parts(rows: i64, columns: i64, parts: &[LowRank]) -> TorchResult<Tensor> {
+/// `[rows, columns]`, `scale` times the sum of parts that each add `left · right` to their own rows, rounded once. There is
+/// at least one part, and the caller has asked [`multiplies`].
+pub(crate) fn sum_of_parts(rows: i64, parts: &[LowRank], scale: Option<f64>) -> TorchResult<Tensor> {
+    let columns = parts.first().map_or(0, |part| part.right.size()[1]);
     let mut y = Tensor::f_empty([rows, columns], (Kind::BFloat16, Device::Cpu))?;
     let operands = parts
         .iter()
         .map(|part| Operands::new(part.rows.clone(), &part.left, &part.right))
         .collect::<TorchResult<Vec<_>>>()?;
     let terms = operands.iter().map(Operands::term).collect::<TorchResult<Vec<_>>>()?;
-    twinkle_kernels::multiply(&terms, Finish::default(), numbers_mut(&mut y)?, columns as usize);
+    let finish = Finish { scale: scale.map(|scale| scale as f32), ..Finish::default() };
+    twinkle_kernels::multiply(&terms, finish, numbers_mut(&mut y)?, columns as usize);
     Ok(y)
 }
 
@@ -116,11 +118,28 @@ pub(crate) fn accumulate_outer(
     layout: Layout,
     sum: &mut Tensor,
 ) -> TorchResult<()> {
-    let segments: Vec<Segment> = segments.iter().map(|rows| Segment { rows: rows.clone(), sum: 0 }).collect();
+    let segments: Vec<Segment> =
+        segments.iter().map(|rows| Segment { rows: rows.clone(), wide: rows.start, sum: 0 }).collect();
     let (narrow, wide) = (narrow.f_contiguous()?, wide.f_contiguous()?);
     let sum = f32s_mut(sum).ok_or_else(no_slice)?;
     let sides = ((numbers(&narrow)?, narrow.size()[1] as usize), (numbers(&wide)?, wide.size()[1] as usize));
     twinkle_kernels::accumulate_outer(&segments, sides.0, sides.1, layout, &mut [sum]);
+    Ok(())
+}
+
+/// Adds to each segment's part of `sums`, `[parts, n, w]` or `[parts, w, n]`, fp32, `Σ narrowᵀ · wide` over its rows.
+pub(crate) fn accumulate_outers(
+    segments: &[Segment],
+    (narrow, wide): (&Tensor, &Tensor),
+    layout: Layout,
+    sums: &mut Tensor,
+) -> TorchResult<()> {
+    let (narrow, wide) = (narrow.f_contiguous()?, wide.f_contiguous()?);
+    let sides = ((numbers(&narrow)?, narrow.size()[1] as usize), (numbers(&wide)?, wide.size()[1] as usize));
+    let part = sides.0.1 * sides.1.1;
+    let sums = f32s_mut(sums).ok_or_else(no_slice)?;
+    let mut parts: Vec<&mut [f32]> = sums.chunks_exact_mut(part.max(1)).collect();
+    twinkle_kernels::accumulate_outer(segments, sides.0, sides.1, layout, &mut parts);
     Ok(())
 }
 

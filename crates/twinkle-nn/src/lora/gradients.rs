@@ -6,7 +6,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::layout::AdapterLayout;
 use crate::config::ModelConfig;
-use crate::full::{TrainedModel, WeightLayout};
+use crate::full::{Region, TrainedModel, WeightLayout};
 use crate::torch::TorchResult;
 
 /// Gradients in one flat fp32 vector, summed in the order the data came: of an adapter's modules, `[P]`, or of all
@@ -22,10 +22,8 @@ pub struct Gradients {
 #[derive(Clone, Debug)]
 struct OfWeights {
     layout: Arc<WeightLayout>,
-    /// Where the weights that passes multiply by begin in memory.
-    address: usize,
-    /// Bytes of one of their numbers.
-    element: usize,
+    /// Where the weights that passes multiply by lie in memory.
+    regions: Arc<[Region]>,
 }
 
 impl Gradients {
@@ -40,14 +38,14 @@ impl Gradients {
     #[must_use]
     pub fn of_weights(config: &ModelConfig, layout: &Arc<WeightLayout>, device: Device) -> Self {
         let flat = Tensor::zeros([layout.gradient_count() as i64], (Kind::Float, device));
-        let weights = OfWeights { layout: Arc::clone(layout), address: 0, element: 1 };
+        let weights = OfWeights { layout: Arc::clone(layout), regions: Arc::default() };
         Self { layout: Arc::new(AdapterLayout::without_modules(config)), flat, weights: Some(weights) }
     }
 
     /// Says by which weights the next passes multiply.
     pub fn attach(&mut self, trained: &TrainedModel) {
         if let Some(weights) = &mut self.weights {
-            (weights.address, weights.element) = trained.place();
+            weights.regions = Arc::clone(trained.regions());
         }
     }
 
@@ -86,9 +84,7 @@ impl Gradients {
     }
 
     fn place(&self, weight: &Tensor) -> Option<usize> {
-        let OfWeights { layout, address, element } = self.weights.as_ref()?;
-        let start = weight.data_ptr().addr().checked_sub(*address)? / element;
-        (start + weight.numel() <= layout.count()).then_some(start)
+        self.weights.as_ref()?.regions.iter().find_map(|region| region.place(weight))
     }
 
     /// The layout of the vector.
@@ -123,8 +119,13 @@ impl Gradients {
     /// Whether every number is finite.
     #[must_use]
     pub fn is_finite(&self) -> bool {
-        // A sum is finite unless a term is not; fp64 cannot overflow on fp32 terms of any real count.
-        self.flat.sum(Kind::Double).double_value(&[]).is_finite()
+        // A sum is finite unless a term is not; fp64 cannot overflow on fp32 terms of any real count. Part by part, because
+        // libtorch makes a copy in fp64 first.
+        const PART: i64 = 1 << 20;
+        let length = self.flat.numel() as i64;
+        (0..length).step_by(PART as usize).all(|start| {
+            self.flat.narrow(0, start, PART.min(length - start)).sum(Kind::Double).double_value(&[]).is_finite()
+        })
     }
 
     /// Views of the gradients of `A` and `B` of a module, in the shapes of its factors.

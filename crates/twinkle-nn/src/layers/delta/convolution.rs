@@ -9,6 +9,8 @@ use crate::torch::TorchResult;
 /// `y_t = Σ_i w_i ⊙ x_{t − K + 1 + i}`, rounded to the model's dtype once.
 #[derive(Debug)]
 pub(super) struct ShortConvolution {
+    /// As the files have it, `[channels, 1, K]`.
+    weight: Frozen,
     /// `w`, the oldest row's first, fp32 `[K, channels]`.
     taps: Frozen,
     kind: Kind,
@@ -16,9 +18,15 @@ pub(super) struct ShortConvolution {
 
 impl ShortConvolution {
     /// Of a weight `[channels, 1, K]` in the model's dtype.
-    pub(super) fn new(weight: &Tensor) -> TorchResult<Self> {
-        let taps = weight.f_squeeze_dim(1)?.f_tr()?.f_to_kind(Kind::Float)?.f_contiguous()?;
-        Ok(Self { taps: Frozen::new(taps), kind: weight.kind() })
+    pub(super) fn new(weight: Frozen) -> TorchResult<Self> {
+        let own = weight.tensor();
+        let taps = own.f_squeeze_dim(1)?.f_tr()?.f_to_kind(Kind::Float)?.f_contiguous()?;
+        Ok(Self { taps: Frozen::new(taps), kind: own.kind(), weight })
+    }
+
+    /// `[channels, 1, K]`, where the model has it.
+    pub(super) fn weight(&self) -> &Tensor {
+        self.weight.tensor()
     }
 
     /// `w`, fp32 `[K, channels]`.
@@ -51,6 +59,16 @@ impl ShortConvolution {
             let _ = sum.f_add_(&rows_of(index)?.f_mul(&tap(index)?)?)?;
         }
         round(sum, self.kind)
+    }
+
+    /// Adds the gradient of `w` to `d_taps`, fp32 `[K, channels]`, given rows `[K − 1 + n, channels]` and that of the output.
+    pub(super) fn backward_taps(&self, rows: &Tensor, dy: &Tensor, d_taps: &Tensor) -> TorchResult<()> {
+        let count = dy.size()[0];
+        for index in 0..=self.reach() {
+            let product = dy.f_mul(&rows.f_narrow(0, index, count)?)?;
+            let _ = d_taps.f_get(index)?.f_add_(&product.f_sum_dim_intlist(0_i64, false, Kind::Float)?)?;
+        }
+        Ok(())
     }
 
     /// Adds the gradient of the rows `[K − 1 + n, channels]` to `d_rows`, given that of the output, `[n, channels]`.

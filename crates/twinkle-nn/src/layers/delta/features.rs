@@ -7,6 +7,7 @@ use super::functions::{clear_from, round, sigmoid, silu_slope, unit, unit_backwa
 use super::gates::{Gated, Gates};
 use super::sequence::Rows;
 use super::shape::Shape;
+use super::weights::WeightSums;
 use crate::torch::TorchResult;
 
 /// One chunk of one sequence, head by head, fp32. Rows beyond the sequence's end are zero: they change nothing.
@@ -27,6 +28,8 @@ pub(super) struct Features {
 /// What the backward of [`Features`] needs.
 #[derive(Debug)]
 pub(super) struct FeaturesTape {
+    /// What the convolution saw, `[K − 1 + 64, 2K + W]`.
+    window: Tensor,
     /// The convolution's output, `[64, 2K + W]`.
     convolved: Tensor,
     /// Its sigmoid.
@@ -82,7 +85,8 @@ impl FeatureMap {
             beta: column(&gated.beta)?,
             log_decay: column(&gated.log_decay)?,
         };
-        Ok((features, FeaturesTape { convolved, sigma, q_inverse, k_inverse, gated, count }))
+        let window = window.shallow_clone();
+        Ok((features, FeaturesTape { window, convolved, sigma, q_inverse, k_inverse, gated, count }))
     }
 
     /// `silu(x)`, rounded to the model's dtype, and `σ(x)`, fp32.
@@ -91,13 +95,15 @@ impl FeatureMap {
         Ok((round(convolved.f_mul(&sigma)?, self.kind)?, sigma))
     }
 
-    /// The gradients of `b` and `a`, `[count, n_v]` fp32; adds that of the window to `d_window`, fp32.
+    /// The gradients of `b` and `a`, `[count, n_v]` fp32; adds that of the window to `d_window`, fp32, and those of the
+    /// weights to `sums`, if they are wanted.
     pub(super) fn backward(
         &self,
         features: &Features,
         tape: &FeaturesTape,
         d: &FeatureGradients,
         d_window: &Tensor,
+        sums: Option<&mut WeightSums>,
     ) -> TorchResult<(Tensor, Tensor)> {
         let scale = self.query_scale();
         let dq = unit_backward(&features.q.f_div_scalar(scale)?, &tape.q_inverse, &d.q.f_mul_scalar(scale)?)?;
@@ -109,8 +115,16 @@ impl FeatureMap {
         self.convolution.backward(&d_convolved, d_window)?;
 
         let rows = |x: &Tensor| x.f_squeeze_dim(-1)?.f_tr();
-        let (db, da) = self.gates.backward(&tape.gated, &rows(&d.beta)?, &rows(&d.log_decay)?)?;
-        Ok((db.f_narrow(0, 0, tape.count)?, da.f_narrow(0, 0, tape.count)?))
+        let d_log_decay = rows(&d.log_decay)?;
+        let (db, da) = self.gates.backward(&tape.gated, &rows(&d.beta)?, &d_log_decay)?;
+        let (db, da) = (db.f_narrow(0, 0, tape.count)?, da.f_narrow(0, 0, tape.count)?);
+        if let Some(sums) = sums {
+            self.convolution.backward_taps(&tape.window, &d_convolved, &sums.taps)?;
+            let over_rows = |x: &Tensor| x.f_sum_dim_intlist(0_i64, false, Kind::Float);
+            let _ = sums.a_log.f_add_(&over_rows(&d_log_decay.f_mul(&tape.gated.log_decay)?)?)?;
+            let _ = sums.dt_bias.f_add_(&over_rows(&da)?)?;
+        }
+        Ok((db, da))
     }
 }
 

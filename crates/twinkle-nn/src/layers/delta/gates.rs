@@ -10,6 +10,8 @@ use crate::torch::TorchResult;
 /// `β = σ(b)` and the logarithm of the decay, `g = −e^(A_log) · softplus(a + dt_bias)`.
 #[derive(Debug)]
 pub(super) struct Gates {
+    /// fp32 `[n_v]`.
+    a_log: Frozen,
     /// `−e^(A_log)`, fp32 `[n_v]`.
     rate: Frozen,
     /// fp32 `[n_v]`.
@@ -30,8 +32,13 @@ pub(super) struct Gated {
 
 impl Gates {
     /// Of `A_log` and `dt_bias` in fp32, for a model that computes in `kind`.
-    pub(super) fn new(a_log: &Tensor, dt_bias: Frozen, kind: Kind) -> TorchResult<Self> {
-        Ok(Self { rate: Frozen::new(a_log.f_exp()?.f_neg()?), dt_bias, kind })
+    pub(super) fn new(a_log: Frozen, dt_bias: Frozen, kind: Kind) -> TorchResult<Self> {
+        Ok(Self { rate: Frozen::new(a_log.tensor().f_exp()?.f_neg()?), a_log, dt_bias, kind })
+    }
+
+    /// `A_log` and `dt_bias`, where the model has them.
+    pub(super) fn weights(&self) -> (&Tensor, &Tensor) {
+        (self.a_log.tensor(), self.dt_bias.tensor())
     }
 
     /// `−e^(A_log)` and `dt_bias`, fp32 `[n_v]`.
@@ -54,7 +61,8 @@ impl Gates {
         Ok(Gated { beta, log_decay, time_step })
     }
 
-    /// The gradients of `b` and `a`, fp32 `[64, n_v]`.
+    /// The gradients of `b` and `a`, fp32 `[64, n_v]`. That of `A_log` is the sum over the rows of `g` times the gradient of
+    /// `g`, for `−e^(A_log)` is its own derivative, and that of `dt_bias` the sum of those of `a`.
     pub(super) fn backward(
         &self,
         gated: &Gated,

@@ -1,9 +1,10 @@
 //! Gated `DeltaNet` (Yang, Kautz & Hatamizadeh 2024): linear attention whose memory has a constant size.
 //!
 //! On the processor a kernel of its own goes through the tokens ([`native`]). For other devices, and as what the kernel is
-//! compared with, there is the recurrence in chunks. Read in this order: [`features`] is what happens between the projections and the memory (a short [`convolution`], unit
-//! lengths, [`gates`]), [`rule`] how the memory is read and corrected in chunks of 64 tokens, [`sequence`] how a sequence
-//! goes through it, [`norm`] what is done with the answers.
+//! compared with, there is the recurrence in chunks. Read in this order: [`features`] is what happens between the
+//! projections and the memory (a short [`convolution`], unit lengths, [`gates`]), [`rule`] how the memory is read and
+//! corrected in chunks of 64 tokens, [`sequence`] how a sequence goes through it, [`norm`] what is done with the answers.
+//! [`weights`] is for runs that train all weights.
 
 mod convolution;
 mod features;
@@ -17,6 +18,7 @@ mod shape;
 mod state;
 #[cfg(test)]
 mod tests;
+mod weights;
 
 use tch::Tensor;
 use twinkle_core::{Error, Result};
@@ -29,8 +31,9 @@ use self::norm::GatedNorm;
 use self::sequence::Rows;
 use self::shape::Shape;
 pub(crate) use self::state::DeltaState;
-pub use self::state::delta_state_bytes;
+use self::weights::WeightSums;
 use super::decoder::{CachedPass, Pass};
+use super::full;
 use super::linear::{Branch, Linear, Routing, Shrunk, backward_branches};
 use super::load::LayerFiles;
 use crate::config::DeltaConfig;
@@ -104,8 +107,8 @@ impl GatedDeltaNet {
         let dt_bias = files.take_exact("linear_attn.dt_bias", &[heads])?;
         let features = FeatureMap {
             shape: Shape::new(&config),
-            convolution: ShortConvolution::new(taps.tensor()).map_err(device_error)?,
-            gates: Gates::new(a_log.tensor(), dt_bias, kind).map_err(device_error)?,
+            convolution: ShortConvolution::new(taps).map_err(device_error)?,
+            gates: Gates::new(a_log, dt_bias, kind).map_err(device_error)?,
             kind,
         };
         let norm = GatedNorm {
@@ -147,10 +150,16 @@ impl GatedDeltaNet {
         let DeltaTape { rows, z, answers, shrunk, output_shrunk } = tape;
         let gated = self.norm.forward(&answers, &z)?;
         let d_gated = self.output.backward(&gated, dy, &output_shrunk, pass.routing, gradients)?;
+        full::each(pass.routing, gradients, |rows, sums| {
+            let Some(mut sum) = sums.weight(self.norm.weight.tensor())? else { return Ok(()) };
+            let own = self.norm.weight_gradient(&rows.of(&answers)?, &rows.of(&z)?, &rows.of(&d_gated)?)?;
+            let _ = sum.f_add_(&own)?;
+            Ok(())
+        })?;
         let (d_answers, dz) = self.norm.backward(&answers, &z, &d_gated)?;
         drop((gated, d_gated, answers, z));
 
-        let d_rows = self.read_backward(&rows, &d_answers, pass)?;
+        let d_rows = self.read_backward(&rows, &d_answers, pass, gradients)?;
         drop((rows, d_answers));
 
         let Rows { qkv, b, a } = d_rows;
@@ -206,16 +215,33 @@ impl GatedDeltaNet {
         Ok(answers)
     }
 
-    /// The gradients of the rows that [`GatedDeltaNet::read`] got.
-    fn read_backward(&self, rows: &Rows, d_answers: &Tensor, pass: &Pass) -> TorchResult<Rows> {
-        if FeatureMap::is_native(rows.qkv.device()) {
-            return self.features.scan_backward_native(rows, &lengths(pass), d_answers);
-        }
-        let d_rows = rows.empty_like()?;
-        for span in pass.spans {
-            let (start, length) = (span.start as i64, span.length as i64);
-            let (rows, into) = (rows.narrow(start, length)?, d_rows.narrow(start, length)?);
-            self.features.scan_backward(&rows, &d_answers.f_narrow(0, start, length)?, &into)?;
+    /// The gradients of the rows that [`GatedDeltaNet::read`] got; those of its weights are added to the runs' that train all.
+    fn read_backward(
+        &self,
+        rows: &Rows,
+        d_answers: &Tensor,
+        pass: &Pass,
+        gradients: &[&mut Gradients],
+    ) -> TorchResult<Rows> {
+        let device = rows.qkv.device();
+        let trained: Vec<Option<&Gradients>> = pass.spans.iter().map(|span| full::trained(span, gradients)).collect();
+        let wanted = trained.iter().map(|run| run.map(|_| WeightSums::zeros(&self.features, device)).transpose());
+        let mut sums: Vec<Option<WeightSums>> = wanted.collect::<TorchResult<_>>()?;
+        let d_rows = if FeatureMap::is_native(device) {
+            self.features.scan_backward_native(rows, &lengths(pass), d_answers, &mut sums)?
+        } else {
+            let d_rows = rows.empty_like()?;
+            for (span, sums) in pass.spans.iter().zip(&mut sums) {
+                let (start, length) = (span.start as i64, span.length as i64);
+                let (rows, into) = (rows.narrow(start, length)?, d_rows.narrow(start, length)?);
+                self.features.scan_backward(&rows, &d_answers.f_narrow(0, start, length)?, &into, sums.as_mut())?;
+            }
+            d_rows
+        };
+        for (run, sums) in trained.iter().zip(&sums) {
+            if let (Some(run), Some(sums)) = (run, sums) {
+                sums.add_to(&self.features, run)?;
+            }
         }
         Ok(d_rows)
     }

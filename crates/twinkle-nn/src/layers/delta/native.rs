@@ -3,12 +3,15 @@
 //! Whole sequences, pieces of prompts and decoding steps are the same computation there, so they have the same bits.
 
 use tch::{Device, Kind, TchError, Tensor};
-use twinkle_kernels::{DeltaGradients, DeltaRows, DeltaShape, DeltaWeights, delta_scan, delta_scan_backward};
+use twinkle_kernels::{
+    DeltaGradients, DeltaRows, DeltaShape, DeltaWeightGradients, DeltaWeights, delta_scan, delta_scan_backward,
+};
 use twinkle_torch::slices::{f32s, f32s_mut};
 
 use super::features::FeatureMap;
 use super::sequence::Rows;
 use super::state::DeltaState;
+use super::weights::WeightSums;
 use crate::torch::TorchResult;
 
 impl FeatureMap {
@@ -50,8 +53,15 @@ impl FeatureMap {
         Ok((out, after))
     }
 
-    /// The gradients of whole sequences' rows, in the model's dtype, given that of the answers, `[T, W]`.
-    pub(super) fn scan_backward_native(&self, rows: &Rows, lengths: &[usize], d_out: &Tensor) -> TorchResult<Rows> {
+    /// The gradients of whole sequences' rows, in the model's dtype, given that of the answers, `[T, W]`. Per sequence those
+    /// of the weights replace what is in `sums`, if they are wanted.
+    pub(super) fn scan_backward_native(
+        &self,
+        rows: &Rows,
+        lengths: &[usize],
+        d_out: &Tensor,
+        sums: &mut [Option<WeightSums>],
+    ) -> TorchResult<Rows> {
         let (floats, d_out) = (Floats::of(rows)?, float(d_out)?);
         let zeros = |x: &Tensor| Tensor::f_zeros(x.size().as_slice(), (Kind::Float, Device::Cpu));
         let mut d = Rows { qkv: zeros(&rows.qkv)?, b: zeros(&rows.b)?, a: zeros(&rows.a)? };
@@ -62,8 +72,13 @@ impl FeatureMap {
             let qkv = split(numbers_mut(&mut d.qkv)?, lengths, channels);
             let b = split(numbers_mut(&mut d.b)?, lengths, heads);
             let a = split(numbers_mut(&mut d.a)?, lengths, heads);
+            let weights: Vec<Option<DeltaWeightGradients>> = sums
+                .iter_mut()
+                .map(|sums| sums.as_mut().map(weight_gradients).transpose())
+                .collect::<TorchResult<_>>()?;
+            let parts = qkv.into_iter().zip(b).zip(a).zip(weights);
             let mut into: Vec<DeltaGradients> =
-                qkv.into_iter().zip(b).zip(a).map(|((qkv, b), a)| DeltaGradients { qkv, b, a }).collect();
+                parts.map(|(((qkv, b), a), weights)| DeltaGradients { qkv, b, a, weights }).collect();
             delta_scan_backward(&sequences, self.weights()?, self.kernel_shape(), &d_outs, &mut into);
         }
         let kind = |x: &Tensor| x.f_to_kind(self.kind);
@@ -114,6 +129,14 @@ impl Floats {
         let parts = qkv.into_iter().zip(b).zip(a).enumerate();
         parts.map(|(place, ((qkv, b), a))| Ok(DeltaRows { qkv, b, a, tail: tail(place)? })).collect()
     }
+}
+
+fn weight_gradients(sums: &mut WeightSums) -> TorchResult<DeltaWeightGradients<'_>> {
+    Ok(DeltaWeightGradients {
+        taps: numbers_mut(&mut sums.taps)?,
+        a_log: numbers_mut(&mut sums.a_log)?,
+        dt_bias: numbers_mut(&mut sums.dt_bias)?,
+    })
 }
 
 fn float(x: &Tensor) -> TorchResult<Tensor> {

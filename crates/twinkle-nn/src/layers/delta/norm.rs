@@ -59,6 +59,24 @@ impl GatedNorm {
         Ok((d_o, d_z))
     }
 
+    /// The gradient of the weight, fp32 `[d_v]`, given that of the output; the factors are rounded as on the way forward.
+    pub(super) fn weight_gradient(&self, o: &Tensor, z: &Tensor, dy: &Tensor) -> TorchResult<Tensor> {
+        let mut sum = Tensor::f_zeros(self.weight.tensor().size(), (Kind::Float, o.device()))?;
+        for_blocks(o.size()[0], |start, rows| {
+            let block = |x: &Tensor| self.heads(&x.f_narrow(0, start, rows)?);
+            let (o, z, dy) = (block(o)?, block(z)?, block(dy)?);
+            let o32 = o.f_to_kind(Kind::Float)?;
+            let normal = o32.f_mul(&self.inverse_deviation(&o32)?)?.f_to_kind(o.kind())?;
+            let mut product = sigmoid(&z)?;
+            let _ = product.f_mul_(&z)?;
+            let _ = product.f_mul_(&normal)?;
+            let _ = product.f_mul_(&dy)?;
+            let _ = sum.f_add_(&product.f_flatten(0, 1)?.f_sum_dim_intlist(0_i64, false, Kind::Float)?)?;
+            Ok(())
+        })?;
+        Ok(sum)
+    }
+
     /// Rows `[n, W]` as heads `[n, n_v, d_v]`.
     fn heads(&self, rows: &Tensor) -> TorchResult<Tensor> {
         rows.f_view([rows.size()[0], -1, self.weight.tensor().size()[0]])

@@ -10,6 +10,7 @@ use super::functions::{padded, unit};
 use super::rule::Chunk;
 use super::shape::CHUNK;
 use super::state::DeltaState;
+use super::weights::WeightSums;
 use crate::torch::TorchResult;
 
 /// What the projections made of one sequence's rows.
@@ -71,8 +72,15 @@ impl FeatureMap {
 
     /// The gradients of a whole sequence's rows, written into `into`, given that of [`FeatureMap::scan`]'s output `[n, W]`.
     ///
-    /// The memories that the chunks met are computed again, because keeping them takes more room than all other rows.
-    pub(super) fn scan_backward(&self, rows: &Rows, d_out: &Tensor, into: &Rows) -> TorchResult<()> {
+    /// Those of the weights are added to `sums`, if they are wanted. The memories that the chunks met are computed again,
+    /// because keeping them takes more room than all other rows.
+    pub(super) fn scan_backward(
+        &self,
+        rows: &Rows,
+        d_out: &Tensor,
+        into: &Rows,
+        mut sums: Option<&mut WeightSums>,
+    ) -> TorchResult<()> {
         let (count, device) = (rows.count(), rows.qkv.device());
         let empty = Tensor::f_zeros(
             [self.shape.value_heads(), self.shape.key_dim, self.shape.value_dim],
@@ -98,7 +106,7 @@ impl FeatureMap {
             let d_heads = d_rows.f_view([CHUNK, self.shape.value_heads(), -1])?.f_permute([1, 0, 2])?.f_contiguous()?;
             let (gradients, d_before) = chunk.backward(&memory, &outcome, &d_heads, &d_memory)?;
             let d_window = d_qkv.f_narrow(0, start, reach + CHUNK)?;
-            let (db, da) = self.backward(&features, &tape, &gradients, &d_window)?;
+            let (db, da) = self.backward(&features, &tape, &gradients, &d_window, sums.as_deref_mut())?;
             into.b.f_narrow(0, start, rows_here)?.f_copy_(&db)?;
             into.a.f_narrow(0, start, rows_here)?.f_copy_(&da)?;
             d_memory = d_before;

@@ -43,11 +43,3 @@ fn sizes(config: &DeltaConfig) -> [Vec<i64>; 2] {
     let memory = vec![config.value_head_count, config.key_head_dim, config.value_head_dim];
     [tail, memory].map(|sizes| sizes.into_iter().map(|size| size as i64).collect())
 }
-
-/// Bytes of one sequence's [`DeltaState`] in one layer.
-#[must_use]
-pub fn delta_state_bytes(config: &DeltaConfig, kind: Kind) -> usize {
-    let tail = (config.conv_kernel - 1) * config.conv_channels() * kind.elt_size_in_bytes();
-    let memory = config.value_head_count * config.key_head_dim * config.value_head_dim;
-    tail + memory * Kind::Float.elt_size_in_bytes()
-}

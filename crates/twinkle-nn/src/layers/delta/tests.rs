@@ -10,6 +10,7 @@ use super::norm::GatedNorm;
 use super::sequence::Rows;
 use super::shape::Shape;
 use super::state::DeltaState;
+use super::weights::WeightSums;
 use crate::config::DeltaConfig;
 
 const CPU: Device = Device::Cpu;
@@ -35,8 +36,8 @@ impl Case {
         let (a_log, dt_bias) = (uniform(0.05, 8.0).log(), uniform(-4.0, 1.0));
         let map = FeatureMap {
             shape: Shape::new(&config),
-            convolution: ShortConvolution::new(&taps).unwrap(),
-            gates: Gates::new(&a_log, Frozen::new(dt_bias.copy()), Kind::Float).unwrap(),
+            convolution: ShortConvolution::new(Frozen::new(taps.copy())).unwrap(),
+            gates: Gates::new(Frozen::new(a_log.copy()), Frozen::new(dt_bias.copy()), Kind::Float).unwrap(),
             kind: Kind::Float,
         };
         Self { config, taps, a_log, dt_bias, map }
@@ -70,13 +71,17 @@ impl Case {
 
     /// The definition, in fp64 and with operations that libtorch can differentiate.
     fn mirror(&self, rows: &Rows) -> (Tensor, Tensor) {
+        self.mirror_of(rows, &[&self.taps, &self.a_log, &self.dt_bias].map(|weight| weight.to_kind(Kind::Double)))
+    }
+
+    /// The same of other weights: the convolution, `A_log` and `dt_bias`, in fp64.
+    fn mirror_of(&self, rows: &Rows, [weight, a_log, dt_bias]: &[Tensor; 3]) -> (Tensor, Tensor) {
         let [qkv, b, a] = [&rows.qkv, &rows.b, &rows.a].map(|x| x.to_kind(Kind::Double));
         let (count, heads) = (qkv.size()[0], self.config.value_head_count as i64);
         let channels = self.config.conv_channels() as i64;
         let padded = qkv.tr().unsqueeze(0);
-        let weight = self.taps.to_kind(Kind::Double);
         let convolved =
-            padded.conv1d(&weight, None::<Tensor>, 1, 3, 1, channels).narrow(2, 0, count).squeeze_dim(0).tr();
+            padded.conv1d(weight, None::<Tensor>, 1, 3, 1, channels).narrow(2, 0, count).squeeze_dim(0).tr();
         let activated = convolved.silu();
         let (keys, dim) = (self.config.key_width() as i64, self.config.key_head_dim as i64);
         let group = heads / self.config.key_head_count as i64;
@@ -88,7 +93,7 @@ impl Case {
         let (q, k) = (unit(0) / (dim as f64).sqrt(), unit(keys));
         let values = activated.narrow(1, 2 * keys, self.width()).reshape([count, heads, -1]);
         let beta = b.sigmoid();
-        let decay = (-self.a_log.to_kind(Kind::Double).exp() * (a + &self.dt_bias).softplus()).exp();
+        let decay = (-a_log.exp() * (a + dt_bias).softplus()).exp();
         let mut memory = Tensor::zeros([heads, dim, self.config.value_head_dim as i64], (Kind::Double, CPU));
         let mut answers = vec![];
         for t in 0..count {
@@ -132,24 +137,37 @@ fn the_gradient_is_that_of_the_recurrence() {
             let rows = case.rows(count, 7 + count);
             let leaves = [&rows.qkv, &rows.b, &rows.a].map(|x| x.to_kind(Kind::Double).set_requires_grad(true));
             let [qkv, b, a] = leaves.each_ref().map(Tensor::shallow_clone);
-            let (expected_out, _) = case.mirror(&Rows { qkv, b, a });
+            let weights =
+                [&case.taps, &case.a_log, &case.dt_bias].map(|w| w.to_kind(Kind::Double).set_requires_grad(true));
+            let (expected_out, _) = case.mirror_of(&Rows { qkv, b, a }, &weights);
             let d_out = Tensor::randn([count, case.width()], (Kind::Float, CPU));
             (expected_out * d_out.to_kind(Kind::Double)).sum(Kind::Double).backward();
 
             let into = rows.empty_like().unwrap();
-            case.map.scan_backward(&rows, &d_out, &into).unwrap();
-            let native = case.map.scan_backward_native(&rows, &[count as usize], &d_out).unwrap();
-            for (name, found, leaf) in [
-                ("qkv", &into.qkv, &leaves[0]),
-                ("b", &into.b, &leaves[1]),
-                ("a", &into.a, &leaves[2]),
-                ("native qkv", &native.qkv, &leaves[0]),
-                ("native b", &native.b, &leaves[1]),
-                ("native a", &native.a, &leaves[2]),
+            let mut sums = WeightSums::zeros(&case.map, CPU).unwrap();
+            case.map.scan_backward(&rows, &d_out, &into, Some(&mut sums)).unwrap();
+            let mut own = [Some(WeightSums::zeros(&case.map, CPU).unwrap())];
+            let native = case.map.scan_backward_native(&rows, &[count as usize], &d_out, &mut own).unwrap();
+            let own = own[0].take().unwrap();
+            let taps = weights[0].grad().squeeze_dim(1).tr();
+            let (a_log, dt_bias) = (weights[1].grad(), weights[2].grad());
+            let [d_qkv, d_b, d_a] = leaves.each_ref().map(Tensor::grad);
+            for (name, found, expected) in [
+                ("qkv", &into.qkv, &d_qkv),
+                ("b", &into.b, &d_b),
+                ("a", &into.a, &d_a),
+                ("taps", &sums.taps, &taps),
+                ("A_log", &sums.a_log, &a_log),
+                ("dt_bias", &sums.dt_bias, &dt_bias),
+                ("native qkv", &native.qkv, &d_qkv),
+                ("native b", &native.b, &d_b),
+                ("native a", &native.a, &d_a),
+                ("native taps", &own.taps, &taps),
+                ("native A_log", &own.a_log, &a_log),
+                ("native dt_bias", &own.dt_bias, &dt_bias),
             ] {
-                let expected = leaf.grad();
                 let largest = expected.abs().max().double_value(&[]);
-                let off = error(found, &expected);
+                let off = error(found, expected);
                 assert!(
                     off <= 5e-5 * largest,
                     "{shape:?}, {count} rows, {name}: off by {off}, the largest is {largest}"
@@ -204,10 +222,15 @@ fn the_kernel_gives_a_row_the_same_bits_in_any_parts_among_any_others() {
         let (out, _) = case.map.scan_native(&both, &[37, 100], &[&case.empty(), &case.empty()]).unwrap();
         assert!(out.narrow(0, 37, 100).equal(&whole), "{shape:?}");
         let d_out = Tensor::randn([137, case.width()], (Kind::Float, CPU));
-        let packed = case.map.scan_backward_native(&both, &[37, 100], &d_out).unwrap();
-        let alone = case.map.scan_backward_native(&rows, &[100], &d_out.narrow(0, 37, 100)).unwrap();
+        let wanted = || Some(WeightSums::zeros(&case.map, CPU).unwrap());
+        let (mut sums, mut own) = ([wanted(), wanted()], [wanted()]);
+        let packed = case.map.scan_backward_native(&both, &[37, 100], &d_out, &mut sums).unwrap();
+        let alone = case.map.scan_backward_native(&rows, &[100], &d_out.narrow(0, 37, 100), &mut own).unwrap();
         assert!(packed.qkv.narrow(0, 37, 100).equal(&alone.qkv), "{shape:?}");
         assert!(packed.b.narrow(0, 37, 100).equal(&alone.b) && packed.a.narrow(0, 37, 100).equal(&alone.a));
+        let (packed, alone) = (sums[1].take().unwrap(), own[0].take().unwrap());
+        assert!(packed.taps.equal(&alone.taps) && packed.a_log.equal(&alone.a_log), "{shape:?}");
+        assert!(packed.dt_bias.equal(&alone.dt_bias), "{shape:?}");
     }
 }
 
@@ -258,7 +281,7 @@ fn the_gated_norm_and_its_gradient_agree_with_autograd() {
     tch::manual_seed(17);
     let random = |rows: i64| Tensor::randn([rows, 24], (Kind::Double, CPU));
     let (o, z) = (random(70).set_requires_grad(true), random(70).set_requires_grad(true));
-    let weight = Tensor::rand([8], (Kind::Double, CPU)) + 0.5;
+    let weight = (Tensor::rand([8], (Kind::Double, CPU)) + 0.5).set_requires_grad(true);
     let heads = o.view([70, 3, 8]);
     let variance = heads.square().mean_dim(-1, true, Kind::Double);
     let expected = (&heads / (variance + 1e-5).sqrt() * &weight).view([70, 24]) * z.silu();
@@ -270,4 +293,6 @@ fn the_gated_norm_and_its_gradient_agree_with_autograd() {
     assert!(error(&norm.forward(&single(&o), &single(&z)).unwrap(), &expected) <= 1e-5);
     let (d_o, d_z) = norm.backward(&single(&o), &single(&z), &single(&dy)).unwrap();
     assert!(error(&d_o, &o.grad()) <= 1e-5 && error(&d_z, &z.grad()) <= 1e-5);
+    let d_weight = norm.weight_gradient(&single(&o), &single(&z), &single(&dy)).unwrap();
+    assert!(error(&d_weight, &weight.grad()) <= 5e-5);
 }

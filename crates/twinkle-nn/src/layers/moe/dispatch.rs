@@ -3,6 +3,8 @@
 //! A row that is given to `k` experts has `k` slots. Slots lie in the order of their experts, and those of one expert in
 //! the order of their rows, so that each expert multiplies one range of slots.
 
+use std::ops::Range;
+
 use tch::{Device, Kind, Tensor};
 
 use super::router::Choice;
@@ -38,6 +40,11 @@ pub(super) struct ExpertRange {
 }
 
 impl ExpertRange {
+    /// The numbers of its slots.
+    pub(super) fn slots(&self) -> Range<usize> {
+        self.start as usize..(self.start + self.length) as usize
+    }
+
     /// These slots of a tensor that has one row per slot: a view.
     pub(super) fn of(&self, slots: &Tensor) -> TorchResult<Tensor> {
         slots.f_narrow(0, self.start, self.length)

@@ -6,6 +6,7 @@ use twinkle_torch::Frozen;
 
 use super::adapters::{AdaptedSlots, SlotShrunk};
 use super::dispatch::Dispatch;
+use super::trained::TrainedSlots;
 use crate::config::MoeConfig;
 use crate::layers::linear::{Routing, multiply_rows};
 use crate::layers::load::LayerFiles;
@@ -36,8 +37,30 @@ struct Expert {
     down: Frozen,
 }
 
-/// Rows, one per slot, and the matrix `[in, out]` that an expert multiplies them by.
-type Term<'a> = (&'a Tensor, fn(&Expert) -> TorchResult<Tensor>);
+/// Rows, one per slot, that every expert multiplies by one of its matrices.
+struct Term<'a> {
+    rows: &'a Tensor,
+    projection: Projection,
+    /// Whether by `Wᵀ`, as on the way forward.
+    is_turned: bool,
+}
+
+/// One of several linear maps of the same rows, on the way back.
+#[derive(Clone, Copy)]
+struct Branch<'a> {
+    projection: Projection,
+    /// The gradient of its output.
+    dy: &'a Tensor,
+    /// What its adapters computed on the way forward.
+    shrunk: &'a SlotShrunk,
+}
+
+/// What all products of a pass share.
+struct SlotPass<'a> {
+    dispatch: &'a Dispatch,
+    routing: &'a Routing<'a>,
+    adapted: &'a AdaptedSlots,
+}
 
 /// What backward needs of [`Experts::forward`].
 #[derive(Debug)]
@@ -85,16 +108,14 @@ impl Experts {
         dispatch: &Dispatch,
         routing: &Routing,
     ) -> TorchResult<(Tensor, ExpertsTape)> {
-        let adapted = AdaptedSlots::new(self.layer, dispatch, routing, x.device())?;
+        let adapted = AdaptedSlots::new(self.layer, dispatch, routing, x)?;
         let x = dispatch.gather(x)?;
-        let gate = self.multiply(&[(&x, |expert| expert.gate.tensor().f_tr())], dispatch, routing)?;
-        let gate_shrunk = adapted.add(self.site(Projection::ExpertGate), &x, &gate, routing)?;
-        let up = self.multiply(&[(&x, |expert| expert.up.tensor().f_tr())], dispatch, routing)?;
-        let up_shrunk = adapted.add(self.site(Projection::ExpertUp), &x, &up, routing)?;
+        let pass = SlotPass { dispatch, routing, adapted: &adapted };
+        let (gate, gate_shrunk) = self.project(Projection::ExpertGate, &x, &pass)?;
+        let (up, up_shrunk) = self.project(Projection::ExpertUp, &x, &pass)?;
         drop(x);
         let activated = activate(&gate, &up)?;
-        let y = self.multiply(&[(&activated, |expert| expert.down.tensor().f_tr())], dispatch, routing)?;
-        let down_shrunk = adapted.add(self.site(Projection::ExpertDown), &activated, &y, routing)?;
+        let (y, down_shrunk) = self.project(Projection::ExpertDown, &activated, &pass)?;
         Ok((y, ExpertsTape { gate, up, adapted, gate_shrunk, up_shrunk, down_shrunk }))
     }
 
@@ -110,11 +131,12 @@ impl Experts {
         gradients: &mut [&mut Gradients],
     ) -> TorchResult<(Tensor, Tensor)> {
         let ExpertsTape { gate, up, adapted, gate_shrunk, up_shrunk, down_shrunk } = tape;
+        let pass = SlotPass { dispatch, routing, adapted: &adapted };
+        let trained = TrainedSlots::new(dispatch, routing, gradients)?;
         let activated = activate(&gate, &up)?;
-        let d_activated =
-            self.multiply(&[(d_slots, |expert| Ok(expert.down.tensor().shallow_clone()))], dispatch, routing)?;
-        let site = self.site(Projection::ExpertDown);
-        adapted.backward(site, &activated, d_slots, &d_activated, &down_shrunk, routing, gradients)?;
+        let down = Branch { projection: Projection::ExpertDown, dy: d_slots, shrunk: &down_shrunk };
+        self.train(&trained, &[down], &activated, gradients)?;
+        let d_activated = self.project_backward(&[down], &activated, &pass, gradients)?;
         // The output is linear in `activated`, so with y = D a and dy = w g: w · ⟨g, y⟩ = ⟨dy, D a⟩ = ⟨Dᵀ dy, a⟩.
         let shares = activated.f_to_kind(Kind::Float)?.f_mul(&d_activated.f_to_kind(Kind::Float)?)?.f_sum_dim_intlist(
             -1_i64,
@@ -125,41 +147,99 @@ impl Experts {
         differentiate(&gate, &up, &d_activated)?;
         drop(d_activated);
         // `gate` and `up` now hold their own gradients.
-        let dx = self.multiply(
-            &[
-                (&gate, |expert| Ok(expert.gate.tensor().shallow_clone())),
-                (&up, |expert| Ok(expert.up.tensor().shallow_clone())),
-            ],
-            dispatch,
-            routing,
-        )?;
         let x = dispatch.gather(x)?;
-        let site = self.site(Projection::ExpertGate);
-        adapted.backward(site, &x, &gate, &dx, &gate_shrunk, routing, gradients)?;
-        let site = self.site(Projection::ExpertUp);
-        adapted.backward(site, &x, &up, &dx, &up_shrunk, routing, gradients)?;
-        Ok((dx, shares))
+        let branches = [
+            Branch { projection: Projection::ExpertGate, dy: &gate, shrunk: &gate_shrunk },
+            Branch { projection: Projection::ExpertUp, dy: &up, shrunk: &up_shrunk },
+        ];
+        self.train(&trained, &branches, &x, gradients)?;
+        Ok((self.project_backward(&branches, &x, &pass, gradients)?, shares))
     }
 
-    /// Every expert's slots times its matrix `[in, out]`, summed over the terms, `[S, out]`.
-    fn multiply(&self, terms: &[Term], dispatch: &Dispatch, routing: &Routing) -> TorchResult<Tensor> {
-        let mut parts = Vec::with_capacity(terms.len() * dispatch.ranges.len());
-        for range in &dispatch.ranges {
-            let rows = range.start as usize..(range.start + range.length) as usize;
-            for (x, matrix) in terms {
-                let (left, right) = (range.of(x)?, matrix(&self.experts[range.expert])?);
-                parts.push(LowRank { rows: rows.clone(), left, right });
+    /// One of the experts' linear maps with its adapters, one row per slot.
+    fn project(&self, projection: Projection, x: &Tensor, pass: &SlotPass) -> TorchResult<(Tensor, SlotShrunk)> {
+        let site = Site::Layer(self.layer, projection);
+        let term = Term { rows: x, projection, is_turned: true };
+        match pass.adapted {
+            AdaptedSlots::Together(slots) => {
+                let (low, shrunk) = slots.shrink(site, x, pass.routing)?;
+                Ok((self.multiply(&[term], low, pass)?, shrunk))
+            }
+            AdaptedSlots::Apart(slots) => {
+                let y = self.multiply(&[term], Vec::new(), pass)?;
+                let shrunk = slots.add(site, x, &y, pass.routing)?;
+                Ok((y, shrunk))
             }
         }
-        let rows = dispatch.row_of.len() as i64;
+    }
+
+    /// The gradient of the slots' rows `x` that these linear maps have read; adds those of their adapters.
+    fn project_backward(
+        &self,
+        branches: &[Branch],
+        x: &Tensor,
+        pass: &SlotPass,
+        gradients: &mut [&mut Gradients],
+    ) -> TorchResult<Tensor> {
+        let terms: Vec<Term> = branches
+            .iter()
+            .map(|branch| Term { rows: branch.dy, projection: branch.projection, is_turned: false })
+            .collect();
+        match pass.adapted {
+            AdaptedSlots::Together(slots) => {
+                let mut low = Vec::new();
+                for Branch { projection, dy, shrunk } in branches {
+                    let site = Site::Layer(self.layer, *projection);
+                    low.extend(slots.backward(site, (x, *dy), shrunk, pass.routing, gradients)?);
+                }
+                self.multiply(&terms, low, pass)
+            }
+            AdaptedSlots::Apart(slots) => {
+                let dx = self.multiply(&terms, Vec::new(), pass)?;
+                for Branch { projection, dy, shrunk } in branches {
+                    let site = Site::Layer(self.layer, *projection);
+                    slots.backward(site, x, dy, &dx, shrunk, pass.routing, gradients)?;
+                }
+                Ok(dx)
+            }
+        }
+    }
+
+    /// Adds the gradients of the experts' own weights where a run trains them.
+    fn train(
+        &self,
+        trained: &TrainedSlots,
+        branches: &[Branch],
+        x: &Tensor,
+        gradients: &[&mut Gradients],
+    ) -> TorchResult<()> {
+        for Branch { projection, dy, .. } in branches {
+            trained.add(|expert| self.experts[expert].matrix(*projection), (x, *dy), gradients)?;
+        }
+        Ok(())
+    }
+
+    /// Every expert's slots times its matrix, summed over the terms and the low-rank summands, `[S, out]`. Only our own
+    /// kernels take such summands.
+    fn multiply(&self, terms: &[Term], low: Vec<LowRank>, pass: &SlotPass) -> TorchResult<Tensor> {
+        let mut parts = Vec::with_capacity(terms.len() * pass.dispatch.ranges.len() + low.len());
+        for range in &pass.dispatch.ranges {
+            for Term { rows, projection, is_turned } in terms {
+                let matrix = self.experts[range.expert].matrix(*projection);
+                let right = if *is_turned { matrix.f_tr()? } else { matrix.shallow_clone() };
+                parts.push(LowRank { rows: range.slots(), left: range.of(rows)?, right });
+            }
+        }
+        let rows = pass.dispatch.row_of.len() as i64;
         let Some((first, columns)) = parts.first().map(|part| (&part.left, part.right.size()[1])) else {
             return Err(TchError::Torch("no row has an expert".to_owned()));
         };
         if native::multiplies(first) {
-            return native::sum_of_parts(rows, columns, &parts);
+            parts.extend(low);
+            return native::sum_of_parts(rows, &parts, None);
         }
         let y = Tensor::f_empty([rows, columns], (first.kind(), first.device()))?;
-        let tile = Some(routing.tile.min(EXPERT_TILE));
+        let tile = Some(pass.routing.tile.min(EXPERT_TILE));
         for terms in parts.chunks(terms.len()) {
             for (place, part) in terms.iter().enumerate() {
                 let product = multiply_rows(&part.left, &part.right, None, tile)?;
@@ -173,10 +253,6 @@ impl Experts {
         }
         Ok(y)
     }
-
-    fn site(&self, projection: Projection) -> Site {
-        Site::Layer(self.layer, projection)
-    }
 }
 
 impl Expert {
@@ -187,5 +263,14 @@ impl Expert {
             up: Frozen::new(gate_up.f_narrow(0, wide, wide)?),
             down: Frozen::new(down.tensor().f_select(0, expert)?),
         })
+    }
+
+    /// The weight of one of the experts' projections, `[out, in]`.
+    fn matrix(&self, projection: Projection) -> &Tensor {
+        match projection {
+            Projection::ExpertGate => self.gate.tensor(),
+            Projection::ExpertUp => self.up.tensor(),
+            _ => self.down.tensor(),
+        }
     }
 }

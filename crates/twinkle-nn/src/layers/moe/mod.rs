@@ -7,7 +7,9 @@ mod adapters;
 mod dispatch;
 mod expert_load;
 mod experts;
+mod pieces;
 mod router;
+mod trained;
 
 use std::sync::Arc;
 
@@ -21,7 +23,8 @@ use self::experts::{Experts, ExpertsTape};
 pub(crate) use self::router::Choice;
 use self::router::Router;
 use super::delta::functions::sigmoid;
-use super::linear::Routing;
+use super::full;
+use super::linear::{Routing, accumulate_product};
 use super::load::LayerFiles;
 use super::mlp::{Mlp, MlpTape};
 use crate::lora::{Gradients, Projection};
@@ -105,7 +108,7 @@ impl SparseMlp {
         drop(d_outputs);
         let by_slot = to_floats(&products)?;
         let products: Vec<f32> = dispatch.slots_of.iter().map(|slot| by_slot[*slot]).collect();
-        let from_router = self.router.backward(&choice, &products, x.kind(), routing)?;
+        let from_router = self.router.backward(&choice, &products, x, routing, gradients)?;
         let from_shared = match (&self.shared, shared) {
             (Some(shared), Some(tape)) => Some(shared.backward(x, dy, tape, routing, gradients)?),
             _ => None,
@@ -151,6 +154,10 @@ impl SharedExpert {
         // σ'(z) = σ(z) (1 − σ(z))
         let slope = gate.f_mul(&gate.f_neg()?.f_add_scalar(1.0)?)?;
         let d_logits = d_gate.f_mul(&slope)?;
+        full::each(routing, gradients, |rows, sums| {
+            let Some(mut sum) = sums.weight(self.gate.tensor())? else { return Ok(()) };
+            accumulate_product(&mut sum, &rows.of(&d_logits)?, &rows.of(x)?)
+        })?;
         let through_gate = self.gate.tensor().f_to_kind(Kind::Float)?.f_mul(&d_logits)?.f_to_kind(dx.kind())?;
         dx.shallow_clone().f_add_(&through_gate)
     }

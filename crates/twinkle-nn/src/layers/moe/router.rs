@@ -7,8 +7,10 @@ use twinkle_core::Result;
 use twinkle_torch::Frozen;
 
 use crate::config::MoeConfig;
-use crate::layers::linear::{Routing, multiply_rows};
+use crate::layers::full;
+use crate::layers::linear::{Routing, accumulate_product, multiply_rows};
 use crate::layers::load::LayerFiles;
+use crate::lora::Gradients;
 use crate::torch::{TorchResult, to_floats};
 
 /// A softmax over all experts, of which the `k` largest count.
@@ -91,7 +93,7 @@ impl Router {
         Ok(choice)
     }
 
-    /// The gradient of the rows, `[T, H]`, given `shares`, `[T, k]`: for each expert of a row the product of its weight
+    /// The gradient of the rows `x`, `[T, H]`, given `shares`, `[T, k]`: for each expert of a row the product of its weight
     /// and its weight's gradient.
     ///
     /// With `s` the shares and `p` the probabilities the gradient of a logit is `s_i − p_i Σ s`. If the weights are
@@ -100,8 +102,9 @@ impl Router {
         &self,
         choice: &Choice,
         shares: &[f32],
-        kind: Kind,
+        x: &Tensor,
         routing: &Routing,
+        gradients: &[&mut Gradients],
     ) -> TorchResult<Tensor> {
         let mut d_logits = vec![0.0_f32; choice.probabilities.len()];
         let rows = d_logits.chunks_exact_mut(self.experts).zip(choice.probabilities.chunks_exact(self.experts));
@@ -123,7 +126,11 @@ impl Router {
         let d_logits = Tensor::f_from_slice(&d_logits)?
             .f_view([-1, self.experts as i64])?
             .f_to_device(weight.device())?
-            .f_to_kind(kind)?;
+            .f_to_kind(x.kind())?;
+        full::each(routing, gradients, |rows, sums| {
+            let Some(mut sum) = sums.weight(weight)? else { return Ok(()) };
+            accumulate_product(&mut sum, &rows.of(&d_logits)?, &rows.of(x)?)
+        })?;
         multiply_rows(&d_logits, weight, None, Some(routing.tile))
     }
 }

@@ -1,24 +1,21 @@
-//! Low-rank adapters on experts.
-//!
-//! A factor is either each expert's own or one for all experts. The slots of a group of rows (a sequence in training)
-//! are brought together and multiplied apart from all others, so that a group's products, and its share of the
-//! gradients, see its own rows only, and gradients are summed group by group, whichever experts the rows went to.
+//! Adapters on experts through libtorch: the slots of a group of rows (a sequence in training) are brought together and
+//! multiplied apart from all others, so that a group's products, and its share of the gradients, see its own rows only,
+//! whichever experts they went to.
 
 use tch::{Device, Tensor};
 
-use super::dispatch::{Dispatch, ExpertRange, indices};
-use crate::layers::linear::{Routing, Rows, accumulate_product, add_product, multiply_rows};
-use crate::lora::{Gradients, Projection, Site};
+use super::super::dispatch::{ExpertRange, indices};
+use super::super::pieces::Piece;
+use super::{SlotShrunk, part};
+use crate::layers::linear::{Routing, accumulate_product, add_product, multiply_rows};
+use crate::lora::{Gradients, Site};
 use crate::torch::TorchResult;
 
 /// Per group of the routing its slots, if its adapter has anything on the experts of this layer.
 #[derive(Debug)]
-pub(super) struct AdaptedSlots {
+pub(in crate::layers::moe) struct SlotsApart {
     groups: Vec<Option<GroupSlots>>,
 }
-
-/// What the adapters of one projection computed: per group `s · A x`, one row per slot of the group.
-pub(super) type SlotShrunk = Vec<Option<Tensor>>;
 
 /// The slots of one group, in the order of their experts.
 #[derive(Debug)]
@@ -29,32 +26,22 @@ struct GroupSlots {
     ranges: Vec<ExpertRange>,
 }
 
-impl AdaptedSlots {
-    pub(super) fn new(layer: usize, dispatch: &Dispatch, routing: &Routing, device: Device) -> TorchResult<Self> {
-        let rows = dispatch.slots_of.len().checked_div(dispatch.top_k).unwrap_or(0);
-        let groups = routing
-            .groups
-            .iter()
-            .map(|group| {
-                let layout = group.adapter.layout();
-                let is_adapted = [Projection::ExpertGate, Projection::ExpertUp, Projection::ExpertDown]
-                    .into_iter()
-                    .any(|projection| layout.module_at(Site::Layer(layer, projection)).is_some());
-                if !is_adapted {
-                    return Ok(None);
-                }
-                let mut is_member = vec![false; rows];
-                for row in row_numbers(&group.rows)? {
-                    is_member[row] = true;
-                }
-                GroupSlots::new(dispatch, &is_member, device).map(Some)
-            })
-            .collect::<TorchResult<_>>()?;
-        Ok(Self { groups })
+impl SlotsApart {
+    pub(super) fn new(pieces: &[Vec<Piece>], device: Device) -> TorchResult<Self> {
+        let group = |pieces: &Vec<Piece>| {
+            if pieces.is_empty() { Ok(None) } else { GroupSlots::new(pieces, device).map(Some) }
+        };
+        Ok(Self { groups: pieces.iter().map(group).collect::<TorchResult<_>>()? })
     }
 
     /// Adds every group's `s · B A x` to `y`, one row per slot; `x` likewise.
-    pub(super) fn add(&self, site: Site, x: &Tensor, y: &Tensor, routing: &Routing) -> TorchResult<SlotShrunk> {
+    pub(in crate::layers::moe) fn add(
+        &self,
+        site: Site,
+        x: &Tensor,
+        y: &Tensor,
+        routing: &Routing,
+    ) -> TorchResult<SlotShrunk> {
         let tile = routing.adapter_tile;
         let mut shrunk = Vec::with_capacity(self.groups.len());
         for (group, slots) in routing.groups.iter().zip(&self.groups) {
@@ -67,12 +54,12 @@ impl AdaptedSlots {
             let own_y = y.f_index_select(0, &slots.slots)?;
             let own = Tensor::f_empty([own_x.size()[0], a.size()[1]], (x.kind(), x.device()))?;
             for range in slots.runs(a) {
-                let factor = a.f_select(0, range.expert as i64)?.f_tr()?;
+                let factor = part(a, range.expert)?.f_tr()?;
                 range.of(&own)?.f_copy_(&multiply_rows(&range.of(&own_x)?, &factor, None, tile)?)?;
             }
             let own = own.shallow_clone().f_mul_scalar_(pair.scale)?;
             for range in slots.runs(b) {
-                let factor = b.f_select(0, range.expert as i64)?.f_tr()?;
+                let factor = part(b, range.expert)?.f_tr()?;
                 add_product(&mut range.of(&own_y)?, &range.of(&own)?, &factor, tile)?;
             }
             let _ = y.shallow_clone().f_index_copy_(0, &slots.slots, &own_y)?;
@@ -84,7 +71,7 @@ impl AdaptedSlots {
     /// Adds to `dx` what the adapters say of the gradient of `x`, given that of the output, and the gradients of `A`
     /// and `B` to those of each group's adapter.
     #[expect(clippy::too_many_arguments, reason = "the gradient of a product needs all of its parts")]
-    pub(super) fn backward(
+    pub(in crate::layers::moe) fn backward(
         &self,
         site: Site,
         x: &Tensor,
@@ -103,23 +90,21 @@ impl AdaptedSlots {
             let (own_x, own_dy) = (x.f_index_select(0, &slots.slots)?, dy.f_index_select(0, &slots.slots)?);
             let d_shrunk = Tensor::f_empty_like(shrunk)?;
             for range in slots.runs(b) {
-                let _ = range.of(&own_dy)?.f_mm_out(&range.of(&d_shrunk)?, &b.f_select(0, range.expert as i64)?)?;
+                let _ = range.of(&own_dy)?.f_mm_out(&range.of(&d_shrunk)?, &part(b, range.expert)?)?;
             }
             let d_shrunk = d_shrunk.shallow_clone().f_mul_scalar_(pair.scale)?;
             let sum = dx.f_index_select(0, &slots.slots)?;
             for range in slots.runs(a) {
-                let _ = range.of(&sum)?.f_addmm_(&range.of(&d_shrunk)?, &a.f_select(0, range.expert as i64)?)?;
+                let _ = range.of(&sum)?.f_addmm_(&range.of(&d_shrunk)?, &part(a, range.expert)?)?;
             }
             let _ = dx.shallow_clone().f_index_copy_(0, &slots.slots, &sum)?;
 
             let (da, db) = gradients[group.index].module(module)?;
             for range in slots.runs(a) {
-                let mut da = da.f_select(0, range.expert as i64)?;
-                accumulate_product(&mut da, &range.of(&d_shrunk)?, &range.of(&own_x)?)?;
+                accumulate_product(&mut part(&da, range.expert)?, &range.of(&d_shrunk)?, &range.of(&own_x)?)?;
             }
             for range in slots.runs(b) {
-                let mut db = db.f_select(0, range.expert as i64)?;
-                accumulate_product(&mut db, &range.of(&own_dy)?, &range.of(shrunk)?)?;
+                accumulate_product(&mut part(&db, range.expert)?, &range.of(&own_dy)?, &range.of(shrunk)?)?;
             }
         }
         Ok(())
@@ -127,16 +112,15 @@ impl AdaptedSlots {
 }
 
 impl GroupSlots {
-    fn new(dispatch: &Dispatch, is_member: &[bool], device: Device) -> TorchResult<Self> {
-        let (mut slots, mut ranges) = (Vec::new(), Vec::new());
-        for range in &dispatch.ranges {
-            let start = slots.len();
-            let all = range.start as usize..(range.start + range.length) as usize;
-            slots.extend(all.filter(|slot| is_member[dispatch.row_of[*slot]]));
-            if slots.len() > start {
-                let length = (slots.len() - start) as i64;
-                ranges.push(ExpertRange { expert: range.expert, start: start as i64, length });
+    fn new(pieces: &[Piece], device: Device) -> TorchResult<Self> {
+        let (mut slots, mut ranges): (Vec<usize>, Vec<ExpertRange>) = (Vec::new(), Vec::new());
+        for Piece { expert, slots: own } in pieces {
+            let (start, length) = (slots.len() as i64, own.len() as i64);
+            match ranges.last_mut() {
+                Some(range) if range.expert == *expert => range.length += length,
+                _ => ranges.push(ExpertRange { expert: *expert, start, length }),
             }
+            slots.extend(own.clone());
         }
         Ok(Self { slots: indices(&slots, device)?, ranges })
     }
@@ -148,16 +132,6 @@ impl GroupSlots {
             vec![ExpertRange { expert: 0, start: 0, length: self.slots.size()[0] }]
         } else {
             self.ranges.clone()
-        }
-    }
-}
-
-fn row_numbers(rows: &Rows) -> TorchResult<Vec<usize>> {
-    match rows {
-        Rows::Range { start, length } => Ok((*start as usize..(start + length) as usize).collect()),
-        Rows::List(list) => {
-            let numbers: Vec<i64> = Vec::try_from(list)?;
-            Ok(numbers.into_iter().map(|number| number as usize).collect())
         }
     }
 }
