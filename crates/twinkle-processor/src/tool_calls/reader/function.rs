@@ -38,6 +38,15 @@ enum Place {
     },
 }
 
+/// What `<tag=name>` is.
+enum Tag {
+    Named(String),
+    /// Its name is empty or too long.
+    Nameless,
+    /// It is not complete.
+    Open,
+}
+
 impl FunctionReader {
     /// Before `<function=`.
     pub(super) const fn new() -> Self {
@@ -60,12 +69,16 @@ impl FunctionReader {
         loop {
             match &self.place {
                 Place::Name => match self.tag(FUNCTION) {
-                    Some(Some(name)) => {
+                    Tag::Named(name) => {
                         parts.name(&name);
                         (self.name, self.place) = (name, Place::Between);
                     }
-                    Some(None) => return Read::Nothing,
-                    None => return Read::On,
+                    Tag::Nameless => {
+                        let name = self.held.find('>').unwrap_or(self.held.len()).min(longest(FUNCTION));
+                        let behind = self.held.len() - self.held.floor_char_boundary(name);
+                        return Read::Nothing { read: text.len().saturating_sub(behind) };
+                    }
+                    Tag::Open => return Read::On,
                 },
                 Place::Between => {
                     let space = self.held.len() - self.held.trim_start().len();
@@ -76,13 +89,12 @@ impl FunctionReader {
                         return Read::Whole { rest: self.held.len() };
                     }
                     if self.held.starts_with(PARAMETER) {
-                        match self.tag(PARAMETER) {
-                            Some(parameter) => {
-                                let parameter = parameter.unwrap_or_default();
-                                self.place = Place::Value { parameter, searched: 0 };
-                            }
-                            None => return Read::On,
-                        }
+                        let parameter = match self.tag(PARAMETER) {
+                            Tag::Named(parameter) => parameter,
+                            Tag::Nameless => String::new(),
+                            Tag::Open => return Read::On,
+                        };
+                        self.place = Place::Value { parameter, searched: 0 };
                     } else if unfinished(&self.held, [FUNCTION_END, PARAMETER]) == self.held.len() {
                         return Read::On;
                     } else {
@@ -120,15 +132,21 @@ impl FunctionReader {
         }
     }
 
-    /// Takes `<tag=name>` from the beginning of what is held: its name, `Some(None)` when it has none, or `None` while it is
-    /// not complete.
-    fn tag(&mut self, tag: &str) -> Option<Option<String>> {
-        let Some(end) = self.held.find('>') else {
-            return (self.held.len() > tag.len() + LONGEST_NAME).then_some(None);
-        };
+    /// Takes `<tag=name>` from the beginning of what is held, if it is complete.
+    fn tag(&mut self, tag: &str) -> Tag {
+        let end = self.held.find('>').unwrap_or(self.held.len());
+        if end > longest(tag) {
+            return Tag::Nameless;
+        }
+        if end == self.held.len() {
+            return Tag::Open;
+        }
         let name = self.held.get(tag.len()..end).unwrap_or_default().trim().to_owned();
+        if name.is_empty() && tag == FUNCTION {
+            return Tag::Nameless;
+        }
         self.held.drain(..=end);
-        Some(Some(name).filter(|name| !name.is_empty()))
+        Tag::Named(name)
     }
 
     /// Tells a parameter whose value ends at `value` and whose tag ends at `behind`.
@@ -149,6 +167,11 @@ impl FunctionReader {
     fn close(&mut self, parts: &mut Parts) {
         parts.arguments(if self.told == 0 { "{}" } else { "}" });
     }
+}
+
+/// Most bytes of a tag with its name.
+const fn longest(tag: &str) -> usize {
+    tag.len() + LONGEST_NAME
 }
 
 /// Where a value ends and where its tag does; else how much of the text was looked through.

@@ -224,7 +224,8 @@ impl CallReader {
             Inside::Python | Inside::Behind => Read::On,
         };
         match read {
-            Read::Nothing => {
+            Read::Nothing { read } => {
+                self.take(read);
                 self.no_call(parts);
                 true
             }
@@ -318,7 +319,7 @@ impl CallReader {
         }
     }
 
-    /// What was taken for a call is text, and so is what follows.
+    /// What was taken for a call is text; what follows may have calls.
     fn no_call(&mut self, parts: &mut Parts) {
         let Place::Block(block) = std::mem::replace(&mut self.place, Place::Text) else { return };
         let written = std::mem::take(&mut self.written);
@@ -327,10 +328,6 @@ impl CallReader {
         } else {
             parts.text(&written);
         }
-        // What is held may begin with the very mark that was taken for a call.
-        let mark = if self.held.starts_with(FUNCTION) { FUNCTION.len() } else { 0 };
-        let said: String = self.held.drain(..mark).collect();
-        parts.text(&said);
     }
 }
 

@@ -114,7 +114,7 @@ impl ObjectReader {
         for (at, letter) in text.char_indices() {
             if self.take(letter, tools, parts).is_none() {
                 // Once it was told it stays a call, whatever follows the arguments.
-                return if self.is_told { Read::Whole { rest: text.len() - at } } else { Read::Nothing };
+                return if self.is_told { Read::Whole { rest: text.len() - at } } else { Read::Nothing { read: at } };
             }
             if self.place == Place::BeforeObject && letter == '}' {
                 return Read::Whole { rest: text.len() - at - 1 };

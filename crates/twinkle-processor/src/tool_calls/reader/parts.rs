@@ -56,6 +56,9 @@ pub(super) enum Read {
         /// Bytes behind the call.
         rest: usize,
     },
-    /// It is no call.
-    Nothing,
+    /// To where it turned out to be no call; so many bytes of the text were read before.
+    Nothing {
+        /// Bytes that begin no call.
+        read: usize,
+    },
 }
