@@ -20,11 +20,19 @@ applications:
   - name: model
     route_prefix: /api/v1/model/Qwen/Qwen3-4B
     import_path: model
-    args: {model_id: Qwen/Qwen3-4B, backend: transformers}
+    args:
+      model_id: Qwen/Qwen3-4B
+      backend: transformers
+      device_group: {name: model, ranks: 1, device_type: CPU}
+      device_mesh: {device_type: CPU, dp_size: 1}
   - name: sampler
     route_prefix: /api/v1/sampler/Qwen/Qwen3-4B
     import_path: sampler
-    args: {model_id: Qwen/Qwen3-4B, sampler_type: torch}
+    args:
+      model_id: Qwen/Qwen3-4B
+      sampler_type: torch
+      device_group: {name: sampler, ranks: 1, device_type: CPU}
+      device_mesh: {device_type: CPU, dp_size: 1}
   - {name: processor, route_prefix: /api/v1/processor, import_path: processor, args: {ncpu_proc_per_node: 1}}
 ";
 
