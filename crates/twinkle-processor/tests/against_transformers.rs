@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use twinkle_core::call::ChatMessage;
 use twinkle_core::wire::twinkle::{InputFeature, Trajectory};
@@ -259,6 +259,26 @@ fn calls_that_a_template_writes_are_read_back() {
     });
     let expected = ["llama3_1", "mistral", "qwen2_5", "qwen3", "qwen3_5"];
     assert_eq!(read_back.iter().map(String::as_str).collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn the_mark_of_a_call_is_text_though_its_token_is_special() {
+    let (folder, plain) = model_with("../chat/mistral");
+    let file = folder.path().join("tokenizer.json");
+    let mut written: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let mark = plain.vocabulary_size();
+    let token = json!({"id": mark, "content": "[TOOL_CALLS]", "special": true, "single_word": false, "lstrip": false,
+        "rstrip": false, "normalized": false});
+    written["added_tokens"].as_array_mut().unwrap().push(token);
+    std::fs::write(&file, written.to_string()).unwrap();
+    let tokenizer = ModelTokenizer::load(folder.path()).unwrap();
+    let text = "ok[TOOL_CALLS] [{\"name\": \"f\", \"arguments\": {}}]";
+    let mut tokens = tokenizer.encode(text).unwrap();
+    assert!(tokens.contains(&u32::try_from(mark).unwrap()), "{tokens:?}");
+    tokens.extend(tokenizer.encode("<|im_end|>").unwrap());
+    assert_eq!(tokenizer.decode_spoken(&tokens).unwrap(), text);
+    assert!(!tokenizer.decode(&tokens, true).unwrap().contains("TOOL_CALLS"));
+    assert_eq!(plain.call_mark(tokens[0]), None);
 }
 
 /// Arguments may be written as text.

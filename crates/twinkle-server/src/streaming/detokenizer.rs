@@ -117,6 +117,32 @@ mod tests {
         assert_eq!(pieces(&tokenizer, &tokens, false).concat(), tokenizer.decode(&tokens, false).unwrap());
     }
 
+    #[test]
+    fn the_mark_of_a_call_has_text_where_calls_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/fixtures/qwen2/tokenizer.json");
+        let mut file: serde_json::Value = serde_json::from_slice(&std::fs::read(fixture).unwrap()).unwrap();
+        let mark = u32::try_from(tokenizer("qwen2").vocabulary_size()).unwrap();
+        let added = file["added_tokens"].as_array_mut().unwrap();
+        let mut token = added[0].clone();
+        (token["id"], token["content"], token["special"]) = (mark.into(), "[TOOL_CALLS]".into(), true.into());
+        added.push(token);
+        std::fs::write(folder.path().join("tokenizer.json"), file.to_string()).unwrap();
+        std::fs::write(folder.path().join("chat_template.jinja"), "{{ '[TOOL_CALLS]' }}").unwrap();
+        let tokenizer = Arc::new(ModelTokenizer::load(folder.path()).unwrap());
+        let mut tokens = tokenizer.encode("a好").unwrap();
+        // A character that the mark breaks off.
+        tokens.pop();
+        tokens.push(mark);
+        tokens.extend(tokenizer.encode(" b").unwrap());
+        let mut detokenizer = Detokenizer::with_calls(Arc::clone(&tokenizer));
+        let mut text: String = tokens.iter().map(|token| detokenizer.push(*token)).collect();
+        text.push_str(&detokenizer.finish());
+        let broken = text.strip_prefix('a').and_then(|text| text.strip_suffix("[TOOL_CALLS] b")).expect(&text);
+        assert!(broken.chars().all(|letter| letter == char::REPLACEMENT_CHARACTER) && !broken.is_empty(), "{text}");
+        assert!(!pieces(&tokenizer, &tokens, true).concat().contains("TOOL_CALLS"));
+    }
+
     proptest! {
         #[test]
         fn the_pieces_are_the_text(text in "\\PC{0,40}") {
