@@ -160,6 +160,9 @@ fn write_optimizer(directory: &Path, run: &Run, with_gradients: bool) -> Result<
 /// Appends a flat fp32 tensor part by part: a run that trains all weights has no room for a second copy of them.
 pub(crate) fn append(file: &mut TensorFile, tensor: &Tensor) -> Result<()> {
     let length = tensor.numel() as i64;
+    if length == 0 {
+        return file.append(&[]);
+    }
     for start in (0..length).step_by(PART as usize) {
         let part = tensor.narrow(0, start, PART.min(length - start));
         file.append(bytemuck::cast_slice(&flat_values(&part)?))?;
