@@ -192,7 +192,9 @@ mod tests {
 
     fn put(folder: &std::path::Path, names: &[&str]) {
         fs::create_dir_all(folder).unwrap();
-        names.iter().for_each(|name| fs::write(folder.join(name), "{}").unwrap());
+        for name in names {
+            fs::write(folder.join(name), "{}").unwrap();
+        }
     }
 
     #[tokio::test]

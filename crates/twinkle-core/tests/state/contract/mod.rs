@@ -4,6 +4,7 @@
 
 mod journal;
 mod keeping;
+mod native;
 mod records;
 mod samples;
 mod weights;
@@ -55,6 +56,8 @@ promises! {
     weights::a_session_keeps_its_project_and_its_clients_last_word,
     samples::awaited_samples_are_known_until_they_are_forgotten_or_old,
     samples::every_client_that_joins_has_a_number_of_its_own,
+    native::what_was_counted_belongs_to_a_run,
+    native::an_upload_is_known_as_it_was_noted_last,
     journal::a_run_is_made_once,
     journal::many_writers_share_commits_and_each_gets_its_own_answer,
     journal::a_result_is_stored_once_and_a_later_one_is_ignored,
