@@ -5,8 +5,8 @@ use serde_json::Value;
 /// A model's way to write calls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CallFormat {
-    /// `<tool_call>{"name": .., "arguments": {..}}</tool_call>`: Hermes, Qwen2.5, Qwen3, SmolLM3, and templates that say
-    /// nothing of calls.
+    /// `<tool_call>{"name": .., "arguments": {..}}</tool_call>`: Hermes, Qwen2.5, Qwen3, `SmolLM3`, and templates that
+    /// say nothing of calls.
     #[default]
     Tagged,
     /// `<tool_call><function=name><parameter=key>value</parameter></function></tool_call>`: Qwen3-Coder, Qwen3.5. The outer

@@ -69,13 +69,18 @@ impl Kinds {
         let mut kinds = Self::default();
         match schema.get("type") {
             Some(Value::String(kind)) => kinds.add(kind),
-            Some(Value::Array(several)) => several.iter().filter_map(Value::as_str).for_each(|kind| kinds.add(kind)),
+            Some(Value::Array(several)) => {
+                for kind in several.iter().filter_map(Value::as_str) {
+                    kinds.add(kind);
+                }
+            }
             _ => {}
         }
         for choices in ["anyOf", "oneOf"] {
             for choice in schema.get(choices).and_then(Value::as_array).into_iter().flatten() {
-                let inner = choice.get("type").and_then(Value::as_str);
-                inner.into_iter().for_each(|kind| kinds.add(kind));
+                if let Some(kind) = choice.get("type").and_then(Value::as_str) {
+                    kinds.add(kind);
+                }
             }
         }
         if kinds == Self::default() {

@@ -164,7 +164,7 @@ impl FunctionReader {
         self.told += 1;
     }
 
-    fn close(&mut self, parts: &mut Parts) {
+    fn close(&self, parts: &mut Parts) {
         parts.arguments(if self.told == 0 { "{}" } else { "}" });
     }
 }

@@ -302,7 +302,7 @@ impl CallReader {
             function.end(is_closed, &self.calling.tools, parts);
         }
         let written = std::mem::take(&mut self.written);
-        if let Inside::Python = block.inside {
+        if matches!(block.inside, Inside::Python) {
             let code = written.split_once(PYTHON).map_or(written.as_str(), |(_, code)| code);
             match python::call(code, &self.calling.tools) {
                 Some((name, arguments)) => {
