@@ -2,11 +2,12 @@
 
 use std::fs;
 
-/// The most memory that this process has taken beyond what it had when the watch began.
+/// The most memory that this process has taken beyond what it had when the watch began, pages of files left out.
 ///
 /// The kernel keeps the largest resident size and forgets it when `5` is written to `clear_refs`, so nothing is missed
 /// between two looks. Blocks that the allocator holds for later are given back first: else what is taken from them would
-/// not be seen. Mapped files count once they are touched: touch what is to be read before the watch begins.
+/// not be seen. Pages of files, such as code that runs for the first time, come and go as the kernel likes: those that are
+/// there at the end are taken off.
 #[derive(Debug)]
 pub struct Growth {
     before: u64,
@@ -18,20 +19,21 @@ impl Growth {
     pub fn watch() -> Option<Self> {
         twinkle_torch::memory::give_back_freed_blocks();
         fs::write("/proc/self/clear_refs", "5").ok()?;
-        Some(Self { before: field("VmRSS:")? })
+        Some(Self { before: field("RssAnon:")? })
     }
 
     /// The most it grew since, in bytes.
     #[must_use]
     pub fn peak(&self) -> u64 {
-        field("VmHWM:").unwrap_or(0).saturating_sub(self.before)
+        let [most, of_files] = ["VmHWM:", "RssFile:"].map(|name| field(name).unwrap_or(0));
+        most.saturating_sub(of_files).saturating_sub(self.before)
     }
 
     /// By how much it is larger now than when the watch began, in bytes, freed blocks left out.
     #[must_use]
     pub fn now(&self) -> u64 {
         twinkle_torch::memory::give_back_freed_blocks();
-        field("VmRSS:").unwrap_or(0).saturating_sub(self.before)
+        field("RssAnon:").unwrap_or(0).saturating_sub(self.before)
     }
 }
 

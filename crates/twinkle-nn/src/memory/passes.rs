@@ -58,6 +58,9 @@ impl Recompute {
     pub const NOTHING: Self = Self { layers: 0 };
 }
 
+/// What the heaps of all threads keep whatever a pass goes over, as it was measured.
+const HEAPS: u64 = 8 << 20;
+
 /// What a layer takes at the moments of a pass.
 #[derive(Clone, Copy, Debug)]
 struct LayerCost {
@@ -86,7 +89,8 @@ impl CostModel {
             }
         }
         // The last rows before and after the final norm.
-        ends + peak.max(behind + 2 * stream + self.head_bytes(shape))
+        let heaps = if shape.rows == 0 { 0 } else { HEAPS };
+        heaps + ends + peak.max(behind + 2 * stream + self.head_bytes(shape))
     }
 
     /// How many layers to recompute for a pass to stay within `budget` bytes: as few as possible.
@@ -126,10 +130,16 @@ impl CostModel {
         let (mixer, mlp) = (self.kept_of_mixer(kind, layer, shape), self.kept_of_mlp(kind, layer, shape));
         let kept = 2 * stream + mixer + mlp;
         // Besides what is kept: the rows that go in normed, those that come out or their gradient, and what is said here.
-        let at_mlp = kept + 2 * stream + self.room_of_mlp(kind, shape);
-        let at_mixer = stream + mixer + 2 * stream + self.room_of_mixer(kind, shape);
+        let (room_of_mlp, room_of_mixer) = (self.room_of_mlp(kind, shape), self.room_of_mixer(kind, shape));
+        let at_mlp = kept + 2 * stream + room_of_mlp;
+        let at_mixer = stream + mixer + 2 * stream + room_of_mixer;
+        // Blocks of the way forward leave holes in which those of the way back do not fit: as much as was measured.
+        let holes = match kind.mixer {
+            MixerKind::FullAttention => room_of_mlp.max(room_of_mixer) / 2,
+            MixerKind::GatedDeltaNet => (room_of_mlp / 2).max(room_of_mixer * 5 / 4),
+        };
         let choice = self.choice_row(kind) * rows;
-        LayerCost { kept, input: stream + choice, peak: at_mlp.max(at_mixer) }
+        LayerCost { kept, input: stream + choice, peak: at_mlp.max(at_mixer) + holes }
     }
 
     /// Bytes of one row of the residual stream.
