@@ -17,7 +17,7 @@ use crate::twinkle::{Answer, Json, Tenant, TwinkleFront, ok};
 pub(super) struct Wanted {
     /// Which checkpoint.
     checkpoint_dir: Checkpoint,
-    /// The repository: `ms://org/name`, `hf://org/name`, or `org/name` of ModelScope.
+    /// The repository: `ms://org/name`, `hf://org/name`, or `org/name` of `ModelScope`.
     hub_model_id: String,
     /// The hub's token, which may write.
     hub_token: Option<String>,

@@ -93,7 +93,7 @@ impl Uploads {
         }
         if open.len() >= MOST_OPEN {
             return Err(Error::new(ErrorCode::Overloaded, format!("{MOST_OPEN} uploads are under way"))
-                .retry_after(Duration::from_secs(60)));
+                .retry_after(Duration::from_mins(1)));
         }
         open.insert(request.clone(), task.clone());
         Ok(())
