@@ -252,7 +252,7 @@ mod tests {
     #[test]
     fn a_token_that_begins_in_the_prompt_is_not_learned() {
         let tokens = encoding(&[(1, (0, 1)), (2, (1, 3)), (3, (3, 5)), (9, (5, 8)), (1, (8, 9))]);
-        assert_eq!(inside(&tokens, &[2..8]), [IGNORED_LABEL, IGNORED_LABEL, 3, 9, IGNORED_LABEL]);
+        assert_eq!(inside(&tokens, std::slice::from_ref(&(2..8))), [IGNORED_LABEL, IGNORED_LABEL, 3, 9, IGNORED_LABEL]);
     }
 
     fn written(messages: &[Message], opens: &str) -> Result<Vec<String>> {
