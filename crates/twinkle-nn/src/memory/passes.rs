@@ -253,7 +253,7 @@ impl CostModel {
         let adapters =
             if shape.rank == 0 || self.is_native { 0 } else { own * (hidden + wide) * (2 * self.element + FLOAT) };
         let forward = slots * (hidden + 2 * wide) * self.element + adapters;
-        let shares = slots * ((hidden + 2 * wide) * self.element + 3 * wide * FLOAT);
+        let per_slot = slots * ((hidden + 2 * wide) * self.element + 3 * wide * FLOAT);
         let inputs = slots * 3 * hidden * self.element + adapters;
         let router = rows * moe.expert_count as u64 * 3 * FLOAT;
         let shared = match moe.shared_intermediate_size {
@@ -263,7 +263,7 @@ impl CostModel {
             }
             None => 0,
         };
-        let backward = if shape.backward { shares.max(inputs) } else { 0 };
+        let backward = if shape.backward { per_slot.max(inputs) } else { 0 };
         forward.max(backward) + router + shared + self.outer_bytes(wide, shape)
     }
 
