@@ -67,7 +67,7 @@ mod tests {
         let bias = Bias::new(vec![(2, -100.0), (0, 0.5)], 3).unwrap().unwrap();
         let mut row = [1.0, 2.0, 3.0];
         bias.add(&mut row);
-        assert_eq!(row, [1.5, 2.0, -97.0]);
+        assert_eq!(row.map(f32::to_bits), [1.5_f32, 2.0, -97.0].map(f32::to_bits));
         assert_eq!(Bias::new(Vec::new(), 3), Ok(None));
     }
 
