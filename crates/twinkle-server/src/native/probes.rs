@@ -66,7 +66,7 @@ impl NodeHealth {
         self.draining.store(true, Ordering::Relaxed);
     }
 
-    /// What this node answers, as OpenAPI. Made when it is first asked for, which takes some milliseconds.
+    /// What this node answers, as `OpenAPI`. Made when it is first asked for, which takes some milliseconds.
     pub(crate) fn reference(&self) -> Bytes {
         let make = || openapi::document(&listing::of_mounted(&self.applications)).to_string().into();
         self.reference.get_or_init(make).clone()

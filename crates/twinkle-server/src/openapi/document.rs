@@ -78,7 +78,7 @@ fn at(paths: &mut Map<String, Value>, method: &str, path: &str, change: impl FnO
     change(&mut methods[method.to_ascii_lowercase()]);
 }
 
-/// A path as OpenAPI writes it, which knows no `{*rest}`.
+/// A path as `OpenAPI` writes it, which knows no `{*rest}`.
 fn templated(path: &str) -> String {
     path.replace("{*", "{")
 }

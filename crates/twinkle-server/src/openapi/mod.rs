@@ -1,4 +1,4 @@
-//! The reference of all routes, in the form of OpenAPI 3.1: served at `GET /openapi.json`, written to `docs/openapi.json`
+//! The reference of all routes, in the form of `OpenAPI` 3.1: served at `GET /openapi.json`, written to `docs/openapi.json`
 //! and, for people, to `docs/routes.md`.
 //!
 //! | file | job |
