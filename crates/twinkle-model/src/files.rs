@@ -202,7 +202,7 @@ pub fn read_run(
         Ok((optimizer, tensors.remove("gradients")))
     };
     let (mut run, gradients) = if file.lora.full {
-        let full = FullWeights::of(base)?;
+        let full = FullWeights::of(base);
         let masters = full.read(directory)?.to_device(base.device());
         let (optimizer, gradients) = optimizer(&full.shapes())?;
         (Run::of_all_weights((tenant, base_model, file.lora), base, full, masters, optimizer), gradients)

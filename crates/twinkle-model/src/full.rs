@@ -42,8 +42,8 @@ pub(crate) struct FullWeights {
 
 impl FullWeights {
     /// For a run on this model.
-    pub(crate) fn of(base: &BaseModel) -> Result<Self> {
-        Ok(Self { layout: base.weight_layout(), source: base.directory().map(Path::to_owned), trained: None })
+    pub(crate) fn of(base: &BaseModel) -> Self {
+        Self { layout: base.weight_layout(), source: base.directory().map(Path::to_owned), trained: None }
     }
 
     pub(crate) fn layout(&self) -> &Arc<WeightLayout> {

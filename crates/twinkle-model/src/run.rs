@@ -50,7 +50,7 @@ impl Run {
     /// Or, where `lora` asks for it, one that begins with the base's own weights and trains all of them.
     pub fn fresh(tenant: TenantId, base_model: &str, lora: LoraSpec, base: &BaseModel) -> Result<Self> {
         if lora.full {
-            let full = FullWeights::of(base)?;
+            let full = FullWeights::of(base);
             let optimizer = Optimizer::adam_w(&full.shapes(), base.device())?;
             let masters = base.masters()?;
             return Ok(Self::of_all_weights((tenant, base_model, lora), base, full, masters, optimizer));

@@ -41,6 +41,9 @@ impl CacheBudget {
     #[must_use]
     pub const fn sequences_of(&self, tokens: usize) -> usize {
         let sequence = tokens + self.sequence_tokens();
-        if sequence == 0 { 0 } else { self.tokens() / sequence }
+        match self.tokens().checked_div(sequence) {
+            Some(sequences) => sequences,
+            None => 0,
+        }
     }
 }

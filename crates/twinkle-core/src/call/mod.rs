@@ -25,9 +25,9 @@ pub use optimizer::{
 };
 pub use process::{ChatMessage, EncodedText, ProcessOutcome, ProcessRequest};
 pub use run::{
-    CreateRun, Ending, ForwardBackwardOutcome, ForwardOptions, ForwardOutputs, Logprobs, LossSpec,
-    NamedTensor, Position, RunCall, RunOperation, RunOutcome, RunState, SamplerTarget, SavedTraining, StartingPoint,
-    Table, TrainingProgress,
+    CreateRun, Ending, ForwardBackwardOutcome, ForwardOptions, ForwardOutputs, Logprobs, LossSpec, NamedTensor,
+    Position, RunCall, RunOperation, RunOutcome, RunState, SamplerTarget, SavedTraining, StartingPoint, Table,
+    TrainingProgress,
 };
 pub use sample::{
     AltTokens, CellLayout, LogprobsMode, Penalties, SampleExtras, SampleOutcome, SampleRequest, SampledSequence,
