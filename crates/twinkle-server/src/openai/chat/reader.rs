@@ -105,14 +105,15 @@ impl Reader {
                     addition.calls.push(CalledTool { index: Some(self.calls), id, kind, function });
                     self.calls += 1;
                 }
-                Part::Arguments(json) => match addition.calls.last_mut() {
-                    Some(call) => call.function.arguments.push_str(&json),
-                    None => {
-                        let function = CalledFunction { name: None, arguments: json };
-                        let index = self.calls.checked_sub(1);
-                        addition.calls.push(CalledTool { index, id: None, kind: None, function });
+                Part::Arguments(json) => {
+                    if let Some(call) = addition.calls.last_mut() {
+                        call.function.arguments.push_str(&json);
+                        continue;
                     }
-                },
+                    let function = CalledFunction { name: None, arguments: json };
+                    let index = self.calls.checked_sub(1);
+                    addition.calls.push(CalledTool { index, id: None, kind: None, function });
+                }
             }
         }
         addition

@@ -49,8 +49,8 @@ impl ToolUse {
             }
             Some(_) | None => {}
         }
-        let named = choice.pointer("/function/name").and_then(Value::as_str);
-        let Some(name) = named.filter(|_| choice.get("type").and_then(Value::as_str) == Some("function")) else {
+        let function = choice.pointer("/function/name").and_then(Value::as_str);
+        let Some(name) = function.filter(|_| choice.get("type").and_then(Value::as_str) == Some("function")) else {
             let text = "`tool_choice` must be `none`, `auto`, `required` or a function by its name";
             let hint = "a function is `{\"type\": \"function\", \"function\": {\"name\": ..}}`";
             return Err(refuse(Error::invalid(text).hint(hint)));
@@ -128,18 +128,18 @@ mod tests {
 
     use super::*;
 
-    fn read(names: &[&str], choice: Option<Value>) -> Result<ToolUse, String> {
+    fn read(names: &[&str], choice: impl Into<Option<Value>>) -> Result<ToolUse, String> {
         let tool = |name: &&str| json!({"type": "function", "function": {"name": name}});
         let tools: Vec<Value> = names.iter().map(tool).collect();
-        ToolUse::read(&tools, choice.as_ref()).map_err(|error| text(&error))
+        ToolUse::read(&tools, choice.into().as_ref()).map_err(|error| text(&error))
     }
 
     fn text(error: &OpenAiError) -> String {
         String::from_utf8(error.body().to_vec()).unwrap()
     }
 
-    fn named(name: &str) -> Option<Value> {
-        Some(json!({"type": "function", "function": {"name": name}}))
+    fn named(name: &str) -> Value {
+        json!({"type": "function", "function": {"name": name}})
     }
 
     #[test]
@@ -157,11 +157,11 @@ mod tests {
         assert_eq!(read(&["f", "g"], named("f")), forced);
         assert_eq!(read(&["f"], Some(json!("required"))), forced);
         for (names, choice, expected) in [
-            (&["f", "g"][..], Some(json!("required")), "cannot be enforced"),
-            (&[], Some(json!("required")), "there are no `tools`"),
+            (&["f", "g"][..], json!("required"), "cannot be enforced"),
+            (&[], json!("required"), "there are no `tools`"),
             (&["find", "g"], named("fimd"), "did you mean `find`"),
-            (&["f"], Some(json!("any")), "must be `none`, `auto`, `required`"),
-            (&["f"], Some(json!({"type": "custom"})), "a function by its name"),
+            (&["f"], json!("any"), "must be `none`, `auto`, `required`"),
+            (&["f"], json!({"type": "custom"}), "a function by its name"),
         ] {
             let error = read(names, choice).unwrap_err();
             assert!(error.contains(expected) && error.contains("\"param\":\"tool_choice\""), "{error}");
