@@ -67,8 +67,10 @@ impl Rehearsal {
         let _ = run.adapter(base);
         let run_growth = growth.now();
 
-        if self.accumulates {
-            self.pass(&mut run, base, loss.as_ref(), &examples)?;
+        // Once before it counts: the first pass also brings code into memory.
+        self.pass(&mut run, base, loss.as_ref(), &examples)?;
+        if !self.accumulates {
+            run.gradients.zero();
         }
         let growth = watch()?;
         let undo = Undo::of(&run.gradients);

@@ -9,7 +9,7 @@ use crate::model::BaseModel;
 use crate::torch::TorchResult;
 
 /// Rows by which a cache grows at least.
-const STEP: usize = 64;
+pub(crate) const STEP: usize = 64;
 
 /// The tokens of one sequence, as each layer remembers them.
 ///

@@ -35,7 +35,6 @@ pub use cache::KvCache;
 pub use config::{Family, ModelConfig};
 pub use forward::Tape;
 pub use head::{HeadOptions, HeadOutcome, HeadTask, LossFunction, RowFacts, RowsFunction, Scored, Slopes};
-pub use layers::delta::delta_state_bytes;
 pub use layers::moe::ExpertLoad;
 pub use lora::{Adapter, AdapterLayout, Gradients, LoraModule, Projection, Site, peft};
 pub use memory::{CostModel, PassShape, Recompute};

@@ -74,6 +74,17 @@ impl BaseModel {
         Ok(model)
     }
 
+    /// A model of these dimensions with random weights, as before any training: for measuring speed and memory, which
+    /// need no files.
+    pub fn with_random_weights(config: ModelConfig, options: &LoadOptions) -> Result<Self> {
+        if options.device == Device::Cpu {
+            twinkle_torch::memory::keep_freed_blocks();
+        }
+        let kind = options.precision.kind(options.device);
+        let files = WeightFiles::invented(kind, options.device);
+        Self::assemble(config, files, (kind, options.device), options.row_tile as i64)
+    }
+
     /// The network of these weights.
     pub(crate) fn assemble(
         config: ModelConfig,
@@ -138,7 +149,7 @@ impl BaseModel {
     /// What it takes in memory, by arithmetic.
     #[must_use]
     pub fn cost(&self) -> CostModel {
-        CostModel::new(&self.config, self.kind, self.row_tile as usize)
+        CostModel::new(&self.config, self.kind, self.row_tile as usize).on(self.device)
     }
 
     /// The output head's weight, `[V, H]`.

@@ -1,15 +1,18 @@
-//! Writing safetensors files tensor by tensor, so that a file larger than the memory can be written.
+//! Writing and reading safetensors files tensor by tensor, so that a file larger than the memory can be.
 //!
 //! Unlike the crate's own writer, this one puts the header's metadata in order: equal contents are equal bytes.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use safetensors::Dtype;
+use safetensors::{Dtype, SafeTensors};
 use serde_json::{Map, Value, json};
+use tch::{Kind, Tensor};
 use twinkle_core::{Error, ErrorCode, Result};
+use twinkle_torch::MappedFile;
 
 /// One tensor of a file that is to be written.
 #[derive(Clone, Debug)]
@@ -97,6 +100,61 @@ impl TensorFile {
 
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
         self.file.write_all(bytes).map_err(|error| write_error(&self.path, &error))
+    }
+}
+
+/// The fp32 tensors of a safetensors file, none of them read yet.
+#[derive(Debug)]
+pub struct FloatFile {
+    path: PathBuf,
+    file: MappedFile,
+    places: BTreeMap<String, (Range<usize>, Vec<i64>)>,
+}
+
+impl FloatFile {
+    /// Maps the file and reads its header.
+    pub fn open(path: &Path) -> Result<Self> {
+        let shown = path.display();
+        let file =
+            MappedFile::open(path).map_err(|error| Error::invalid(format!("`{shown}` cannot be read: {error}")))?;
+        let header = SafeTensors::deserialize(file.bytes())
+            .map_err(|error| Error::invalid(format!("`{shown}` is damaged: {error}")))?;
+        let base = file.bytes().as_ptr().addr();
+        let mut places = BTreeMap::new();
+        for (name, view) in header.iter() {
+            if view.dtype() != Dtype::F32 {
+                return Err(Error::invalid(format!(
+                    "tensor `{name}` of `{shown}` is {:?}, expected F32",
+                    view.dtype()
+                )));
+            }
+            let start = view.data().as_ptr().addr() - base;
+            let shape = view.shape().iter().map(|size| *size as i64).collect();
+            places.insert(name.to_owned(), (start..start + view.data().len(), shape));
+        }
+        Ok(Self { path: path.to_owned(), file, places })
+    }
+
+    /// The names of its tensors.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.places.keys().map(String::as_str)
+    }
+
+    /// A tensor over the file's own pages; `None`: there is none of this name.
+    pub fn tensor(&self, name: &str) -> Result<Option<Tensor>> {
+        let Some((range, shape)) = self.places.get(name) else { return Ok(None) };
+        let failed = |error: &dyn std::fmt::Display| {
+            Error::internal(format!("tensor `{name}` of `{}` could not be read: {error}", self.path.display()))
+        };
+        match self.file.tensor(range.clone(), shape, Kind::Float) {
+            Ok(tensor) => Ok(Some(tensor)),
+            // A header of odd length leaves the tensors unaligned; only a copy can be used then.
+            Err(twinkle_torch::Error::Place { .. }) => {
+                let bytes = self.file.bytes().get(range.clone()).unwrap_or_default();
+                Tensor::f_from_data_size(bytes, shape, Kind::Float).map(Some).map_err(|error| failed(&error))
+            }
+            Err(error) => Err(failed(&error)),
+        }
     }
 }
 

@@ -95,7 +95,7 @@ fn the_figures_of_a_known_model_come_out() {
 #[test]
 fn a_pass_that_fits_recomputes_nothing_and_one_that_never_fits_says_what_it_needs() {
     let cost = half_a_billion();
-    let shape = PassShape { rows: 2048, longest: 256, rank: 16, backward: true };
+    let shape = PassShape::training(2048, 256, 16);
     let whole = cost.pass_bytes(shape, Recompute::NOTHING);
     assert_eq!(cost.recompute_within(shape, whole), Ok(Recompute::NOTHING));
     assert_eq!(cost.recompute_within(shape, whole - 1).map(|recompute| recompute.layers > 0), Ok(true));
@@ -111,7 +111,7 @@ proptest! {
         rows in 1_usize..20_000, share in 0.0_f64..1.0, rank in 1_usize..128
     ) {
         let cost = half_a_billion();
-        let shape = PassShape { rows, longest: rows.min(1000), rank, backward: true };
+        let shape = PassShape::training(rows, 1000, rank);
         let (most, least) = (cost.pass_bytes(shape, Recompute::NOTHING), cost.pass_bytes(shape, Recompute { layers: 23 }));
         let budget = least + ((most - least) as f64 * share) as u64;
         let bytes = |layers: usize| cost.pass_bytes(shape, Recompute { layers });
@@ -123,11 +123,9 @@ proptest! {
     #[test]
     fn the_most_rows_of_a_budget_fit_and_one_more_does_not(budget in 1_u64 << 28..1 << 36, rank in 1_usize..128) {
         let cost = half_a_billion();
-        let rows = cost.rows_within(budget, 512, rank, Recompute::NOTHING);
-        let bytes = |rows: usize| {
-            let shape = PassShape { rows, longest: rows.min(512), rank, backward: true };
-            cost.pass_bytes(shape, Recompute::NOTHING)
-        };
+        let shape = |rows: usize| PassShape::training(rows, 512, rank);
+        let rows = cost.rows_within(budget, Recompute::NOTHING, shape);
+        let bytes = |rows: usize| cost.pass_bytes(shape(rows), Recompute::NOTHING);
         prop_assert!(rows == 0 || bytes(rows) <= budget);
         prop_assert!(bytes(rows + 1) > budget);
     }
