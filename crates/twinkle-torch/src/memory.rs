@@ -31,3 +31,18 @@ pub fn give_back_freed_blocks() {
         }
     }
 }
+
+/// Bytes that are allocated now, by libtorch and by everything else in this process; `None` where the C library does not
+/// tell. What was freed and is kept for later does not count.
+#[must_use]
+pub fn allocated_bytes() -> Option<u64> {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    #[expect(unsafe_code, reason = "calls the C library")]
+    {
+        // SAFETY: takes nothing and returns numbers by value.
+        let information = unsafe { libc::mallinfo2() };
+        Some((information.uordblks + information.hblkhd) as u64)
+    }
+    #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+    None
+}

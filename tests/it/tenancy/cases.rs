@@ -134,7 +134,7 @@ pub(super) fn cases(method: &str, path: &str, theirs: &Objects, mine: &Objects, 
     let nothing = |case: Case| Some(vec![case.about("nothing").expecting(Expected::NothingForeign)]);
     let Some(route) = path.strip_prefix("/api/v1/") else {
         return match (method, path) {
-            ("GET", "/livez" | "/readyz" | "/metrics" | "/api/v1") => nothing(Case::get(path)),
+            ("GET", "/livez" | "/readyz" | "/metrics" | "/openapi.json" | "/api/v1") => nothing(Case::get(path)),
             ("GET", "/health/{application}") => nothing(Case::get("/health/model")),
             _ => native::cases(method, path, theirs, mine, model),
         };

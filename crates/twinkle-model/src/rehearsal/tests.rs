@@ -48,10 +48,11 @@ fn rehearsal(full: bool, recompute: Recompute, accumulates: bool) -> Rehearsal {
     Rehearsal { lengths: vec![400, 100, 260, 7, 257], lora, recompute, accumulates }
 }
 
-/// Never more than a tenth above what is planned, and never less than a half of it.
+/// Never more than a tenth above what is planned, and never less than a third of it: the plan has what an allocator cannot
+/// use again besides, which for linear attention is more than what is in use.
 fn check(what: &str, Held { predicted, measured }: Held) {
     assert!(measured <= predicted + predicted / 10 + NOISE, "{what}: {measured} were taken, {predicted} planned");
-    assert!(predicted / 2 <= measured + NOISE, "{what}: {measured} were taken, {predicted} planned");
+    assert!(predicted / 3 <= measured + NOISE, "{what}: {measured} were taken, {predicted} planned");
 }
 
 fn check_all(name: &str, more: &Value, precision: Precision) {

@@ -1,19 +1,19 @@
-//! By how much this process grows while it works.
+//! How much a piece of work allocates.
 
-use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use twinkle_torch::memory::allocated_bytes;
+
 /// How often is looked.
 const INTERVAL: Duration = Duration::from_millis(2);
 
-/// The most memory that this process has taken beyond what it had when the watch began, pages of files left out.
+/// The most memory that was allocated beyond what was when the watch began.
 ///
-/// A thread looks now and then. The kernel's own high-water mark will not do: pages of files are in it, which come and go
-/// as the kernel likes. Blocks that the allocator holds for later are given back first: else what is taken from them would
-/// not be seen.
+/// A thread asks the allocator now and then. What the kernel says will not do: it takes pages away and gives them back as
+/// it likes, and does not see what is taken from blocks that were freed before.
 #[derive(Debug)]
 pub struct Growth {
     before: u64,
@@ -26,13 +26,12 @@ impl Growth {
     /// Begins to watch; `None` where the system does not tell.
     #[must_use]
     pub fn watch() -> Option<Self> {
-        twinkle_torch::memory::give_back_freed_blocks();
-        let before = own_bytes()?;
+        let before = allocated_bytes()?;
         let (most, done) = (Arc::new(AtomicU64::new(before)), Arc::new(AtomicBool::new(false)));
         let (seen, stop) = (Arc::clone(&most), Arc::clone(&done));
         let look = move || {
             while !stop.load(Ordering::Relaxed) {
-                seen.fetch_max(own_bytes().unwrap_or(0), Ordering::Relaxed);
+                seen.fetch_max(allocated_bytes().unwrap_or(0), Ordering::Relaxed);
                 thread::sleep(INTERVAL);
             }
         };
@@ -43,15 +42,14 @@ impl Growth {
     /// The most it grew since, in bytes.
     #[must_use]
     pub fn peak(&self) -> u64 {
-        self.most.fetch_max(own_bytes().unwrap_or(0), Ordering::Relaxed);
+        self.most.fetch_max(allocated_bytes().unwrap_or(0), Ordering::Relaxed);
         self.most.load(Ordering::Relaxed).saturating_sub(self.before)
     }
 
-    /// By how much it is larger now than when the watch began, in bytes, freed blocks left out.
+    /// By how much more is allocated now than when the watch began, in bytes.
     #[must_use]
     pub fn now(&self) -> u64 {
-        twinkle_torch::memory::give_back_freed_blocks();
-        own_bytes().unwrap_or(0).saturating_sub(self.before)
+        allocated_bytes().unwrap_or(0).saturating_sub(self.before)
     }
 }
 
@@ -63,14 +61,6 @@ impl Drop for Growth {
             let _ = thread.join();
         }
     }
-}
-
-/// Memory of this process that no file backs.
-fn own_bytes() -> Option<u64> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
-    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kibibytes * 1024)
 }
 
 #[cfg(test)]
