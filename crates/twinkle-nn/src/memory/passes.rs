@@ -134,9 +134,9 @@ impl CostModel {
         let at_mlp = kept + 2 * stream + room_of_mlp;
         let at_mixer = stream + mixer + 2 * stream + room_of_mixer;
         // Blocks of the way forward leave holes in which those of the way back do not fit: as much as was measured.
-        let share = if self.is_native { 2 } else { 1 };
+        let divisor = if self.is_native { 2 } else { 1 };
         let holes = match kind.mixer {
-            MixerKind::FullAttention => room_of_mlp.max(room_of_mixer) / share,
+            MixerKind::FullAttention => room_of_mlp.max(room_of_mixer) / divisor,
             MixerKind::GatedDeltaNet => (room_of_mlp / 2).max(room_of_mixer * 5 / 4),
         };
         let choice = self.choice_row(kind) * rows;
