@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -9,6 +10,7 @@ use serde_json::{Value, json};
 
 use super::wheels::{self, Wheel};
 use crate::child;
+use crate::server;
 use crate::workspace::{Workspace, replace_folder};
 
 /// The model's folder below the root.
@@ -80,8 +82,7 @@ fn is_complete(folder: &Path) -> bool {
 ///
 /// The conversion is a program of its own: these commands should not have to build the server's crates first.
 fn convert(workspace: &Workspace, gguf: &Path, folder: &Path) -> Result<()> {
-    let mut conversion = child::cargo(workspace);
-    conversion.args(["run", "--quiet", "--package", "twinkle-hub", "--example", "convert_gguf", "--"]);
+    let mut conversion = Command::new(server::build(workspace, ["--example", "convert_gguf"])?);
     if !child::run_to_stderr(conversion.arg(gguf).arg(folder))? {
         bail!("`{}` failed", child::shown(&conversion));
     }
